@@ -1,0 +1,206 @@
+"""Frame -> input tensor: the one definition, used by training, calibration, checks and live frames.
+
+Steps, in this order: crop to the region of interest; expand limited video range; brightness
+(luma) of colour frames; antialiased bilinear resize; letterbox fill. All of it is integer
+arithmetic, so two machines, two compilers and two languages give the same bytes:
+
+* limited range: ``(clip(v, 16, 235) - 16) * 255 + 109) // 219``, per channel.
+* luma: ``(77 R + 150 G + 29 B + 128) >> 8`` (BT.601 weights in 1/256; the weights sum to 256, so a
+  grey picture in three channels keeps its codes).
+* resize: Pillow's ``resample`` for 8-bit pictures (its results are the oracle of the tests): triangle filter
+  stretched by the scale factor, coefficients rounded to 22-bit fixed point, a horizontal pass
+  rounded to 8 bits, then a vertical one. Coefficients are computed in float64 from sums,
+  products and one division, so IEEE machines agree on them.
+
+The compiled kernel (runtime/capi) does the same arithmetic faster; ``backend()`` says which of the two is in use.
+Normalisation is not here: it is folded into the graph.
+
+It does not know the model beyond its PreprocessSpec and never looks at spacing except to carry it.
+
+Shapes: HW, HWC as in frame.py; NCHW = 1, channels, rows, columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from tinyusfm_runtime.errors import FrameError
+from tinyusfm_runtime.frame import Frame, PixelFormat, VideoRange
+from tinyusfm_runtime.spec import AspectPolicy, PreprocessSpec
+
+PRECISION_BITS = 22
+"""Fixed-point bits of a filter coefficient: 32 - 8 - 2, as in Pillow's src/libImaging/Resample.c."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """Where the frame lies in the model's input, so that answers can be put back.
+
+    Attributes:
+        crop: (row, column, height, width) of the region used, frame pixels.
+        box: (row, column, height, width) that this region fills in the input.
+        spacing_mm: (row, column) spacing of the *input's* pixels, or None.
+        frame_size: (rows, columns) of the frame.
+    """
+
+    crop: tuple[int, int, int, int]
+    box: tuple[int, int, int, int]
+    spacing_mm: tuple[float, float] | None
+    frame_size: tuple[int, int]
+
+
+def preprocess(frame: Frame, spec: PreprocessSpec) -> tuple[np.ndarray, Placement]:
+    """Turns a frame into the model's input.
+
+    Args:
+        frame: any supported frame.
+        spec: the model's preprocessing.
+
+    Returns:
+        uint8 tensor NCHW (1 channel, or 3 equal ones where the spec is not grey), C-contiguous, and the placement.
+
+    Raises:
+        FrameError: the crop lies outside the frame.
+    """
+    placement = place(frame, spec)
+    row, col, height, width = placement.crop
+    region = frame.pixels[row : row + height, col : col + width]
+    _, _, box_h, box_w = placement.box
+    grey = _resized_luma(region, frame, box_h, box_w)
+    if (box_h, box_w) != (spec.height, spec.width):
+        canvas = np.zeros((spec.height, spec.width), np.uint8)
+        top, left = placement.box[:2]
+        canvas[top : top + box_h, left : left + box_w] = grey
+        grey = canvas
+    tensor = grey[None, None]
+    if not spec.grey:
+        tensor = np.repeat(tensor, 3, axis=1)
+    return np.ascontiguousarray(tensor), placement
+
+
+def place(frame: Frame, spec: PreprocessSpec) -> Placement:
+    """Computes where a frame lies in the input, without touching its pixels.
+
+    Raises:
+        FrameError: the crop lies outside the frame.
+    """
+    rows, cols = frame.pixels.shape[:2]
+    crop = spec.crop or (0, 0, rows, cols)
+    row, col, height, width = crop
+    if row < 0 or col < 0 or height < 8 or width < 8 or row + height > rows or col + width > cols:
+        raise FrameError(f"crop {crop} does not lie inside a frame of {rows}x{cols} rows x columns")
+    if spec.aspect is AspectPolicy.STRETCH:
+        box = (0, 0, spec.height, spec.width)
+    else:
+        # integer form of round(scale * side), scale = min of the two ratios
+        if spec.height * width <= spec.width * height:
+            box_h, box_w = spec.height, max(1, (2 * width * spec.height + height) // (2 * height))
+        else:
+            box_h, box_w = max(1, (2 * height * spec.width + width) // (2 * width)), spec.width
+        box_h, box_w = min(box_h, spec.height), min(box_w, spec.width)
+        box = ((spec.height - box_h) // 2, (spec.width - box_w) // 2, box_h, box_w)
+    spacing = None
+    if frame.spacing_mm is not None:
+        spacing = (frame.spacing_mm[0] * height / box[2], frame.spacing_mm[1] * width / box[3])
+    return Placement(crop=crop, box=box, spacing_mm=spacing, frame_size=(rows, cols))
+
+
+def _resized_luma(region: np.ndarray, frame: Frame, out_h: int, out_w: int) -> np.ndarray:
+    grey = to_grey(region, PixelFormat(frame.pixel_format), VideoRange(frame.video_range))
+    return resize(grey, out_h, out_w)
+
+
+def to_grey(pixels: np.ndarray, pixel_format: PixelFormat, video_range: VideoRange) -> np.ndarray:
+    """Brightness of a picture.
+
+    Args:
+        pixels: uint8, HW or HWC as the format says.
+        pixel_format: meaning of the channels.
+        video_range: meaning of the codes.
+
+    Returns:
+        uint8 HW.
+    """
+    if video_range is VideoRange.LIMITED:
+        pixels = _FULL_FROM_LIMITED[pixels]
+    if pixel_format is PixelFormat.GREY:
+        return pixels
+    red, blue = (2, 0) if pixel_format is PixelFormat.BGR else (0, 2)
+    wide = pixels[..., red].astype(np.uint16) * 77
+    wide += pixels[..., 1].astype(np.uint16) * 150
+    wide += pixels[..., blue].astype(np.uint16) * 29
+    wide += 128
+    return (wide >> 8).astype(np.uint8)
+
+
+_FULL_FROM_LIMITED = ((np.clip(np.arange(256), 16, 235) - 16) * 255 + 109) // 219
+_FULL_FROM_LIMITED = _FULL_FROM_LIMITED.astype(np.uint8)
+
+
+def resize(grey_HW: np.ndarray, out_h: int, out_w: int) -> np.ndarray:
+    """Antialiased bilinear resize, equal to Pillow's 8-bit ``resize(..., BILINEAR)`` byte for byte.
+
+    Args:
+        grey_HW: uint8 picture.
+        out_h: rows wanted.
+        out_w: columns wanted.
+
+    Returns:
+        uint8 picture of out_h x out_w.
+    """
+    out = grey_HW
+    if out_w != out.shape[1]:
+        out = _resample_columns(out, out_w)
+    if out_h != out.shape[0]:
+        out = np.ascontiguousarray(_resample_columns(np.ascontiguousarray(out.T), out_h).T)
+    return np.ascontiguousarray(out)
+
+
+@lru_cache(maxsize=64)
+def coefficients(in_size: int, out_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Fixed-point triangle-filter weights of one axis (Pillow, Resample.c, precompute_coeffs).
+
+    Args:
+        in_size: samples along the axis.
+        out_size: samples wanted.
+
+    Returns:
+        first: int32 (out_size,), first input sample of each output.
+        weights: int32 (out_size, taps), zero beyond each output's support.
+    """
+    scale = in_size / out_size
+    filter_scale = max(scale, 1.0)
+    support = filter_scale
+    taps = int(np.ceil(support)) * 2 + 1
+    first = np.zeros(out_size, np.int32)
+    weights = np.zeros((out_size, taps), np.int32)
+    inverse = 1.0 / filter_scale
+    for i in range(out_size):
+        center = (i + 0.5) * scale
+        low = max(int(center - support + 0.5), 0)
+        high = min(int(center + support + 0.5), in_size)
+        raw = [max(0.0, 1.0 - abs((x + low - center + 0.5) * inverse)) for x in range(high - low)]
+        total = 0.0
+        for value in raw:
+            total += value
+        # multiply by the reciprocal, as Pillow does
+        recip = 1.0 / total if total != 0.0 else 0.0
+        first[i] = low
+        weights[i, : high - low] = [int(0.5 + value * recip * (1 << PRECISION_BITS)) for value in raw]
+    return first, weights
+
+
+def _resample_columns(picture_HW: np.ndarray, out_w: int) -> np.ndarray:
+    first, weights = coefficients(picture_HW.shape[1], out_w)
+    out = np.full((picture_HW.shape[0], out_w), 1 << (PRECISION_BITS - 1), np.int32)
+    last = picture_HW.shape[1] - 1
+    for tap in range(weights.shape[1]):
+        column = np.minimum(first + tap, last)
+        out += picture_HW[:, column].astype(np.int32) * weights[:, tap]
+    return np.clip(out >> PRECISION_BITS, 0, 255).astype(np.uint8)
+
+
+__all__ = ["PRECISION_BITS", "Placement", "coefficients", "place", "preprocess", "resize", "to_grey"]

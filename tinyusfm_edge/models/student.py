@@ -1,0 +1,309 @@
+"""TinyUSFM: the compact ultrasound backbone, and its heads for segmentation, classification and features.
+
+The backbone is the published net (MacDunno/TinyUSFM, model/tinyusfm.py, timm 0.5.4 style; its MAE-Lite
+ancestor models_vit.py): pre-norm ViT, width 192, 12 blocks, 12 heads of 16, patch 16, one class token,
+learned positions, LayerNorm eps 1e-6, GELU (erf). Parameter names are the official file's. The segmentation model
+is MAE-Lite's semantic-FPN recipe as in model/tinyusfm_seg.py. Re-implemented from the description; no code copied.
+
+It does not know training, checkpoints on disk or export.
+
+Shapes: B batch, N tokens, D width, H heads, K outputs; NCHW pictures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tinyusfm_runtime.errors import InputError
+
+TAPS = (3, 5, 7, 11)
+"""Blocks whose outputs feed the segmentation neck (out_indices of the published seg model)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudentConfig:
+    """Architecture of a student; the defaults are the published net.
+
+    Attributes:
+        task: which head.
+        num_classes: outputs of the head; 2 classes in segmentation are one logit channel.
+        image_size: rows and columns of the input, a multiple of 16.
+        width: embedding width.
+        depth: blocks.
+        heads: attention heads; 12 is published, 3 (head size 64) suits NPUs. Not interchangeable.
+        seg_head: ``fpn`` is the published head, ``lite`` uses depthwise-separable 3x3 convolutions (our choice).
+        drop_path: stochastic depth in training, 0..1.
+    """
+
+    task: Literal["segment", "classify", "features"] = "segment"
+    num_classes: int = 2
+    image_size: int = 224
+    width: int = 192
+    depth: int = 12
+    heads: int = 12
+    seg_head: Literal["fpn", "lite"] = "fpn"
+    drop_path: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise InputError(f"width {self.width} is not a multiple of {self.heads} heads")
+        if self.image_size % 16 or self.image_size < 32:
+            raise InputError(f"image size {self.image_size} must be a multiple of 16, at least 32")
+        if self.task == "segment" and self.depth != 12:
+            raise InputError("the segmentation head taps blocks 4, 6, 8 and 12: depth must be 12")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> StudentConfig:
+        """Reads what ``to_json`` wrote.
+
+        Raises:
+            InputError: unknown keys or impossible values.
+        """
+        unknown = set(data) - {f.name for f in fields(cls)}
+        if unknown:
+            raise InputError(f"student config has unknown keys {sorted(unknown)}")
+        return cls(**data)
+
+
+class PatchEmbed(nn.Module):
+    """Cuts a picture into 16x16 patches and embeds each."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, 16, 16)
+
+    def forward(self, image_NCHW: Tensor) -> Tensor:
+        return self.proj(image_NCHW).flatten(2).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one packed qkv projection."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        b, n, d = x_BND.shape
+        qkv = self.qkv(x_BND).reshape(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        return self.proj(self._attend(qkv[0], qkv[1], qkv[2]).transpose(1, 2).reshape(b, n, d))
+
+    def _attend(self, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
+        if self.training and q_BHND.device.type == "cpu":
+            # torch 2.13's fused CPU attention spends 49 ms in bfloat16 backward at 16x12x197x16, this 10 ms
+            scale = q_BHND.shape[-1] ** -0.5
+            return ((q_BHND * scale) @ k_BHND.transpose(-1, -2)).softmax(-1) @ v_BHND
+        return F.scaled_dot_product_attention(q_BHND, k_BHND, v_BHND)
+
+
+class Mlp(nn.Module):
+    """Two linears with GELU (erf) between."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x_BND)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with stochastic depth per sample."""
+
+    def __init__(self, width: int, heads: int, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width)
+        self.drop_path = drop_path
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        x_BND = x_BND + self._drop(self.attn(self.norm1(x_BND)))
+        return x_BND + self._drop(self.mlp(self.norm2(x_BND)))
+
+    def _drop(self, branch: Tensor) -> Tensor:
+        if not self.training or self.drop_path == 0.0:
+            return branch
+        keep = 1.0 - self.drop_path
+        mask = torch.rand(branch.shape[0], 1, 1, device=branch.device) < keep
+        return branch * mask.to(branch.dtype) / keep
+
+
+class Backbone(nn.Module):
+    """The published TinyUSFM encoder: 5,524,416 parameters by default, final norm included, no head."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        self.grid = config.image_size // 16
+        self.patch_embed = PatchEmbed(config.width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.grid**2 + 1, config.width))
+        rates = torch.linspace(0, config.drop_path, config.depth).tolist()
+        self.blocks = nn.ModuleList(Block(config.width, config.heads, rate) for rate in rates)
+        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        self.apply(_init_linear)
+
+    def embed(self, image_NCHW: Tensor) -> Tensor:
+        """Tokens before the first block, BND with the class token first."""
+        x = self.patch_embed(image_NCHW)
+        return torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1) + self.pos_embed
+
+    def taps(self, image_NCHW: Tensor, indices: tuple[int, ...] = TAPS) -> list[Tensor]:
+        """Outputs (BND, class token included, no final norm) of the named blocks, in order."""
+        x = self.embed(image_NCHW)
+        out = []
+        for index, block in enumerate(self.blocks):
+            x = block(x)
+            if index in indices:
+                out.append(x)
+        return out
+
+    def forward(self, image_NCHW: Tensor) -> Tensor:
+        """Tokens after the last block and no norm, BND."""
+        return self.taps(image_NCHW, (len(self.blocks) - 1,))[0]
+
+
+class Neck(nn.Module):
+    """1x1 convolutions to a quarter of the width and bilinear scaling by 4, 2, 1, 1/2."""
+
+    scales = (4.0, 2.0, 1.0, 0.5)
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(width, width // 4, 1) for _ in self.scales)
+
+    def forward(self, taps_NCHW: list[Tensor]) -> list[Tensor]:
+        return [
+            x if s == 1.0 else F.interpolate(x, scale_factor=s, mode="bilinear", align_corners=False)
+            for s, x in zip(self.scales, (c(t) for c, t in zip(self.convs, taps_NCHW, strict=True)), strict=True)
+        ]
+
+
+def _conv_bn(c_in: int, c_out: int, kernel: int, *, separable: bool = False) -> nn.Sequential:
+    if separable:
+        return nn.Sequential(
+            nn.Conv2d(c_in, c_in, kernel, padding=kernel // 2, groups=c_in),
+            nn.Conv2d(c_in, c_out, 1),
+            nn.BatchNorm2d(c_out),
+            nn.ReLU(),
+        )
+    return nn.Sequential(nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2), nn.BatchNorm2d(c_out), nn.ReLU())
+
+
+class FpnHead(nn.Module):
+    """Semantic FPN: lateral 1x1, top-down sum, 3x3 per level, sum at 1/4 resolution, 1x1 classifier."""
+
+    channels = 128
+
+    def __init__(self, width: int, outputs: int, *, lite: bool = False) -> None:
+        super().__init__()
+        c = self.channels
+        self.lateral = nn.ModuleList(_conv_bn(width // 4, c, 1) for _ in TAPS)
+        self.smooth = nn.ModuleList(_conv_bn(c, c, 3, separable=lite) for _ in TAPS)
+        self.dropout = nn.Dropout2d(0.1)
+        self.classifier = nn.Conv2d(c, outputs, 1)
+
+    def forward(self, levels_NCHW: list[Tensor]) -> Tensor:
+        x = [conv(level) for conv, level in zip(self.lateral, levels_NCHW, strict=True)]
+        for i in range(len(x) - 1, 0, -1):
+            x[i - 1] = x[i - 1] + F.interpolate(x[i], size=x[i - 1].shape[-2:], mode="bilinear", align_corners=False)
+        x = [conv(level) for conv, level in zip(self.smooth, x, strict=True)]
+        size = x[0].shape[-2:]
+        fused = x[0]
+        for level in x[1:]:
+            fused = fused + F.interpolate(level, size=size, mode="bilinear", align_corners=False)
+        return self.classifier(self.dropout(fused))
+
+
+class SegmentationStudent(nn.Module):
+    """TinyUSFM with the published segmentation head: 6,179,073 parameters for a binary mask."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        self.config = config
+        outputs = 1 if config.num_classes == 2 else config.num_classes
+        self.backbone = Backbone(config)
+        self.neck = Neck(config.width)
+        self.head = FpnHead(config.width, outputs, lite=config.seg_head == "lite")
+
+    def forward(self, image_NCHW: Tensor) -> Tensor:
+        """Normalised picture NCHW -> logits NKHW at the input's size."""
+        grid = self.backbone.grid
+        maps = [t[:, 1:].transpose(1, 2).unflatten(2, (grid, grid)) for t in self.backbone.taps(image_NCHW)]
+        logits = self.head(self.neck(maps))
+        return F.interpolate(logits, size=image_NCHW.shape[-2:], mode="bilinear", align_corners=False)
+
+
+class ClassificationStudent(nn.Module):
+    """TinyUSFM with mean pooling of the patch tokens, ``fc_norm`` and a linear head."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config)
+        self.backbone.norm = nn.Identity()  # type: ignore[assignment]
+        self.fc_norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.head = nn.Linear(config.width, config.num_classes)
+        _init_linear(self.head)
+
+    def forward(self, image_NCHW: Tensor) -> Tensor:
+        """Normalised picture NCHW -> logits NK."""
+        tokens = self.backbone(image_NCHW)
+        return self.head(self.fc_norm(tokens[:, 1:].mean(1)))
+
+
+class FeatureStudent(nn.Module):
+    """TinyUSFM as a dense feature extractor: final norm, no head."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config)
+
+    def forward(self, image_NCHW: Tensor) -> Tensor:
+        """Normalised picture NCHW -> patch features NDhw on the 1/16 grid."""
+        grid = self.backbone.grid
+        tokens = self.backbone.norm(self.backbone(image_NCHW))
+        return tokens[:, 1:].transpose(1, 2).unflatten(2, (grid, grid))
+
+
+Student = SegmentationStudent | ClassificationStudent | FeatureStudent
+
+
+def build_student(config: StudentConfig) -> Student:
+    """Builds the net of a config, randomly initialised."""
+    kinds = {"segment": SegmentationStudent, "classify": ClassificationStudent, "features": FeatureStudent}
+    return kinds[config.task](config)
+
+
+def _init_linear(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+
+
+__all__ = [
+    "TAPS",
+    "Backbone",
+    "ClassificationStudent",
+    "FeatureStudent",
+    "SegmentationStudent",
+    "Student",
+    "StudentConfig",
+    "build_student",
+]

@@ -1,0 +1,123 @@
+"""Augmentation of grey pictures and their masks, in torch, on whole batches.
+
+Geometry: flips, rotation, scale, aspect, shift. Brightness: gamma, contrast, gain, a depth ramp, noise, blur, dropped blocks.
+It does not know the model; every range is a named field.
+
+Shapes: B batch, 1HW pictures.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AugmentConfig:
+    """Ranges of the augmentation (our choice; the official recipe flips, rotates by 30 degrees, scales 1-1.3).
+
+    Attributes:
+        geometry: probability that a sample is moved at all, 0..1.
+        rotate_deg: largest rotation.
+        scale: smallest and largest enlargement.
+        aspect: largest ratio between column and row enlargement.
+        shift: largest shift as a fraction of the side.
+        gamma: smallest and largest exponent.
+        contrast: smallest and largest factor about the mean.
+        gain: largest added brightness, 0..1.
+        noise: largest standard deviation of added noise, 0..1.
+        erase: probability of one dropped block.
+    """
+
+    geometry: float = 0.85
+    rotate_deg: float = 30.0
+    scale: tuple[float, float] = (0.75, 1.35)
+    aspect: float = 1.25
+    shift: float = 0.12
+    gamma: tuple[float, float] = (0.6, 1.7)
+    contrast: tuple[float, float] = (0.6, 1.5)
+    gain: float = 0.12
+    noise: float = 0.05
+    erase: float = 0.3
+
+
+def augment(
+    image_B1HW: Tensor, mask_B1HW: Tensor, config: AugmentConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Applies one random augmentation per sample.
+
+    Args:
+        image_B1HW: brightness, float 0..1.
+        mask_B1HW: float 0..1.
+        config: ranges.
+        generator: the source of randomness; the same state gives the same batch.
+
+    Returns:
+        Pictures and masks, float 0..1; masks stay soft at moved borders.
+    """
+    image_B1HW, mask_B1HW = _move(image_B1HW, mask_B1HW, config, generator)
+    return _recolour(image_B1HW, config, generator), mask_B1HW
+
+
+def _uniform(batch: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+    return torch.rand(batch, generator=generator) * (high - low) + low
+
+
+def _move(image: Tensor, mask: Tensor, config: AugmentConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    batch = image.shape[0]
+    angle = _uniform(batch, -1, 1, generator) * math.radians(config.rotate_deg)
+    scale = torch.exp(_uniform(batch, math.log(config.scale[0]), math.log(config.scale[1]), generator))
+    aspect = torch.exp(_uniform(batch, -1, 1, generator) * math.log(config.aspect) / 2)
+    flip = 1.0 - 2.0 * (torch.rand(2, batch, generator=generator) < 0.5).float()
+    shift = _uniform(batch * 2, -2, 2, generator).reshape(2, batch) * config.shift
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    theta = torch.stack(
+        [
+            torch.stack([flip[0] * cos / (scale * aspect), -sin / scale, shift[0]], 1),
+            torch.stack([sin / scale, flip[1] * cos * aspect / scale, shift[1]], 1),
+        ],
+        1,
+    )
+    keep = torch.rand(batch, generator=generator) >= config.geometry
+    identity = torch.tensor([[1.0, 0, 0], [0, 1.0, 0]])
+    theta = torch.where(keep[:, None, None], identity, theta)
+    grid = F.affine_grid(theta, list(image.shape), align_corners=False)
+    both = F.grid_sample(torch.cat([image, mask], 1), grid, mode="bilinear", align_corners=False)
+    return both[:, :1], both[:, 1:]
+
+
+def _recolour(image: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    batch, _, height, width = image.shape
+    view = (batch, 1, 1, 1)
+    gamma = torch.exp(_uniform(batch, math.log(config.gamma[0]), math.log(config.gamma[1]), generator)).view(view)
+    image = image.clamp(0, 1) ** gamma
+    contrast = _uniform(batch, *config.contrast, generator).view(view)
+    mean = image.mean((1, 2, 3), keepdim=True)
+    image = (image - mean) * contrast + mean + _uniform(batch, -1, 1, generator).view(view) * config.gain * mean
+    ramp = torch.linspace(-0.5, 0.5, height).view(1, 1, height, 1)
+    image = image * (1 + ramp * _uniform(batch, -0.8, 0.8, generator).view(view))
+    sigma = _uniform(batch, 0, config.noise, generator).view(view)
+    image = image + torch.randn(image.shape, generator=generator) * sigma
+    blurred = F.avg_pool2d(image, 3, 1, 1, count_include_pad=False)
+    mix = (_uniform(batch, -1, 1, generator).clamp(0, 1)).view(view)
+    image = image * (1 - mix) + blurred * mix
+    return _erase(image, config.erase, generator).clamp(0, 1)
+
+
+def _erase(image: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    batch, _, height, width = image.shape
+    rows, cols = torch.arange(height).view(1, -1, 1), torch.arange(width).view(1, 1, -1)
+    top = (torch.rand(batch, generator=generator) * height).view(-1, 1, 1)
+    left = (torch.rand(batch, generator=generator) * width).view(-1, 1, 1)
+    tall = (_uniform(batch, 0.05, 0.3, generator) * height).view(-1, 1, 1)
+    wide = (_uniform(batch, 0.05, 0.3, generator) * width).view(-1, 1, 1)
+    hole = (rows >= top) & (rows < top + tall) & (cols >= left) & (cols < left + wide)
+    hole &= (torch.rand(batch, generator=generator) < probability).view(-1, 1, 1)
+    return image.masked_fill(hole[:, None], 0.0)
+
+
+__all__ = ["AugmentConfig", "augment"]

@@ -1,0 +1,133 @@
+"""Segmentation tables: ``split.csv`` (file,label,mask,split,group,...) to arrays in the model's input geometry.
+
+Pictures go through the runtime's own preprocessing, so training sees what live frames will be.
+Decode errors are named and stop the load; nothing is skipped silently. It does not know the model or augmentation.
+
+Shapes: S samples, HW rows and columns.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from tinyusfm_runtime.errors import InputError
+from tinyusfm_runtime.frame import Frame
+from tinyusfm_runtime.preprocess import preprocess, resize
+from tinyusfm_runtime.spec import PreprocessSpec
+
+FILLED_MASK_THRESHOLD = 128
+"""Code above which an antialiased, resized 0/255 mask counts as foreground."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One labelled picture.
+
+    Attributes:
+        id: the table's file column.
+        group: patient or examination.
+        frame: the picture with its spacing.
+        mask_HW: uint8 0/1 at the frame's size.
+        hc_mm: stated head circumference, mm, or None.
+        sha256: hash of the picture file, hex.
+    """
+
+    id: str
+    group: str
+    frame: Frame
+    mask_HW: np.ndarray
+    hc_mm: float | None
+    sha256: str
+
+
+def read_table(folder: Path, split: str, *, limit: int | None = None) -> list[Sample]:
+    """Reads one split of a segmentation table.
+
+    Args:
+        folder: holds ``split.csv`` and the files it names.
+        split: ``train``, ``val`` or ``test``.
+        limit: at most this many samples, the first in table order.
+
+    Returns:
+        Samples in table order.
+
+    Raises:
+        InputError: no table, a file that cannot be read, or no sample in the split.
+    """
+    table = folder / "split.csv"
+    if not table.is_file():
+        raise InputError(f"{folder} has no split.csv: give a folder with a table file,label,mask,split,group,...")
+    with table.open(newline="", encoding="utf-8") as stream:
+        rows = [row for row in csv.DictReader(stream) if row.get("split") == split and row.get("mask")]
+    if not rows:
+        raise InputError(f"{table} has no row with split {split!r} and a mask")
+    return [_read_sample(folder, row) for row in rows[:limit]]
+
+
+def _read_sample(folder: Path, row: dict[str, str]) -> Sample:
+    data = (folder / row["file"]).read_bytes() if (folder / row["file"]).is_file() else b""
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if data else None
+    mask = cv2.imread(str(folder / row["mask"]), cv2.IMREAD_GRAYSCALE)
+    if pixels is None or mask is None:
+        raise InputError(f"table row {row['file']!r}: picture or mask is missing or cannot be decoded")
+    if mask.shape != pixels.shape:
+        raise InputError(f"table row {row['file']!r}: mask {mask.shape} and picture {pixels.shape} differ in size")
+    spacing = None
+    if row.get("pixel_size_mm"):
+        # the table's pixel size is that of the original picture, orig_w columns wide
+        size = float(row["pixel_size_mm"])
+        spacing = (size * float(row["orig_h"]) / pixels.shape[0], size * float(row["orig_w"]) / pixels.shape[1])
+    return Sample(
+        id=row["file"],
+        group=row.get("group") or row["file"],
+        frame=Frame(pixels=pixels, spacing_mm=spacing),
+        mask_HW=(mask >= FILLED_MASK_THRESHOLD).astype(np.uint8),
+        hc_mm=float(row["head_circumference_mm"]) if row.get("head_circumference_mm") else None,
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
+
+
+def to_arrays(samples: list[Sample], spec: PreprocessSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Brings samples to the model's input geometry.
+
+    Args:
+        samples: labelled pictures.
+        spec: the model's preprocessing.
+
+    Returns:
+        images uint8 SHW and masks uint8 0/1 SHW.
+    """
+    images = np.stack([preprocess(s.frame, spec)[0][0, 0] for s in samples])
+    masks = np.stack([resize_mask(s.mask_HW, s.frame, spec) for s in samples])
+    return images, masks
+
+
+def resize_mask(mask_HW: np.ndarray, frame: Frame, spec: PreprocessSpec) -> np.ndarray:
+    """A mask in the input's geometry, antialiased and cut at half coverage.
+
+    Args:
+        mask_HW: uint8 0/1 at the frame's size.
+        frame: the frame it belongs to.
+        spec: the model's preprocessing.
+
+    Returns:
+        uint8 0/1 of the input's size.
+    """
+    from tinyusfm_runtime.preprocess import place
+
+    placement = place(frame, spec)
+    row, col, height, width = placement.crop
+    top, left, box_h, box_w = placement.box
+    out = np.zeros((spec.height, spec.width), np.uint8)
+    region = np.ascontiguousarray(mask_HW[row : row + height, col : col + width]) * np.uint8(255)
+    out[top : top + box_h, left : left + box_w] = resize(region, box_h, box_w) >= FILLED_MASK_THRESHOLD
+    return out
+
+
+__all__ = ["FILLED_MASK_THRESHOLD", "Sample", "read_table", "resize_mask", "to_arrays"]
