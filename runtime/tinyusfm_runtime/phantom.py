@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinyusfm_runtime.frame import Frame
+from tinyusfm_runtime.measure import ramanujan_mm
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,18 +71,6 @@ def make_phantom(seed: int, *, height: int = 270, width: int = 400) -> Phantom:
     a_mm, b_mm = ellipse[2] * spacing, ellipse[3] * spacing
     frame = Frame(pixels=pixels, spacing_mm=(spacing, spacing), seq=seed)
     return Phantom(frame=frame, mask_HW=mask.astype(np.uint8), hc_mm=ramanujan_mm(a_mm, b_mm))
-
-
-def ramanujan_mm(a: float, b: float) -> float:
-    """Circumference of an ellipse from its semi-axes.
-
-    Source: S. Ramanujan, Modular equations and approximations to pi (1914), second formula:
-    pi (a + b) (1 + 3h / (10 + sqrt(4 - 3h))), h = ((a - b) / (a + b))^2.
-    """
-    if a + b <= 0:
-        return 0.0
-    h = ((a - b) / (a + b)) ** 2
-    return math.pi * (a + b) * (1 + 3 * h / (10 + math.sqrt(4 - 3 * h)))
 
 
 Ellipse = tuple[float, float, float, float, float]
@@ -168,10 +157,11 @@ def _midline(
 ) -> np.ndarray:
     if rng.uniform() < 0.25:
         return np.zeros_like(rows)
+    height, width = rows.shape
     row, col, _, b, tilt = ellipse
     across = -(cols - col) * math.sin(tilt) + (rows - row) * math.cos(tilt)
     line = np.exp(-((across / max(1.2, 0.02 * b)) ** 2)) * mask
-    return float(rng.uniform(0.3, 1.6)) * line * (0.4 + 0.6 * _smooth(rng, *rows.shape, 20))
+    return float(rng.uniform(0.3, 1.6)) * line * (0.4 + 0.6 * _smooth(rng, height, width, 20))
 
 
 def _shadow(
@@ -208,4 +198,4 @@ def _log_compress(amplitude: np.ndarray, dynamic_range_db: float, gain_db: float
     return np.clip(1.0 + decibel / dynamic_range_db, 0.0, 1.0).astype(np.float32)
 
 
-__all__ = ["Phantom", "make_phantom", "ramanujan_mm"]
+__all__ = ["Phantom", "make_phantom"]

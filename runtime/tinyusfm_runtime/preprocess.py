@@ -7,13 +7,18 @@ arithmetic, so two machines, two compilers and two languages give the same bytes
 * limited range: ``(clip(v, 16, 235) - 16) * 255 + 109) // 219``, per channel.
 * luma: ``(77 R + 150 G + 29 B + 128) >> 8`` (BT.601 weights in 1/256; the weights sum to 256, so a
   grey picture in three channels keeps its codes).
-* resize: Pillow's ``resample`` for 8-bit pictures (its results are the oracle of the tests): triangle filter
-  stretched by the scale factor, coefficients rounded to 22-bit fixed point, a horizontal pass
-  rounded to 8 bits, then a vertical one. Coefficients are computed in float64 from sums,
-  products and one division, so IEEE machines agree on them.
+* resize: Pillow's ``resample`` for 8-bit pictures: triangle filter stretched by the scale factor,
+  coefficients rounded to 22-bit fixed point; the columns first, rounded to 8 bits, then the rows.
+  Coefficients are computed in float64 from sums, products and one division, so IEEE machines agree on them;
+  from there on everything is an integer.
 
-The compiled kernel (runtime/capi) does the same arithmetic faster; ``backend()`` says which of the two is in use.
-Normalisation is not here: it is folded into the graph.
+The oracle of the tests is Pillow, one axis at a time: each pass equals a Pillow resize of that axis alone. A whole
+resize by Pillow equals ours where Pillow takes the columns first, which it always did before Pillow 13; since then it
+takes the cheaper order, for instance rows first where the width grows and the height shrinks, and then single codes
+differ by 1. Here the order is fixed.
+
+The compiled kernel (runtime/capi/preprocess.c) does the same arithmetic in less than a tenth of the time; ``backend()``
+says which of the two is in use. Normalisation is not here: it is folded into the graph.
 
 It does not know the model beyond its PreprocessSpec and never looks at spacing except to carry it.
 
@@ -27,6 +32,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from tinyusfm_runtime import native
 from tinyusfm_runtime.errors import FrameError
 from tinyusfm_runtime.frame import Frame, PixelFormat, VideoRange
 from tinyusfm_runtime.spec import AspectPolicy, PreprocessSpec
@@ -68,17 +74,18 @@ def preprocess(frame: Frame, spec: PreprocessSpec) -> tuple[np.ndarray, Placemen
     placement = place(frame, spec)
     row, col, height, width = placement.crop
     region = frame.pixels[row : row + height, col : col + width]
-    _, _, box_h, box_w = placement.box
-    grey = _resized_luma(region, frame, box_h, box_w)
-    if (box_h, box_w) != (spec.height, spec.width):
-        canvas = np.zeros((spec.height, spec.width), np.uint8)
-        top, left = placement.box[:2]
-        canvas[top : top + box_h, left : left + box_w] = grey
-        grey = canvas
-    tensor = grey[None, None]
-    if not spec.grey:
-        tensor = np.repeat(tensor, 3, axis=1)
-    return np.ascontiguousarray(tensor), placement
+    top, left, box_h, box_w = placement.box
+    tensor = np.zeros((1, 1 if spec.grey else 3, spec.height, spec.width), np.uint8)
+    plane = tensor[0, 0]
+    box = plane[top : top + box_h, left : left + box_w]
+    _fill(region, PixelFormat(frame.pixel_format), VideoRange(frame.video_range), box)
+    tensor[0, 1:] = plane
+    return tensor, placement
+
+
+def backend() -> str:
+    """Which of the two equal implementations is in use: ``native`` or ``numpy`` (native.reason() says why)."""
+    return "native" if native.available() else "numpy"
 
 
 def place(frame: Frame, spec: PreprocessSpec) -> Placement:
@@ -108,9 +115,21 @@ def place(frame: Frame, spec: PreprocessSpec) -> Placement:
     return Placement(crop=crop, box=box, spacing_mm=spacing, frame_size=(rows, cols))
 
 
-def _resized_luma(region: np.ndarray, frame: Frame, out_h: int, out_w: int) -> np.ndarray:
-    grey = to_grey(region, PixelFormat(frame.pixel_format), VideoRange(frame.video_range))
-    return resize(grey, out_h, out_w)
+def _fill(pixels: np.ndarray, pixel_format: PixelFormat, video_range: VideoRange, out: np.ndarray) -> None:
+    """Writes the resized brightness of ``pixels`` (any strides) to ``out`` (uint8 HW)."""
+    rows, cols = pixels.shape[:2]
+    if native.available():
+        limited = video_range is VideoRange.LIMITED
+        along_columns, along_rows = _native_filter(cols, out.shape[1]), _native_filter(rows, out.shape[0])
+        native.luma_resize(pixels, pixel_format.value, limited, along_columns, along_rows, out)
+    else:
+        grey = to_grey(pixels, pixel_format, video_range)
+        out[:] = _resample_rows(_resample_columns(grey, out.shape[1]), out.shape[0])
+
+
+@lru_cache(maxsize=64)
+def _native_filter(in_size: int, out_size: int) -> native.ResampleFilter:
+    return native.ResampleFilter(*coefficients(in_size, out_size), in_size)
 
 
 def to_grey(pixels: np.ndarray, pixel_format: PixelFormat, video_range: VideoRange) -> np.ndarray:
@@ -141,7 +160,7 @@ _FULL_FROM_LIMITED = _FULL_FROM_LIMITED.astype(np.uint8)
 
 
 def resize(grey_HW: np.ndarray, out_h: int, out_w: int) -> np.ndarray:
-    """Antialiased bilinear resize, equal to Pillow's 8-bit ``resize(..., BILINEAR)`` byte for byte.
+    """Antialiased bilinear resize, columns first, then rows.
 
     Args:
         grey_HW: uint8 picture.
@@ -149,14 +168,11 @@ def resize(grey_HW: np.ndarray, out_h: int, out_w: int) -> np.ndarray:
         out_w: columns wanted.
 
     Returns:
-        uint8 picture of out_h x out_w.
+        uint8 picture of out_h x out_w, a new one.
     """
-    out = grey_HW
-    if out_w != out.shape[1]:
-        out = _resample_columns(out, out_w)
-    if out_h != out.shape[0]:
-        out = np.ascontiguousarray(_resample_columns(np.ascontiguousarray(out.T), out_h).T)
-    return np.ascontiguousarray(out)
+    out = np.empty((out_h, out_w), np.uint8)
+    _fill(grey_HW, PixelFormat.GREY, VideoRange.FULL, out)
+    return out
 
 
 @lru_cache(maxsize=64)
@@ -169,7 +185,7 @@ def coefficients(in_size: int, out_size: int) -> tuple[np.ndarray, np.ndarray]:
 
     Returns:
         first: int32 (out_size,), first input sample of each output.
-        weights: int32 (out_size, taps), zero beyond each output's support.
+        weights: int32 (out_size, taps), zero beyond each output's support. Both are shared: read-only.
     """
     scale = in_size / out_size
     filter_scale = max(scale, 1.0)
@@ -190,10 +206,13 @@ def coefficients(in_size: int, out_size: int) -> tuple[np.ndarray, np.ndarray]:
         recip = 1.0 / total if total != 0.0 else 0.0
         first[i] = low
         weights[i, : high - low] = [int(0.5 + value * recip * (1 << PRECISION_BITS)) for value in raw]
+    first.flags.writeable = weights.flags.writeable = False
     return first, weights
 
 
 def _resample_columns(picture_HW: np.ndarray, out_w: int) -> np.ndarray:
+    if out_w == picture_HW.shape[1]:
+        return picture_HW
     first, weights = coefficients(picture_HW.shape[1], out_w)
     out = np.full((picture_HW.shape[0], out_w), 1 << (PRECISION_BITS - 1), np.int32)
     last = picture_HW.shape[1] - 1
@@ -203,4 +222,8 @@ def _resample_columns(picture_HW: np.ndarray, out_w: int) -> np.ndarray:
     return np.clip(out >> PRECISION_BITS, 0, 255).astype(np.uint8)
 
 
-__all__ = ["PRECISION_BITS", "Placement", "coefficients", "place", "preprocess", "resize", "to_grey"]
+def _resample_rows(picture_HW: np.ndarray, out_h: int) -> np.ndarray:
+    return _resample_columns(np.ascontiguousarray(picture_HW.T), out_h).T
+
+
+__all__ = ["PRECISION_BITS", "Placement", "backend", "coefficients", "place", "preprocess", "resize", "to_grey"]

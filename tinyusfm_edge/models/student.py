@@ -5,6 +5,9 @@ ancestor models_vit.py): pre-norm ViT, width 192, 12 blocks, 12 heads of 16, pat
 learned positions, LayerNorm eps 1e-6, GELU (erf). Parameter names are the official file's. The segmentation model
 is MAE-Lite's semantic-FPN recipe as in model/tinyusfm_seg.py. Re-implemented from the description; no code copied.
 
+The head count is configuration and never read off a weight: 12x16 and 3x64 heads have the same shapes. The
+official file's 2.16 GFLOPs leave the attention products out; models/macs.py counts all of them.
+
 It does not know training, checkpoints on disk or export.
 
 Shapes: B batch, N tokens, D width, H heads, K outputs; NCHW pictures.
@@ -23,6 +26,16 @@ from tinyusfm_runtime.errors import InputError
 
 TAPS = (3, 5, 7, 11)
 """Blocks whose outputs feed the segmentation neck (out_indices of the published seg model)."""
+
+_LIMITS = {
+    "num_classes": (1, 4096),
+    "image_size": (32, 1024),
+    "width": (16, 2048),
+    "depth": (1, 48),
+    "heads": (1, 64),
+}
+"""Smallest and largest value of each size: a config from a file cannot ask for more memory than a large ViT."""
+_KINDS = ("segment", "classify", "features")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,12 +63,38 @@ class StudentConfig:
     drop_path: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise InputError(f"width {self.width} is not a multiple of {self.heads} heads")
-        if self.image_size % 16 or self.image_size < 32:
-            raise InputError(f"image size {self.image_size} must be a multiple of 16, at least 32")
+        """Checks every value before anything is built, since configs also come from files.
+
+        Raises:
+            InputError: a value of the wrong kind or out of range.
+        """
+        if self.task not in _KINDS:
+            raise InputError(f"task {self.task!r} is unknown: use {', '.join(_KINDS)}")
+        if self.seg_head not in ("fpn", "lite"):
+            raise InputError(f"segmentation head {self.seg_head!r} is unknown: use fpn or lite")
+        for name, (low, high) in _LIMITS.items():
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value <= high:
+                raise InputError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
+        if isinstance(self.drop_path, bool) or not isinstance(self.drop_path, (int, float)):
+            raise InputError(f"drop_path must be a number, not {self.drop_path!r}")
+        if not 0.0 <= self.drop_path < 1.0:
+            raise InputError(f"drop_path {self.drop_path} must lie in [0, 1)")
+        if self.width % self.heads or self.width % 4:
+            raise InputError(f"width {self.width} must be a multiple of 4 and of {self.heads} heads")
+        if self.image_size % 16:
+            raise InputError(f"image size {self.image_size} must be a multiple of 16")
         if self.task == "segment" and self.depth != 12:
             raise InputError("the segmentation head taps blocks 4, 6, 8 and 12: depth must be 12")
+        if self.task == "segment" and self.num_classes < 2:
+            raise InputError("segmentation has at least 2 classes, background counted")
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the answer: one for a binary mask, the width for features, else one a class."""
+        if self.task == "features":
+            return self.width
+        return 1 if self.task == "segment" and self.num_classes == 2 else self.num_classes
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -66,8 +105,10 @@ class StudentConfig:
         """Reads what ``to_json`` wrote.
 
         Raises:
-            InputError: unknown keys or impossible values.
+            InputError: not a table, unknown keys or impossible values.
         """
+        if not isinstance(data, dict):
+            raise InputError(f"student config must be a table of names and values, not {type(data).__name__}")
         unknown = set(data) - {f.name for f in fields(cls)}
         if unknown:
             raise InputError(f"student config has unknown keys {sorted(unknown)}")
@@ -82,6 +123,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, width, 16, 16)
 
     def forward(self, image_NCHW: Tensor) -> Tensor:
+        """Picture NCHW -> patch tokens BND, row by row."""
         return self.proj(image_NCHW).flatten(2).transpose(1, 2)
 
 
@@ -95,6 +137,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x_BND: Tensor) -> Tensor:
+        """Tokens BND -> attended tokens BND."""
         b, n, d = x_BND.shape
         qkv = self.qkv(x_BND).reshape(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         return self.proj(self._attend(qkv[0], qkv[1], qkv[2]).transpose(1, 2).reshape(b, n, d))
@@ -116,6 +159,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x_BND: Tensor) -> Tensor:
+        """Tokens BND -> tokens BND."""
         return self.fc2(F.gelu(self.fc1(x_BND)))
 
 
@@ -131,6 +175,7 @@ class Block(nn.Module):
         self.drop_path = drop_path
 
     def forward(self, x_BND: Tensor) -> Tensor:
+        """Tokens BND -> tokens BND."""
         x_BND = x_BND + self._drop(self.attn(self.norm1(x_BND)))
         return x_BND + self._drop(self.mlp(self.norm2(x_BND)))
 
@@ -151,7 +196,7 @@ class Backbone(nn.Module):
         self.patch_embed = PatchEmbed(config.width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, self.grid**2 + 1, config.width))
-        rates = torch.linspace(0, config.drop_path, config.depth).tolist()
+        rates = [config.drop_path * index / max(1, config.depth - 1) for index in range(config.depth)]
         self.blocks = nn.ModuleList(Block(config.width, config.heads, rate) for rate in rates)
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -188,6 +233,7 @@ class Neck(nn.Module):
         self.convs = nn.ModuleList(nn.Conv2d(width, width // 4, 1) for _ in self.scales)
 
     def forward(self, taps_NCHW: list[Tensor]) -> list[Tensor]:
+        """Four maps at 1/16 -> four maps at 1/4, 1/8, 1/16 and 1/32 of the picture."""
         return [
             x if s == 1.0 else F.interpolate(x, scale_factor=s, mode="bilinear", align_corners=False)
             for s, x in zip(self.scales, (c(t) for c, t in zip(self.convs, taps_NCHW, strict=True)), strict=True)
@@ -219,6 +265,7 @@ class FpnHead(nn.Module):
         self.classifier = nn.Conv2d(c, outputs, 1)
 
     def forward(self, levels_NCHW: list[Tensor]) -> Tensor:
+        """Four levels, finest first -> logits at a quarter of the picture's size."""
         x = [conv(level) for conv, level in zip(self.lateral, levels_NCHW, strict=True)]
         for i in range(len(x) - 1, 0, -1):
             x[i - 1] = x[i - 1] + F.interpolate(x[i], size=x[i - 1].shape[-2:], mode="bilinear", align_corners=False)
@@ -236,10 +283,9 @@ class SegmentationStudent(nn.Module):
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
         self.config = config
-        outputs = 1 if config.num_classes == 2 else config.num_classes
         self.backbone = Backbone(config)
         self.neck = Neck(config.width)
-        self.head = FpnHead(config.width, outputs, lite=config.seg_head == "lite")
+        self.head = FpnHead(config.width, config.outputs, lite=config.seg_head == "lite")
 
     def forward(self, image_NCHW: Tensor) -> Tensor:
         """Normalised picture NCHW -> logits NKHW at the input's size."""

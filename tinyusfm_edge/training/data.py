@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +19,11 @@ import numpy as np
 
 from tinyusfm_runtime.errors import InputError
 from tinyusfm_runtime.frame import Frame
-from tinyusfm_runtime.preprocess import preprocess, resize
+from tinyusfm_runtime.preprocess import place, preprocess, resize
 from tinyusfm_runtime.spec import PreprocessSpec
 
+TABLE = "split.csv"
+"""Name of the table in a data folder."""
 FILLED_MASK_THRESHOLD = 128
 """Code above which an antialiased, resized 0/255 mask counts as foreground."""
 
@@ -58,39 +61,86 @@ def read_table(folder: Path, split: str, *, limit: int | None = None) -> list[Sa
         Samples in table order.
 
     Raises:
-        InputError: no table, a file that cannot be read, or no sample in the split.
+        InputError: no table, a column or number that is not usable, a file that cannot be read, mask and picture of
+            different size, or no sample in the split.
     """
-    table = folder / "split.csv"
-    if not table.is_file():
-        raise InputError(f"{folder} has no split.csv: give a folder with a table file,label,mask,split,group,...")
-    with table.open(newline="", encoding="utf-8") as stream:
-        rows = [row for row in csv.DictReader(stream) if row.get("split") == split and row.get("mask")]
+    rows = [row for row in _read_rows(folder) if row["split"] == split and row["mask"]]
     if not rows:
-        raise InputError(f"{table} has no row with split {split!r} and a mask")
+        raise InputError(f"{folder / TABLE} has no row with split {split!r} and a mask")
     return [_read_sample(folder, row) for row in rows[:limit]]
 
 
+def table_counts(folder: Path) -> dict[str, dict[str, int]]:
+    """Frames and patients of each split of a table.
+
+    Args:
+        folder: holds ``split.csv``.
+
+    Returns:
+        Split -> ``frames`` and ``groups``, splits sorted.
+
+    Raises:
+        InputError: no table, or one without the columns.
+    """
+    groups: dict[str, list[str]] = {}
+    for row in _read_rows(folder):
+        if row["mask"]:
+            groups.setdefault(row["split"], []).append(row.get("group") or row["file"])
+    return {split: {"frames": len(found), "groups": len(set(found))} for split, found in sorted(groups.items())}
+
+
+def _read_rows(folder: Path) -> list[dict[str, str]]:
+    table = folder / TABLE
+    try:
+        text = table.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{folder} has no readable {TABLE}: give a folder with a table file,label,mask,split,group,..."
+        ) from error
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    missing = {"file", "mask", "split"} - set(reader.fieldnames or ())
+    if missing:
+        raise InputError(f"{table} lacks the columns {', '.join(sorted(missing))}")
+    return [{key: value or "" for key, value in row.items() if isinstance(key, str)} for row in reader]
+
+
 def _read_sample(folder: Path, row: dict[str, str]) -> Sample:
-    data = (folder / row["file"]).read_bytes() if (folder / row["file"]).is_file() else b""
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if data else None
-    mask = cv2.imread(str(folder / row["mask"]), cv2.IMREAD_GRAYSCALE)
+    name = row["file"]
+    data = _read_bytes(folder / name)
+    pixels, mask = _decode(data), _decode(_read_bytes(folder / row["mask"]))
     if pixels is None or mask is None:
-        raise InputError(f"table row {row['file']!r}: picture or mask is missing or cannot be decoded")
+        raise InputError(f"table row {name!r}: picture or mask is missing or cannot be decoded")
     if mask.shape != pixels.shape:
-        raise InputError(f"table row {row['file']!r}: mask {mask.shape} and picture {pixels.shape} differ in size")
-    spacing = None
-    if row.get("pixel_size_mm"):
-        # the table's pixel size is that of the original picture, orig_w columns wide
-        size = float(row["pixel_size_mm"])
-        spacing = (size * float(row["orig_h"]) / pixels.shape[0], size * float(row["orig_w"]) / pixels.shape[1])
+        raise InputError(f"table row {name!r}: mask {mask.shape} and picture {pixels.shape} differ in size")
+    try:
+        spacing = _spacing_mm(row, *pixels.shape)
+        hc_mm = float(row["head_circumference_mm"]) if row.get("head_circumference_mm") else None
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"table row {name!r}: a size in mm or pixels is missing or no number: {error}") from error
     return Sample(
-        id=row["file"],
-        group=row.get("group") or row["file"],
+        id=name,
+        group=row.get("group") or name,
         frame=Frame(pixels=pixels, spacing_mm=spacing),
         mask_HW=(mask >= FILLED_MASK_THRESHOLD).astype(np.uint8),
-        hc_mm=float(row["head_circumference_mm"]) if row.get("head_circumference_mm") else None,
+        hc_mm=hc_mm,
         sha256=hashlib.sha256(data).hexdigest(),
     )
+
+
+def _spacing_mm(row: dict[str, str], rows: int, cols: int) -> tuple[float, float] | None:
+    """(row, column) spacing; the table's pixel size is that of the original picture, orig_h x orig_w pixels."""
+    if not row.get("pixel_size_mm"):
+        return None
+    size = float(row["pixel_size_mm"])
+    return size * float(row["orig_h"]) / rows, size * float(row["orig_w"]) / cols
+
+
+def _read_bytes(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
+
+
+def _decode(data: bytes) -> np.ndarray | None:
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if data else None
 
 
 def to_arrays(samples: list[Sample], spec: PreprocessSpec) -> tuple[np.ndarray, np.ndarray]:
@@ -119,8 +169,6 @@ def resize_mask(mask_HW: np.ndarray, frame: Frame, spec: PreprocessSpec) -> np.n
     Returns:
         uint8 0/1 of the input's size.
     """
-    from tinyusfm_runtime.preprocess import place
-
     placement = place(frame, spec)
     row, col, height, width = placement.crop
     top, left, box_h, box_w = placement.box
@@ -130,4 +178,4 @@ def resize_mask(mask_HW: np.ndarray, frame: Frame, spec: PreprocessSpec) -> np.n
     return out
 
 
-__all__ = ["FILLED_MASK_THRESHOLD", "Sample", "read_table", "resize_mask", "to_arrays"]
+__all__ = ["FILLED_MASK_THRESHOLD", "TABLE", "Sample", "read_table", "resize_mask", "table_counts", "to_arrays"]

@@ -1,0 +1,188 @@
+"""From checked artefacts to a bundle's files and manifest entries, and the rehearsal before it is published.
+
+The rehearsal opens the bundle in memory with the runtime's own Session, as a user will, so that a bundle that cannot be
+opened is never written. It does not know targets or PyTorch, and the writing itself is the runtime's (publish.py).
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tinyusfm_calibration.ranges import Ranges
+from tinyusfm_export.checked import CheckedArtefact
+from tinyusfm_export.expected import Expected
+from tinyusfm_export.golden import pack_frames, pack_own, pack_reference
+from tinyusfm_export.verdict import Verdict
+from tinyusfm_runtime.bundle import Bundle
+from tinyusfm_runtime.frame import Frame
+from tinyusfm_runtime.manifest import (
+    GOLDEN_FRAMES,
+    GOLDEN_REFERENCE,
+    Artefact,
+    ArtefactState,
+    Manifest,
+    file_entry,
+)
+from tinyusfm_runtime.publish import write_bundle
+from tinyusfm_runtime.session import Session
+from tinyusfm_runtime.spec import ModelSpec
+
+QUANT_VERSION = 1
+"""Version of ``quant.json``."""
+
+TOOLS = ("tinyusfm-edge", "numpy", "torch", "onnx", "onnxruntime", "openvino", "nncf")
+"""Distributions whose versions a bundle names, where they are installed."""
+
+
+def golden_path(name: str) -> str:
+    """Where an artefact's own golden answers lie in the bundle."""
+    return f"golden/{name}.npz"
+
+
+def bundle_files(
+    artefacts: Sequence[CheckedArtefact],
+    golden: Expected,
+    frames: Sequence[Frame],
+    *,
+    ranges: Ranges | None,
+    verdicts: Sequence[Verdict],
+) -> dict[str, bytes]:
+    """Everything but the manifest.
+
+    Args:
+        artefacts: checked artefacts, best first.
+        golden: golden frames with the reference's answers.
+        frames: the golden frames.
+        ranges: activation ranges, where any artefact is int8.
+        verdicts: one a target.
+
+    Returns:
+        Path relative to the bundle -> content.
+    """
+    files = {GOLDEN_FRAMES: pack_frames(frames), GOLDEN_REFERENCE: pack_reference(golden.outputs)}
+    for artefact in artefacts:
+        files.update({f"artefacts/{artefact.name}/{name}": raw for name, raw in artefact.files.items()})
+        files[golden_path(artefact.name)] = pack_own(artefact.golden)
+        files[f"reports/{artefact.name}.json"] = to_bytes(artefact.report.to_json())
+    for verdict in verdicts:
+        files[f"reports/verdict-{verdict.target}.json"] = to_bytes(verdict.to_json())
+    quantized = {a.name: a.decision.to_json() for a in artefacts if a.decision.quantized()}
+    if quantized:
+        ranges_json = None if ranges is None else ranges.to_json()
+        files["quant.json"] = to_bytes({"version": QUANT_VERSION, "ranges": ranges_json, "decisions": quantized})
+    return files
+
+
+def manifest_artefacts(
+    artefacts: Sequence[CheckedArtefact], files: Mapping[str, bytes], *, gated: bool
+) -> tuple[Artefact, ...]:
+    """The manifest's entries, in the order of the fallback ladder.
+
+    Args:
+        artefacts: checked artefacts, best first.
+        files: path relative to the bundle -> content.
+        gated: False where the gate was switched off; nothing then counts as verified.
+    """
+    return tuple(
+        Artefact(
+            target=artefact.public_target,
+            engine=artefact.target,
+            precision=artefact.decision.precision,
+            rest_precision=artefact.rest_precision,
+            form=artefact.form,
+            files={
+                path: file_entry(files[path]) for path in (f"artefacts/{artefact.name}/{n}" for n in artefact.files)
+            },
+            requirements=artefact.requirements,
+            gate=artefact.report.summary(),
+            state=ArtefactState.VERIFIED if gated and artefact.report else ArtefactState.UNVERIFIED,
+            gated=gated,
+            golden=golden_path(artefact.name),
+            tolerance=artefact.tolerance,
+        )
+        for artefact in artefacts
+    )
+
+
+def rehearse_and_publish(
+    out: Path,
+    *,
+    spec: ModelSpec,
+    artefacts: tuple[Artefact, ...],
+    files: Mapping[str, bytes],
+    calibration_id: str | None,
+) -> Path:
+    """Opens every artefact of the bundle-to-be in memory, then publishes.
+
+    Args:
+        out: the bundle's folder.
+        spec: the model, with the hash of its weights.
+        artefacts: manifest entries.
+        files: path relative to the bundle -> content.
+        calibration_id: id of the calibration set, or None.
+
+    Returns:
+        The published folder.
+
+    Raises:
+        EngineError: an artefact does not open, or does not give its own answers again.
+        OutputError: the folder cannot be written; nothing is left behind.
+    """
+    created = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    tools = tool_versions()
+    manifest = Manifest(
+        spec=spec,
+        artefacts=artefacts,
+        weights_sha256=spec.weights_sha256,
+        calibration_id=calibration_id,
+        tools=tools,
+        created_utc=created,
+        files={path: file_entry(content) for path, content in files.items()},
+    ).sealed()
+    bundle = Bundle(out, manifest, dict(files))
+    for artefact in artefacts:
+        Session.open(bundle, target=artefact.target, precision=artefact.precision, allow_unverified=True).close()
+    return write_bundle(
+        out,
+        spec=spec,
+        artefacts=artefacts,
+        weights_sha256=spec.weights_sha256,
+        calibration_id=calibration_id,
+        tools=tools,
+        files=files,
+        created_utc=created,
+    )
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of everything that had a hand in a bundle."""
+    found = {"python": platform.python_version()}
+    for name in TOOLS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def to_bytes(data: Any) -> bytes:
+    """JSON as it stands in a bundle: sorted, indented, ASCII, no NaN."""
+    return (json.dumps(data, sort_keys=True, indent=1, allow_nan=False) + "\n").encode("ascii")
+
+
+__all__ = [
+    "QUANT_VERSION",
+    "TOOLS",
+    "bundle_files",
+    "golden_path",
+    "manifest_artefacts",
+    "rehearse_and_publish",
+    "to_bytes",
+    "tool_versions",
+]

@@ -1,0 +1,138 @@
+"""What an artefact is expected to answer: preprocessed frames with the reference's answers, live or as stored.
+
+The live ones run PyTorch (reference.py); the stored ones come out of a bundle's ``golden/`` and need numpy only. It does
+not know artefacts or gates.
+
+Shapes: NCHW input; SKHW or SK logits of S frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinyusfm_export.engine_run import preprocess_all
+from tinyusfm_export.gate_frames import KINDS, GateFrames
+from tinyusfm_export.parity import Output, read_output
+from tinyusfm_runtime.bundle import Bundle
+from tinyusfm_runtime.engine import LOGITS_NAME
+from tinyusfm_runtime.errors import BundleError
+from tinyusfm_runtime.frame import Frame
+from tinyusfm_runtime.preprocess import Placement
+from tinyusfm_runtime.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+STORED = "PyTorch float32 as stored in golden/, not recomputed"
+"""What the reference is called where the student is not at hand."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Expected:
+    """Preprocessed frames and the reference's answers to them.
+
+    Attributes:
+        ids: names of the frames.
+        inputs: uint8 NCHW tensor and placement of each.
+        outputs: the reference's answer to each.
+        reference: what the reference is, in words.
+        provenance: which frames these are.
+    """
+
+    ids: tuple[str, ...]
+    inputs: tuple[tuple[np.ndarray, Placement], ...]
+    outputs: tuple[Output, ...]
+    reference: str
+    provenance: Mapping[str, Any]
+
+    @property
+    def golden(self) -> bool:
+        """True if these are a bundle's golden phantoms and no frames chosen for the model."""
+        return self.provenance.get("kind") == "golden"
+
+
+def expect(module: nn.Module, spec: ModelSpec, gate_frames: GateFrames) -> Expected:
+    """The live reference's answers to a gate's frames.
+
+    Frames of a data set are named by their hash: file names may name patients and do not enter a bundle.
+
+    Args:
+        module: the student, float32.
+        spec: its spec.
+        gate_frames: the frames.
+
+    Raises:
+        MissingExtra: torch is not installed.
+        InputError: the module cannot be a reference.
+    """
+    provenance = gate_frames.provenance()
+    if gate_frames.kind in ("data", "calibration"):
+        provenance["ids"] = [found[:16] for found in provenance["pixels_sha256"]]
+    return _live(module, spec, [named.frame for named in gate_frames.frames], provenance)
+
+
+def expect_golden(module: nn.Module, spec: ModelSpec, frames: Sequence[Frame]) -> Expected:
+    """The live reference's answers to golden frames.
+
+    Args:
+        module: the student, float32.
+        spec: its spec.
+        frames: golden phantoms; ``seq`` is the seed.
+
+    Raises:
+        MissingExtra: torch is not installed.
+        InputError: the module cannot be a reference.
+    """
+    return _live(module, spec, frames, _golden_provenance(frames))
+
+
+def stored_expectation(bundle: Bundle) -> Expected:
+    """A bundle's golden frames with the reference's stored answers.
+
+    Raises:
+        BundleError: frames and answers do not fit together.
+    """
+    spec, frames = bundle.manifest.spec, bundle.golden_frames()
+    inputs = preprocess_all(frames, spec)
+    logits_SK = bundle.golden_reference()["logits"]
+    if len(logits_SK) != len(inputs) or logits_SK.dtype != np.float32:
+        raise BundleError("golden/ holds no float32 reference answer for each of its frames")
+    outputs = tuple(
+        read_output({LOGITS_NAME: logits[None]}, spec, placement)
+        for logits, (_, placement) in zip(logits_SK, inputs, strict=True)
+    )
+    return _expected(inputs, outputs, STORED, _golden_provenance(frames))
+
+
+def _live(module: nn.Module, spec: ModelSpec, frames: Sequence[Frame], provenance: Mapping[str, Any]) -> Expected:
+    from tinyusfm_export.reference import reference_name, reference_outputs
+
+    outputs = reference_outputs(module, spec, frames)
+    return _expected(preprocess_all(frames, spec), outputs, reference_name(), provenance)
+
+
+def _expected(
+    inputs: Sequence[tuple[np.ndarray, Placement]],
+    outputs: Sequence[Output],
+    reference: str,
+    provenance: Mapping[str, Any],
+) -> Expected:
+    return Expected(
+        ids=tuple(provenance["ids"]),
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        reference=reference,
+        provenance=provenance,
+    )
+
+
+def _golden_provenance(frames: Sequence[Frame]) -> dict[str, Any]:
+    ids = [f"phantom:{frame.seq}" for frame in frames]
+    return {"kind": "golden", "about": KINDS["golden"], "source": "", "count": len(ids), "ids": ids}
+
+
+__all__ = ["STORED", "Expected", "expect", "expect_golden", "stored_expectation"]

@@ -1,0 +1,207 @@
+"""Gate: the thresholds an artefact must hold against the reference, and the judgement of a comparison by them.
+
+The defaults are the project's promise; a file (TOML or JSON, flat keys) changes them and is written into the bundle with
+the verdict. It does not know how anything was measured.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from tinyusfm_export.parity import MIN_COVERAGE, Comparison, GateLine, ParityReport
+from tinyusfm_runtime.errors import InputError
+from tinyusfm_runtime.spec import PostProcess, Task
+
+GATE_VERSION = 1
+"""Version of the file form."""
+
+MAX_GATE_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gate:
+    """Thresholds; all of them are inclusive.
+
+    Attributes:
+        dice_mean: least mean Dice against the reference mask.
+        dice_worst: least Dice of any counted frame.
+        hc_p95_mm: largest 95th percentile of the difference in head circumference, mm.
+        hc_p95_share: the same for frames without a spacing, as a share of the circumference: 1 mm of the 175 mm that
+            heads of HC18 measure on average (van den Heuvel et al. 2018, doi:10.1371/journal.pone.0200412).
+        differing_pixels: largest share of differing pixels of any frame whose reference mask does not count.
+        min_coverage: share of the image from which a reference mask counts.
+        min_frames: least number of frames that Dice and HC, scores or features are judged on.
+        top1: least share of frames with the same most probable label.
+        drift_mean: largest mean over frames of the largest change of a probability.
+        probability_drift: largest change of any probability of any frame.
+        cosine_mean: least mean cosine of the features.
+        cosine: least cosine of any frame.
+        version: of this form.
+    """
+
+    dice_mean: float = 0.99
+    dice_worst: float = 0.95
+    hc_p95_mm: float = 1.0
+    hc_p95_share: float = 0.0057
+    differing_pixels: float = 0.005
+    min_coverage: float = MIN_COVERAGE
+    min_frames: int = 32
+    top1: float = 0.99
+    drift_mean: float = 0.02
+    probability_drift: float = 0.10
+    cosine_mean: float = 0.99
+    cosine: float = 0.97
+    version: int = GATE_VERSION
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            InputError: a threshold that is no number, out of range, or of another version.
+        """
+        if self.version != GATE_VERSION:
+            raise InputError(f"gate version {self.version!r} is not {GATE_VERSION}")
+        for name, value in asdict(self).items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise InputError(f"gate {name} = {value!r} is not a number")
+            if value < 0 or (name not in ("hc_p95_mm", "min_frames", "version") and value > 1):
+                raise InputError(f"gate {name} = {value!r} is out of range")
+        if not isinstance(self.min_frames, int) or self.min_frames < 1:
+            raise InputError(f"gate min_frames = {self.min_frames!r} must be a whole number from 1")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, ready for ``json.dumps``."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Gate:
+        """Reads thresholds; what is not named keeps its default.
+
+        Raises:
+            InputError: unknown keys or impossible values.
+        """
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(data) - known)
+        if unknown:
+            raise InputError(f"gate has unknown keys {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        return cls(**data)
+
+    @classmethod
+    def from_file(cls, path: Path) -> Gate:
+        """Reads a gate file.
+
+        Args:
+            path: ``.toml`` or ``.json``.
+
+        Raises:
+            InputError: no such file, not readable, unknown keys or impossible values.
+        """
+        try:
+            raw = path.read_bytes()
+            if len(raw) > MAX_GATE_BYTES:
+                raise InputError(f"gate {path.name} has {len(raw)} bytes: that is no gate")
+            data = _parse(path, raw.decode("utf-8"))
+        except OSError as error:
+            raise InputError(f"gate {path} cannot be read: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"gate {path.name} is not readable: {' '.join(str(error).split())[:200]}") from error
+        if not isinstance(data, dict):
+            raise InputError(f"gate {path.name} holds no table of thresholds")
+        return cls.from_json(data)
+
+
+def _parse(path: Path, text: str) -> Any:
+    if path.suffix == ".json":
+        return json.loads(text)
+    if path.suffix != ".toml":
+        raise InputError(f"gate {path.name} must be a .toml or .json file")
+    try:
+        import tomllib
+    except ImportError as error:  # Python 3.10
+        raise InputError("reading a .toml gate needs Python 3.11: write it as .json") from error
+    return tomllib.loads(text)
+
+
+def judge(comparison: Comparison, gate: Gate, *, count_all: bool = False) -> ParityReport:
+    """Judges a comparison.
+
+    A demand without a frame to judge it on is left out and noted, except the number of frames, which always stands; so
+    an empty comparison never passes.
+
+    Args:
+        comparison: what was measured.
+        gate: thresholds.
+        count_all: ``min_frames`` counts frames with small reference masks as well; for the golden frames of a model
+            that sees no head in a phantom, where the differing pixels carry the judgement.
+
+    Returns:
+        The report; true where everything holds.
+    """
+    numbers, notes = comparison.statistics, []
+    number = numbers.get("frames" if count_all or comparison.task is not Task.SEGMENT else "counted", 0.0)
+    shown = "frames" if count_all or comparison.task is not Task.SEGMENT else "frames whose reference mask counts"
+    lines = [
+        _line("min_frames", number, gate.min_frames, _at_least, f"{number:.0f} {shown}, at least {gate.min_frames} wanted"),
+        _line("broken", numbers.get("broken", 0.0), 0, _at_most, f"{numbers.get('broken', 0):.0f} frames gave no finite output"),
+    ]  # fmt: skip
+    for name, statistic, test, words in _demands(comparison):
+        value, limit = numbers.get(statistic), float(getattr(gate, name))
+        if value is None:
+            notes += [f"{words}: no frame to judge it on"] if not name.startswith("hc_") else []
+            continue
+        sign = ">=" if test is _at_least else "<="
+        lines.append(_line(name, value, limit, test, f"{words} is {value:.5g}, {sign} {limit:.5g} wanted"))
+    if comparison.post is PostProcess.ELLIPSE_HC:
+        with_spacing, without = (int(numbers.get(key, 0)) for key in ("hc_frames", "hc_share_frames"))
+        notes.append(
+            f"head circumference judged in mm on {with_spacing} frames, as a share on {without} without spacing"
+        )
+    return ParityReport(comparison=comparison, limits=gate.to_json(), lines=tuple(lines), notes=tuple(notes))
+
+
+Test = Callable[[float, float], bool]
+
+
+def _at_least(value: float, limit: float) -> bool:
+    return value >= limit
+
+
+def _at_most(value: float, limit: float) -> bool:
+    return value <= limit
+
+
+def _demands(comparison: Comparison) -> list[tuple[str, str, Test, str]]:
+    """(gate key, statistic, test, words) for a task."""
+    if comparison.task is Task.CLASSIFY:
+        return [
+            ("top1", "top1", _at_least, "top-1 agreement"),
+            ("drift_mean", "drift_mean", _at_most, "mean probability drift"),
+            ("probability_drift", "drift_worst", _at_most, "worst probability drift"),
+        ]
+    if comparison.task is Task.FEATURES:
+        return [
+            ("cosine_mean", "cosine_mean", _at_least, "mean cosine"),
+            ("cosine", "cosine_worst", _at_least, "worst cosine"),
+        ]
+    masks: list[tuple[str, str, Test, str]] = [
+        ("dice_mean", "dice_mean", _at_least, "mean Dice"),
+        ("dice_worst", "dice_worst", _at_least, "worst Dice"),
+        ("differing_pixels", "differing_pixels_worst", _at_most, "differing pixels on frames with small masks"),
+    ]
+    heads: list[tuple[str, str, Test, str]] = [
+        ("hc_p95_mm", "hc_p95_mm", _at_most, "HC difference p95 (mm)"),
+        ("hc_p95_share", "hc_p95_share", _at_most, "HC difference p95 as a share, frames without spacing"),
+    ]
+    return masks + (heads if comparison.post is PostProcess.ELLIPSE_HC else [])
+
+
+def _line(name: str, value: float, limit: float, test: Test, text: str) -> GateLine:
+    return GateLine(name=name, text=text, value=value, limit=float(limit), passed=test(value, limit))
+
+
+__all__ = ["GATE_VERSION", "Gate", "judge"]

@@ -1,0 +1,166 @@
+"""Golden vectors: phantom frames, the reference's answers to them, and each artefact's own answers with its tolerance.
+
+They let a device check an artefact without PyTorch and without any patient's picture. Frames are phantoms of seeds
+0..31, drawn smaller than usual to keep a bundle small; training phantoms have seeds from 1,000,000.
+
+Arrays (S frames): ``frames.npz`` has ``pixels`` uint8 SHW, ``spacing_mm`` float64 S2, ``seeds`` int64 S.
+``reference.npz`` has ``logits`` float32 SKHW (or SK, or SDhw), unrounded, and for a segmentation ``masks`` uint8 SHW, and
+for a head ``hc_mm``, ``hc_px``, ``area_px``, ``found``, ``touches_border``, ``centre_px`` S2, ``axes_px`` S2, ``angle_deg``
+(NaN where nothing was found). An artefact's own file has ``logits`` float16: rounding keeps the sign, so a mask at
+threshold 0.5 is the same. Equal arrays give equal bytes.
+
+It does not know how outputs were computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tinyusfm_export.parity import Output
+from tinyusfm_runtime.arrays import pack_arrays
+from tinyusfm_runtime.errors import EngineError
+from tinyusfm_runtime.frame import Frame
+from tinyusfm_runtime.phantom import make_phantom
+from tinyusfm_runtime.preprocess import Placement
+from tinyusfm_runtime.selfcheck import golden_check
+from tinyusfm_runtime.spec import ModelSpec
+
+GOLDEN_SEEDS = range(32)
+"""Seeds of the golden phantoms."""
+
+GOLDEN_SIZE = (270, 400)
+"""Rows and columns of a golden phantom, the phantom's own default."""
+
+NOISE_MARGIN = 4.0
+"""How many times the noise measured between runs a later run may differ."""
+
+DRIFT_SHARE = 0.5
+"""How far a later run may move, as a share of the artefact's own distance from the reference."""
+
+FLOORS = {"logit_abs": 1e-3, "differing_pixels": 1e-4, "hc_mm": 0.05}
+"""Least tolerance: about 5 of 50,176 pixels, and a twentieth of the millimetre the gate allows."""
+
+CEILINGS = {"logit_abs": float("inf"), "differing_pixels": 0.005, "hc_mm": 1.0}
+"""A tolerance never grows beyond what the default gate allows against the reference."""
+
+
+def golden_frames(seeds: Sequence[int] | range = GOLDEN_SEEDS) -> list[Frame]:
+    """The golden phantoms, in order.
+
+    Args:
+        seeds: phantom seeds.
+    """
+    return [make_phantom(seed, height=GOLDEN_SIZE[0], width=GOLDEN_SIZE[1]).frame for seed in seeds]
+
+
+def pack_frames(frames: Sequence[Frame]) -> bytes:
+    """``golden/frames.npz``.
+
+    Args:
+        frames: grey frames of one size with a spacing; ``seq`` is the phantom's seed.
+    """
+    return pack_arrays(
+        {
+            "pixels": np.stack([frame.pixels for frame in frames]),
+            "spacing_mm": np.array([frame.spacing_mm for frame in frames], np.float64),
+            "seeds": np.array([frame.seq for frame in frames], np.int64),
+        }
+    )
+
+
+def pack_reference(outputs: Sequence[Output]) -> bytes:
+    """``golden/reference.npz``.
+
+    Args:
+        outputs: the reference's answers to the golden frames, in order.
+    """
+    arrays = {"logits": stack_logits(outputs)}
+    if all(output.mask_HW is not None for output in outputs):
+        arrays["masks"] = np.stack([output.mask_HW for output in outputs if output.mask_HW is not None])
+    heads = [output.answer.measurement for output in outputs]
+    if all(head is not None for head in heads):
+        found = [head for head in heads if head is not None]
+        arrays["found"] = np.array([head.found for head in found])
+        arrays["touches_border"] = np.array([head.touches_border for head in found])
+        arrays["hc_mm"] = np.array([np.nan if head.hc_mm is None else head.hc_mm for head in found])
+        for name in ("hc_px", "area_px", "centre_px", "axes_px", "angle_deg"):
+            arrays[name] = np.array([getattr(head, name) for head in found], np.float64)
+    return pack_arrays(arrays)
+
+
+def pack_own(outputs: Sequence[Output]) -> bytes:
+    """``golden/<target>-<precision>.npz``.
+
+    Args:
+        outputs: the artefact's answers to the golden frames, in order.
+    """
+    return pack_arrays({"logits": round_logits(outputs)})
+
+
+def stack_logits(outputs: Sequence[Output]) -> np.ndarray:
+    """float32 logits of all frames, the leading 1 of each dropped."""
+    return np.stack([output.logits[0] for output in outputs]).astype(np.float32)
+
+
+def round_logits(outputs: Sequence[Output]) -> np.ndarray:
+    """The same in float16, larger magnitudes cut to its largest number."""
+    largest = float(np.finfo(np.float16).max)
+    return np.clip(stack_logits(outputs), -largest, largest).astype(np.float16)
+
+
+def find_tolerance(
+    own: Sequence[Output],
+    reruns: Sequence[Sequence[Output]],
+    reference: Sequence[Output],
+    spec: ModelSpec,
+    placements: Sequence[Placement],
+) -> dict[str, float]:
+    """How far a later run of this artefact may lie from its stored answers.
+
+    Each number is its floor plus the larger of NOISE_MARGIN times the noise measured here (other runs, other thread
+    counts, rounding to float16 included) and DRIFT_SHARE times the distance from the reference, at most its ceiling.
+    So an engine that computes in another precision, or a damaged kernel, is seen, since that moves an artefact as
+    far as its quantization did or further; another order of summation is not.
+
+    Args:
+        own: the answers that are stored.
+        reruns: answers of further runs, at least one.
+        reference: the reference's answers.
+        spec: the model.
+        placements: where each golden frame lies in the input.
+
+    Returns:
+        ``logit_abs``, and for a segmentation ``differing_pixels`` and ``hc_mm``.
+
+    Raises:
+        EngineError: the artefact does not repeat its own answers.
+    """
+    stored = round_logits(own)
+    noises = [golden_check(stack_logits(rerun), stored, spec, placements, {}).numbers for rerun in reruns]
+    drift = golden_check(stack_logits(own), stack_logits(reference), spec, placements, {}).numbers
+    return {name: _tolerance(name, [noise[name] for noise in noises], drift[name]) for name in drift}
+
+
+def _tolerance(name: str, noises: Sequence[float], drift: float) -> float:
+    floor, ceiling = FLOORS[name], CEILINGS[name]
+    # written so that NaN is refused
+    if not all(np.isfinite(noise) and noise <= ceiling for noise in noises):
+        raise EngineError(f"the artefact does not repeat itself: {name} differs by {max(noises):.4g} between two runs")
+    # a distance that is not finite comes of an artefact that missed its gate: it widens nothing
+    moved = DRIFT_SHARE * drift if np.isfinite(drift) else 0.0
+    return float(floor + min(ceiling, max(NOISE_MARGIN * max(noises), moved)))
+
+
+__all__ = [
+    "GOLDEN_SEEDS",
+    "GOLDEN_SIZE",
+    "find_tolerance",
+    "golden_frames",
+    "pack_frames",
+    "pack_own",
+    "pack_reference",
+    "round_logits",
+    "stack_logits",
+]

@@ -1,0 +1,307 @@
+"""Student -> ExportGraph: the rewritten net, its ONNX and its ExportedProgram.
+
+The student's parameters are read by their published names (``backbone.blocks.3.attn.qkv``, ``neck.convs``,
+``head.lateral``, ...), never through the student's package. The rewritten net
+
+* takes grey brightness codes 0..255 (uint8 or float): channels, /255, mean and std are folded into the patch embedding,
+  which is a linear on flattened patches;
+* writes attention with ``chunk`` and 4-D tensors, 1/sqrt(d) and the LayerNorm affines folded into the linears;
+* drops the class token after the attention of the last block, where nobody reads it any more;
+* segments with one linear per pyramid level (neck and lateral merged), BatchNorm folded, and one classifier per
+  level before enlargement; classifies with the token mean before the last linear.
+
+All of it is exact up to float32 rounding. It does not know quantization, engines or frames.
+
+Shapes: B = 1, N tokens, D width, H heads; NCHW pictures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinyusfm_export import rewrites
+from tinyusfm_export.net import Net, shape_of
+from tinyusfm_runtime.errors import InputError
+from tinyusfm_runtime.spec import ModelSpec, Task
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.export import ExportedProgram
+    from torch.fx import Node
+
+PATCH = 16
+"""Rows and columns of a patch."""
+TAPS = (3, 5, 7, 11)
+"""Blocks that feed the segmentation pyramid, finest level first (out_indices of the published seg model)."""
+AUXILIARY_PREFIX = "tokens_block"
+"""``tokens_block4`` is the mean patch token (1xD) after the block with index 4, counted from 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportGraph:
+    """One graph in several forms.
+
+    Attributes:
+        module: the rewritten net, float32, evaluation mode: uint8 or float 1x1xHxW codes -> tuple of outputs.
+        spec: the model's spec.
+        outputs: names of the outputs, ``logits`` first, then the auxiliary ones.
+        linear_inputs: activation tensor that may be quantized -> path of the linear or convolution that reads it.
+    """
+
+    module: nn.Module
+    spec: ModelSpec
+    outputs: tuple[str, ...]
+    linear_inputs: dict[str, str]
+
+    @cached_property
+    def onnx_bytes(self) -> bytes:
+        """The ONNX with ``uint8`` input, see onnx_writer.py."""
+        return self.onnx()
+
+    def onnx(self, *, float_input: bool = False) -> bytes:
+        """The graph as one ONNX file.
+
+        Args:
+            float_input: take float32 codes instead of uint8.
+
+        Raises:
+            MissingExtra: onnx is not installed.
+        """
+        from tinyusfm_export.onnx_writer import write_onnx
+
+        return write_onnx(self, float_input=float_input)
+
+    def onnx_path(self, out: Path) -> Path:
+        """Writes the ONNX to a file and checks it there.
+
+        Raises:
+            OutputError: the file cannot be written.
+            MissingExtra: onnx is not installed.
+        """
+        from tinyusfm_export.onnx_writer import save_checked
+
+        return save_checked(self.onnx_bytes, out)
+
+    @cached_property
+    def exported(self) -> ExportedProgram:
+        """The same module as a torch ExportedProgram with float32 codes as input."""
+        import torch
+
+        codes = torch.zeros(self.spec.input.shape, dtype=torch.float32)
+        return torch.export.export(self.module, (codes,))
+
+
+def build_graph(student: nn.Module, spec: ModelSpec, *, auxiliary: tuple[str, ...] = ()) -> ExportGraph:
+    """Rewrites a student into its export form.
+
+    Args:
+        student: a segmentation, classification or feature student with the published names.
+        spec: its spec; ``architecture["heads"]`` is needed since the shapes do not tell the heads.
+        auxiliary: extra outputs, such as ``tokens_block4``.
+
+    Raises:
+        InputError: not a grey model, or student, spec and auxiliary names do not fit together.
+    """
+    if not spec.preprocess.grey:
+        raise InputError(f"model {spec.name!r} is not grey: the export folds three equal channels into one")
+    student = student.eval()
+    try:
+        recorder = _Recorder(student, spec, auxiliary)
+        heads = {Task.SEGMENT: _segment, Task.CLASSIFY: _classify, Task.FEATURES: _features}
+        logits = heads[spec.task](recorder)
+    except AttributeError as error:
+        raise InputError(f"this is not a student for task {spec.task.value!r}: {error}") from error
+    outputs = {"logits": logits, **{name: recorder.auxiliary[name] for name in auxiliary}}
+    module = recorder.net.finish(outputs)
+    return ExportGraph(
+        module=module, spec=spec, outputs=tuple(outputs), linear_inputs=dict(recorder.net.linear_inputs)
+    )
+
+
+class _Recorder:
+    """The student being rewritten: its parts, the net recorded so far, and the auxiliary outputs found on the way."""
+
+    def __init__(self, student: nn.Module, spec: ModelSpec, auxiliary: tuple[str, ...]) -> None:
+        self.student: Any = student
+        self.backbone: Any = student.backbone
+        self.spec = spec
+        self.net = Net(spec.input.shape)
+        self.auxiliary: dict[str, Node] = {}
+        self.wanted = {_auxiliary_index(name, len(self.backbone.blocks)): name for name in auxiliary}
+        self.width = int(self.backbone.pos_embed.shape[-1])
+        self.heads = int(spec.architecture.get("heads", 0))
+        if self.heads < 1 or self.width % self.heads:
+            raise InputError(f"spec {spec.name!r}: architecture['heads'] must divide the width {self.width}")
+        self.grid = (spec.preprocess.height // PATCH, spec.preprocess.width // PATCH)
+        patches = self.backbone.pos_embed.shape[1] - 1
+        if self.grid[0] * self.grid[1] != patches or spec.preprocess.height % PATCH or spec.preprocess.width % PATCH:
+            size = f"{spec.preprocess.height}x{spec.preprocess.width}"
+            raise InputError(f"input size {size} does not fit a student with {patches} patches of {PATCH}x{PATCH}")
+
+    def note(self, index: int, tokens: Node) -> None:
+        """Records the auxiliary output of a block, if it is wanted; ``tokens`` has patches only."""
+        name = self.wanted.get(index)
+        if name is not None:
+            self.auxiliary[name] = self.net.mean_token(name, tokens)
+
+
+def _auxiliary_index(name: str, depth: int) -> int:
+    number = name.removeprefix(AUXILIARY_PREFIX)
+    if number == name or not number.isdigit() or int(number) >= depth:
+        raise InputError(f"unknown auxiliary output {name!r}: use {AUXILIARY_PREFIX}0 to {AUXILIARY_PREFIX}{depth - 1}")
+    return int(number)
+
+
+def _embed(r: _Recorder) -> Node:
+    """Codes -> tokens BND before the first block, class token first."""
+    net, (rows, cols) = r.net, r.grid
+    pre = r.spec.preprocess
+    weight, bias = rewrites.fold_grey(r.backbone.patch_embed.proj, pre.mean, pre.std)
+    first, offsets = rewrites.token_table(r.backbone.cls_token, r.backbone.pos_embed, bias)
+    x = net.cast(net.image)
+    x = net.reshape("patches.split", x, (rows, PATCH, cols, PATCH))
+    x = net.permute("patches.order", x, (0, 2, 1, 3))
+    x = net.reshape("patches", x, (1, rows * cols, PATCH * PATCH))
+    x = net.linear("patch_embed", x, weight, None)
+    x = net.add("patch_embed.positions", x, net.constant("patch_embed.offsets", offsets))
+    return net.cat("tokens", net.constant("cls_token", first), x)
+
+
+def _trunk(r: _Recorder, taps: tuple[int, ...]) -> list[Node]:
+    """Patch tokens BND (class token gone) after the tapped blocks; the last block must be tapped."""
+    net, out = r.net, []
+    x = _embed(r)
+    last = len(r.backbone.blocks) - 1
+    for index in range(last + 1):
+        path = f"blocks.{index}"
+        x, branch = _attend(r, path, x, drop_class=index == last)
+        x = net.add(f"{path}.mid", x, branch)
+        x = net.add(f"{path}.out", x, _mlp(r, path, x))
+        if index in taps or index in r.wanted:
+            patches = x if index == last else net.tail(f"{path}.patches", x)
+            r.note(index, patches)
+            out += [patches] if index in taps else []
+    return out
+
+
+def _attend(r: _Recorder, path: str, x: Node, *, drop_class: bool) -> tuple[Node, Node]:
+    """Attention branch of a block, and the residual it is added to (both without class token if it is dropped)."""
+    net, block = r.net, r.backbone.blocks[int(path.rsplit(".", 1)[1])]
+    size = r.width // r.heads
+    packed = rewrites.fold_query_scale(rewrites.fold_layer_norm(block.norm1, block.attn.qkv), r.heads)
+    normed = net.normalise(f"{path}.norm1", x, block.norm1.eps)
+    q, k, v = net.chunk3(f"{path}.attn.chunk", net.linear(f"{path}.attn.qkv", normed, *packed))
+    if drop_class:
+        q, x = net.tail(f"{path}.attn.query_patches", q), net.tail(f"{path}.patches_in", x)
+    axes = {"q": (0, 2, 1, 3), "k": (0, 2, 3, 1), "v": (0, 2, 1, 3)}
+    heads = {}
+    for name, part in (("q", q), ("k", k), ("v", v)):
+        split = net.reshape(f"{path}.attn.{name}.heads", part, (1, shape_of(part)[1], r.heads, size))
+        heads[name] = net.permute(f"{path}.attn.{name}", split, axes[name])
+    weights = net.softmax(f"{path}.attn.weights", net.matmul(f"{path}.attn.scores", heads["q"], heads["k"]))
+    context = net.permute(f"{path}.attn.context", net.matmul(f"{path}.attn.mix", weights, heads["v"]), (0, 2, 1, 3))
+    joined = net.reshape(f"{path}.attn.joined", context, (1, shape_of(x)[1], r.width))
+    return x, net.linear(f"{path}.attn.proj", joined, block.attn.proj.weight, block.attn.proj.bias)
+
+
+def _mlp(r: _Recorder, path: str, x: Node) -> Node:
+    """MLP branch of a block."""
+    block = r.backbone.blocks[int(path.rsplit(".", 1)[1])]
+    hidden = _hidden(r, path, x)
+    return r.net.linear(f"{path}.mlp.fc2", hidden, block.mlp.fc2.weight, block.mlp.fc2.bias)
+
+
+def _hidden(r: _Recorder, path: str, x: Node) -> Node:
+    """GELU(fc1(norm2(x)))."""
+    net, block = r.net, r.backbone.blocks[int(path.rsplit(".", 1)[1])]
+    normed = net.normalise(f"{path}.norm2", x, block.norm2.eps)
+    folded = rewrites.fold_layer_norm(block.norm2, block.mlp.fc1)
+    return net.gelu(f"{path}.mlp.act", net.linear(f"{path}.mlp.fc1", normed, *folded))
+
+
+def _segment(r: _Recorder) -> Node:
+    """Pyramid, top-down sum, 3x3 per level, classifier per level, sum, enlargement to the input's size."""
+    net, student = r.net, r.student
+    sizes = [_level_size(r.grid, scale) for scale in student.neck.scales]
+    levels = []
+    for i, tokens in enumerate(_trunk(r, TAPS)):
+        merged = rewrites.merge_neck_lateral(student.neck.convs[i], student.head.lateral[i][0], student.head.lateral[i][1])
+        x = net.linear(f"head.lateral.{i}", tokens, *merged)
+        x = net.permute(f"head.lateral.{i}.channels", x, (0, 2, 1))
+        x = net.reshape(f"head.lateral.{i}.map", x, (1, shape_of(x)[1], *r.grid))
+        # without antialiasing, scaling by 1/2 is the mean of 2x2 (bilinear, half-pixel centres)
+        scaled = net.halve if student.neck.scales[i] == 0.5 else None
+        x = scaled(f"head.scale.{i}", x) if scaled else net.resize(f"head.scale.{i}", x, sizes[i])
+        levels.append(net.relu(f"head.lateral.{i}.relu", x))
+    for i in range(len(levels) - 1, 0, -1):
+        up = net.resize(f"head.down.{i}", levels[i], sizes[i - 1])
+        levels[i - 1] = net.add(f"head.sum.{i - 1}", levels[i - 1], up)
+    classifiers = rewrites.split_classifier(student.head.classifier, len(levels))
+    total = None
+    for i, level in enumerate(levels):
+        x = net.relu(f"head.smooth.{i}.relu", _smooth(r, i, level))
+        x = net.conv(f"head.classifier.{i}", x, *classifiers[i])
+        x = _enlarge(net, f"head.up.{i}", x, sizes[0])
+        total = x if total is None else net.add(f"head.total.{i}", total, x)
+    assert total is not None
+    return _enlarge(net, "logits", total, (r.spec.preprocess.height, r.spec.preprocess.width))
+
+
+def _enlarge(net: Net, path: str, x: Node, size: tuple[int, int]) -> Node:
+    """Bilinear resize of a map with few channels."""
+    rows, cols = (rewrites.bilinear_matrix(a, b) for a, b in zip(shape_of(x)[2:], size, strict=True))
+    return net.resize_thin(path, x, rows, cols)
+
+
+def _smooth(r: _Recorder, index: int, x: Node) -> Node:
+    """The 3x3 convolution of one level with its BatchNorm, or depthwise and pointwise in the light head."""
+    layers, path = r.student.head.smooth[index], f"head.smooth.{index}"
+    if len(layers) == 3:
+        return r.net.conv(path, x, *rewrites.fold_batch_norm(layers[0], layers[1]))
+    depthwise, pointwise, norm, _ = layers
+    x = r.net.conv(
+        f"{path}.depthwise", x, depthwise.weight, depthwise.bias, groups=depthwise.groups, quantizable=False
+    )
+    return r.net.conv(f"{path}.pointwise", x, *rewrites.fold_batch_norm(pointwise, norm))
+
+
+def _level_size(grid: tuple[int, int], scale: float) -> tuple[int, int]:
+    return int(grid[0] * scale), int(grid[1] * scale)
+
+
+def _classify(r: _Recorder) -> Node:
+    """Mean of the patch tokens, norm, linear; the mean is taken before the last block's second linear."""
+    net, student = r.net, r.student
+    last = len(r.backbone.blocks) - 1
+    path = f"blocks.{last}"
+    x = _embed(r)
+    for index in range(last):
+        x, branch = _attend(r, f"blocks.{index}", x, drop_class=False)
+        x = net.add(f"blocks.{index}.mid", x, branch)
+        x = net.add(f"blocks.{index}.out", x, _mlp(r, f"blocks.{index}", x))
+        if index in r.wanted:
+            r.note(index, net.tail(f"blocks.{index}.patches", x))
+    x, branch = _attend(r, path, x, drop_class=True)
+    x = net.add(f"{path}.mid", x, branch)
+    fc2 = r.backbone.blocks[last].mlp.fc2
+    hidden = net.mean_token(f"{path}.mlp.mean", _hidden(r, path, x))
+    second = net.linear(f"{path}.mlp.fc2", hidden, fc2.weight, fc2.bias, quantizable=False)
+    pooled = net.add(f"{path}.out", net.mean_token(f"{path}.mean", x), second)
+    if last in r.wanted:
+        r.auxiliary[r.wanted[last]] = net.reshape(r.wanted[last], pooled, (1, r.width))
+    normed = net.normalise("fc_norm", pooled, student.fc_norm.eps)
+    return net.linear("logits", normed, *rewrites.fold_layer_norm(student.fc_norm, student.head), quantizable=False)
+
+
+def _features(r: _Recorder) -> Node:
+    """Final norm on the patch tokens, as a map NDhw."""
+    net, norm = r.net, r.backbone.norm
+    tokens = _trunk(r, (len(r.backbone.blocks) - 1,))[0]
+    normed = net.normalise("norm", tokens, norm.eps, (norm.weight, norm.bias))
+    return net.reshape("logits", net.permute("norm.channels", normed, (0, 2, 1)), (1, r.width, *r.grid))
+
+
+__all__ = ["AUXILIARY_PREFIX", "PATCH", "TAPS", "ExportGraph", "build_graph"]

@@ -1,0 +1,259 @@
+"""ExportGraph -> ONNX: one file, static shapes, opset 20, IR 9, tensor names from the graph.
+
+Opset 20 is the first with Gelu, so LayerNormalization, Gelu and Softmax stay single nodes (a decomposed LayerNorm
+overflows in FP16), and it is read by TensorRT 10+, OpenVINO 2024+ and ONNX Runtime 1.17+. A linear ``L`` becomes
+MatMul ``L/matmul`` with initialiser ``L.weight`` stored (I, O), and Add with ``L.bias``; a convolution is one Conv.
+Written node by node instead of by torch.onnx: the vocabulary is small (net.py), and the names stay those of the
+quantization decision. The bytes depend on nothing but the graph; there is no metadata beyond the producer's name.
+
+It does not know quantization (qdq.py) or engines.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinyusfm_runtime.errors import MissingExtra, OutputError, UnsupportedError
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+    from torch.fx import Node
+
+    from tinyusfm_export.graph import ExportGraph
+
+OPSET = 20
+"""ONNX operator set; see the module's docstring."""
+IR_VERSION = 9
+"""ONNX file format version that goes with opset 20 (onnx 1.15, 2023-10)."""
+
+
+def write_onnx(graph: ExportGraph, *, float_input: bool = False) -> bytes:
+    """Writes a graph as ONNX.
+
+    Args:
+        graph: the export graph.
+        float_input: take float32 codes 0..255 instead of uint8.
+
+    Returns:
+        The serialised model; equal graphs give equal bytes.
+
+    Raises:
+        MissingExtra: onnx is not installed.
+        UnsupportedError: the graph has a node outside the vocabulary.
+    """
+    helper = _onnx().helper
+    writer = _Writer(graph.module, float_input=float_input)
+    for node in graph.module.graph.nodes:
+        writer.visit(node)
+    kind = _onnx().TensorProto
+    image = helper.make_tensor_value_info(
+        "image", kind.FLOAT if float_input else kind.UINT8, graph.spec.input.shape
+    )
+    outputs = [helper.make_tensor_value_info(name, kind.FLOAT, writer.shapes[name]) for name in graph.outputs]
+    body = helper.make_graph(writer.nodes, graph.spec.name, [image], outputs, writer.initializers)
+    model = helper.make_model(
+        body, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="tinyusfm-edge"
+    )
+    return serialise(model)
+
+
+def save_checked(data: bytes, out: Path) -> Path:
+    """Writes an ONNX file and runs the full checker on the path, as a reader would meet it.
+
+    Raises:
+        OutputError: the file cannot be written.
+        UnsupportedError: the checker refuses it.
+        MissingExtra: onnx is not installed.
+    """
+    onnx = _onnx()
+    try:
+        out.write_bytes(data)
+    except OSError as error:
+        raise OutputError(f"cannot write {out}: {error.strerror or error}") from error
+    try:
+        onnx.checker.check_model(str(out), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise UnsupportedError(f"the exported ONNX is not valid: {str(error).splitlines()[0]}") from error
+    return out
+
+
+def serialise(model: ModelProto) -> bytes:
+    """Bytes of a model, the same in every process."""
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
+
+
+def _onnx() -> Any:
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingExtra("export", "onnx", "export") from error
+    return onnx
+
+
+class _Writer:
+    """Nodes and initialisers written so far; ``visit`` adds those of one fx node."""
+
+    def __init__(self, module: Any, *, float_input: bool) -> None:
+        self.module = module
+        self.float_input = float_input
+        self.nodes: list[Any] = []
+        self.initializers: list[Any] = []
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.values: dict[Node, str] = {}
+
+    def visit(self, node: Node) -> None:
+        """Writes one node."""
+        if node.op == "placeholder":
+            self.values[node] = node.meta["path"]
+        elif node.op == "get_attr":
+            self.values[node] = self.store(node.meta["path"], getattr(self.module, str(node.target)))
+        elif node.op == "call_module":
+            layer = self.module.get_submodule(str(node.target))
+            self._write(_LAYERS.get(type(layer).__name__), node, layer)
+        elif node.op == "call_method":
+            self._write(_METHODS.get(str(node.target)), node, None)
+        elif node.op == "call_function":
+            self._write(_FUNCTIONS.get(getattr(node.target, "__name__", "")), node, None)
+
+    def _write(self, write: Callable[[_Writer, Any, Any], None] | None, node: Node, layer: Any) -> None:
+        if write is None:
+            raise UnsupportedError(f"the ONNX writer has no form for {node.op} {node.target}: add it to onnx_writer.py")
+        path = node.meta["path"]
+        self.values[node], self.shapes[path] = path, node.meta["shape"]
+        write(self, node, layer)
+
+    def emit(self, kind: str, node: Node, inputs: list[str], **attributes: Any) -> None:
+        """One ONNX node whose output is the fx node's value."""
+        self.raw(kind, node.meta["path"], inputs, [self.values[node]], **attributes)
+
+    def raw(self, kind: str, name: str, inputs: list[str], outputs: list[str], **attributes: Any) -> None:
+        """One ONNX node."""
+        self.nodes.append(_onnx().helper.make_node(kind, inputs, outputs, name=name, **attributes))
+
+    def source(self, node: Node, index: int = 0) -> str:
+        """Name of the tensor in a node's argument."""
+        return self.values[node.args[index]]  # type: ignore[index]
+
+    def store(self, name: str, value: Any) -> str:
+        """Adds an initialiser; float32 for torch tensors, else the array's own type."""
+        array = value.detach().numpy() if hasattr(value, "detach") else np.asarray(value)
+        self.initializers.append(_onnx().numpy_helper.from_array(np.ascontiguousarray(array), name))
+        return name
+
+
+def _linear(w: _Writer, node: Node, layer: Any) -> None:
+    path = str(node.target)
+    weight = w.store(f"{path}.weight", layer.weight.detach().numpy().T)
+    if layer.bias is None:
+        w.raw("MatMul", f"{path}/matmul", [w.source(node), weight], [w.values[node]])
+        return
+    w.raw("MatMul", f"{path}/matmul", [w.source(node), weight], [f"{path}/product"])
+    w.raw("Add", f"{path}/bias", [f"{path}/product", w.store(f"{path}.bias", layer.bias)], [w.values[node]])
+
+
+def _conv(w: _Writer, node: Node, layer: Any) -> None:
+    path = str(node.target)
+    inputs = [w.source(node), w.store(f"{path}.weight", layer.weight), w.store(f"{path}.bias", layer.bias)]
+    pads, kernel = list(layer.padding) * 2, list(layer.kernel_size)
+    w.raw("Conv", path, inputs, [w.values[node]], kernel_shape=kernel, pads=pads, group=layer.groups)
+
+
+def _layer_norm(w: _Writer, node: Node, layer: Any) -> None:
+    path = str(node.target)
+    width = layer.normalized_shape[0]
+    inputs = [w.source(node)]
+    if layer.weight is None:
+        inputs.append(w.store(f"{path}.scale", np.ones(width, np.float32)))
+    else:
+        inputs += [w.store(f"{path}.scale", layer.weight), w.store(f"{path}.shift", layer.bias)]
+    w.emit("LayerNormalization", node, inputs, axis=-1, epsilon=layer.eps)
+
+
+def _average(w: _Writer, node: Node, layer: Any) -> None:
+    w.emit("AveragePool", node, [w.source(node)], kernel_shape=[2, 2], strides=[2, 2])
+
+
+def _interpolate(w: _Writer, node: Node, _: Any) -> None:
+    path = node.meta["path"]
+    sizes = w.store(f"{path}.sizes", np.array(node.meta["shape"], np.int64))
+    mode = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
+    w.emit("Resize", node, [w.source(node), "", "", sizes], **mode)
+
+
+def _cast(w: _Writer, node: Node, _: Any) -> None:
+    if w.float_input:
+        w.values[node] = w.source(node)
+    else:
+        w.emit("Cast", node, [w.source(node)], to=_onnx().TensorProto.FLOAT)
+
+
+def _reshape(w: _Writer, node: Node, _: Any) -> None:
+    shape = w.store(f"{node.meta['path']}.shape", np.array(node.meta["shape"], np.int64))
+    w.emit("Reshape", node, [w.source(node), shape])
+
+
+def _permute(w: _Writer, node: Node, _: Any) -> None:
+    w.emit("Transpose", node, [w.source(node)], perm=list(node.args[1]))  # type: ignore[arg-type]
+
+
+def _chunk(w: _Writer, node: Node, _: Any) -> None:
+    path = node.meta["path"]
+    w.raw("Split", path, [w.source(node)], [f"{path}.{i}" for i in range(3)], axis=-1, num_outputs=3)
+
+
+def _getitem(w: _Writer, node: Node, _: Any) -> None:
+    """A part of a Split needs no node; a slice drops the first token."""
+    if isinstance(node.args[1], int):
+        return
+    path = node.meta["path"]
+    bounds = {"starts": [1], "ends": [np.iinfo(np.int64).max], "axes": [1]}
+    names = [w.store(f"{path}.{key}", np.array(value, np.int64)) for key, value in bounds.items()]
+    w.emit("Slice", node, [w.source(node), *names])
+
+
+def _mean(w: _Writer, node: Node, _: Any) -> None:
+    axes = w.store(f"{node.meta['path']}.axes", np.array([1], np.int64))
+    w.emit("ReduceMean", node, [w.source(node), axes], keepdims=0)
+
+
+def _cat(w: _Writer, node: Node, _: Any) -> None:
+    w.emit("Concat", node, [w.values[part] for part in node.args[0]], axis=1)  # type: ignore[union-attr, index]
+
+
+def _unary(kind: str, **attributes: Any) -> Callable[[_Writer, Any, Any], None]:
+    return lambda w, node, _: w.emit(kind, node, [w.source(node)], **attributes)
+
+
+def _binary(kind: str) -> Callable[[_Writer, Any, Any], None]:
+    return lambda w, node, _: w.emit(kind, node, [w.source(node, 0), w.source(node, 1)])
+
+
+_LAYERS: dict[str, Callable[[_Writer, Any, Any], None]] = {
+    "Linear": _linear,
+    "Conv2d": _conv,
+    "LayerNorm": _layer_norm,
+    "AvgPool2d": _average,
+    "GELU": _unary("Gelu"),
+    "ReLU": _unary("Relu"),
+    "Softmax": _unary("Softmax", axis=-1),
+}
+_METHODS: dict[str, Callable[[_Writer, Any, Any], None]] = {"to": _cast}
+_FUNCTIONS: dict[str, Callable[[_Writer, Any, Any], None]] = {
+    operator.add.__name__: _binary("Add"),
+    operator.getitem.__name__: _getitem,
+    "matmul": _binary("MatMul"),
+    "cat": _cat,
+    "reshape": _reshape,
+    "permute": _permute,
+    "chunk": _chunk,
+    "mean": _mean,
+    "interpolate": _interpolate,
+}
+
+__all__ = ["IR_VERSION", "OPSET", "save_checked", "serialise", "write_onnx"]

@@ -1,0 +1,355 @@
+"""Parity: how far an artefact's answers lie from the float32 reference's, frame by frame and as statistics.
+
+A ``Comparison`` is measured and says nothing about good or bad; gate.py judges it and makes a ``ParityReport``. Both
+sides go through the runtime's own post-processing. numpy only: it does not know torch, engines or bundles.
+
+Statistics of a segmentation (S frames; *counted* frames are those whose reference mask covers at least
+``min_coverage``, *small* ones the rest):
+
+* ``dice_mean``, ``dice_worst``: over counted frames, of the masks; with several labels the mean over the labels present.
+* ``differing_pixels_worst``: largest share of differing pixels on a small frame.
+* ``hc_p95_mm``, ``hc_max_mm``: |HC - reference HC| over counted frames with a spacing; a head that one side does not
+  find counts as 0 mm. ``hc_p95_share``: the same as a share of the reference HC, over counted frames without spacing.
+* ``border_flips``: counted frames where one mask touches the border and the other does not.
+
+Of a classification: ``top1``, ``drift_mean``, ``drift_worst`` (largest change of a probability of a frame). Of features:
+``cosine_mean``, ``cosine_worst``. Of all: ``logit_max_abs``, ``logit_mean_abs``, ``broken`` (frames with NaN, infinity or
+another shape). Percentiles are the next larger sample, never interpolated.
+
+Shapes: NKHW logits, HW masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from tinyusfm_runtime.answer import Answer, answer
+from tinyusfm_runtime.engine import LOGITS_NAME
+from tinyusfm_runtime.measure import binary_mask, dice
+from tinyusfm_runtime.preprocess import Placement
+from tinyusfm_runtime.spec import ModelSpec, PostProcess, Task
+
+PARITY_VERSION = 1
+"""Version of the JSON that ``ParityReport.to_json`` writes."""
+
+MIN_COVERAGE = 0.01
+"""Share of the image a reference mask must cover for Dice and HC to mean something."""
+
+Value = float | int | bool | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Output:
+    """One side's answer to one frame.
+
+    Attributes:
+        logits: float32, the output itself.
+        answer: what the runtime makes of it.
+        mask_HW: uint8 labels of a segmentation, the mask a user sees; None for other tasks or a broken output.
+    """
+
+    logits: np.ndarray
+    answer: Answer
+    mask_HW: np.ndarray | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrameParity:
+    """One frame's comparison.
+
+    Attributes:
+        id: name of the frame.
+        counted: True if Dice, HC and the like are judged on it.
+        values: name -> number; names as in the module's docstring, without the statistic's suffix.
+    """
+
+    id: str
+    counted: bool
+    values: Mapping[str, Value]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """Measured differences of one artefact.
+
+    Attributes:
+        task: what the model answers.
+        post: what is made of its logits.
+        engine: what ran the artefact, in the engine's own words.
+        reference: what it was compared with, in words.
+        frames: one entry a frame.
+        statistics: name -> number, see the module's docstring; names without a frame to measure on are absent.
+        provenance: which frames these were: kind, count, hashes (see gate_frames.py).
+    """
+
+    task: Task
+    post: PostProcess
+    engine: str
+    reference: str
+    frames: tuple[FrameParity, ...]
+    statistics: Mapping[str, float]
+    provenance: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateLine:
+    """One demand of a gate and what was measured.
+
+    Attributes:
+        name: key of the gate.
+        text: what is demanded, in words.
+        value: measured, or None where there was nothing to measure.
+        limit: the threshold.
+        passed: whether it holds.
+    """
+
+    name: str
+    text: str
+    value: float | None
+    limit: float
+    passed: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParityReport:
+    """A judged comparison; true where every demand holds.
+
+    Attributes:
+        comparison: what was measured.
+        limits: the gate's thresholds, as data.
+        lines: the demands that apply to this task.
+        notes: what a reader must know, such as demands that had no frame to be judged on.
+    """
+
+    comparison: Comparison
+    limits: Mapping[str, Any]
+    lines: tuple[GateLine, ...]
+    notes: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.lines) and all(line.passed for line in self.lines)
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What does not hold, one phrase each."""
+        return tuple(line.text for line in self.lines if not line.passed)
+
+    def summary(self) -> dict[str, Any]:
+        """Plain data without the frames' own numbers, for a manifest."""
+        return {
+            "version": PARITY_VERSION,
+            "passed": bool(self),
+            "task": self.comparison.task.value,
+            "engine": self.comparison.engine,
+            "reference": self.comparison.reference,
+            "frames": dict(self.comparison.provenance),
+            "statistics": dict(self.comparison.statistics),
+            "limits": dict(self.limits),
+            "failures": list(self.failures),
+            "notes": list(self.notes),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data with one row a frame, ready for ``json.dumps``."""
+        rows = [{"id": row.id, "counted": row.counted, **row.values} for row in self.comparison.frames]
+        return {**self.summary(), "rows": rows}
+
+    def table(self) -> list[tuple[str, str, str, str]]:
+        """Rows (demand, measured, limit, verdict) for people."""
+        return [
+            (
+                line.name,
+                "nothing measured" if line.value is None else f"{line.value:.4g}",
+                f"{line.limit:.4g}",
+                "holds" if line.passed else "MISSED",
+            )
+            for line in self.lines
+        ]
+
+
+def read_output(outputs: Mapping[str, np.ndarray], spec: ModelSpec, placement: Placement) -> Output:
+    """Post-processes an output as the runtime does.
+
+    Args:
+        outputs: ``logits`` and auxiliary outputs, as an engine or the reference gave them.
+        spec: the model.
+        placement: where the frame lies in the input.
+
+    Raises:
+        EngineError: logits are missing, or of another shape or type than the model's.
+    """
+    found = answer(outputs, spec, placement)
+    logits, mask_HW = outputs[LOGITS_NAME], found.mask_HW
+    if spec.task is Task.SEGMENT and found.valid and mask_HW is None:
+        mask_HW = binary_mask(logits, spec.threshold)
+    return Output(logits=logits, answer=found, mask_HW=mask_HW)
+
+
+def compare_frame(
+    name: str, reference: Output, found: Output, spec: ModelSpec, *, min_coverage: float = MIN_COVERAGE
+) -> FrameParity:
+    """Compares one frame's answers.
+
+    Args:
+        name: name of the frame.
+        reference: the float32 reference's answer.
+        found: the artefact's.
+        spec: the model.
+        min_coverage: share of the image from which a reference mask counts.
+    """
+    counted = True
+    values: dict[str, Value] = {}
+    if spec.task is Task.SEGMENT and reference.mask_HW is not None:
+        values["coverage"] = float(np.count_nonzero(reference.mask_HW)) / reference.mask_HW.size
+        counted = values["coverage"] >= min_coverage
+    broken = not (found.answer.valid and reference.answer.valid and found.logits.shape == reference.logits.shape)
+    values["broken"] = broken
+    if broken:
+        return FrameParity(id=name, counted=counted, values=values)
+    distance = np.abs(found.logits.astype(np.float64) - reference.logits)
+    values["logit_max_abs"], values["logit_mean_abs"] = float(distance.max()), float(distance.mean())
+    if spec.task is Task.SEGMENT:
+        values.update(_compare_masks(reference, found))
+    elif spec.task is Task.CLASSIFY:
+        values.update(_compare_scores(reference, found))
+    else:
+        values["cosine"] = cosine(reference.logits, found.logits)
+    return FrameParity(id=name, counted=counted, values=values)
+
+
+def _compare_masks(reference: Output, found: Output) -> dict[str, Value]:
+    assert reference.mask_HW is not None and found.mask_HW is not None
+    values: dict[str, Value] = {
+        "dice": label_dice(reference.mask_HW, found.mask_HW),
+        "differing_pixels": float(np.mean(reference.mask_HW != found.mask_HW)),
+    }
+    before, after = reference.answer.measurement, found.answer.measurement
+    if before is None or after is None:
+        return values
+    values["border_reference"], values["border"] = before.touches_border, after.touches_border
+    if before.hc_mm is not None or after.hc_mm is not None:
+        values["hc_reference_mm"], values["hc_mm"] = before.hc_mm or 0.0, after.hc_mm or 0.0
+        values["hc_diff_mm"] = abs((after.hc_mm or 0.0) - (before.hc_mm or 0.0))
+    elif before.found:
+        # without a spacing: the circumferences in input pixels, as a share of the reference's
+        values["hc_diff_share"] = abs((after.hc_px if after.found else 0.0) - before.hc_px) / before.hc_px
+    return values
+
+
+def _compare_scores(reference: Output, found: Output) -> dict[str, Value]:
+    before, after = reference.answer.scores, found.answer.scores
+    assert before is not None and after is not None
+    # one score is the probability of the only label
+    same = (before >= 0.5) == (after >= 0.5) if before.size == 1 else before.argmax() == after.argmax()
+    return {"top1": bool(np.all(same)), "drift": float(np.abs(before - after).max())}
+
+
+def summarise(
+    frames: Sequence[FrameParity], spec: ModelSpec, *, engine: str, reference: str, provenance: Mapping[str, Any]
+) -> Comparison:
+    """Statistics over frames; see the module's docstring for their names.
+
+    Args:
+        frames: one entry a frame.
+        spec: the model.
+        engine: what ran the artefact, in words.
+        reference: what it was compared with, in words.
+        provenance: which frames these were.
+    """
+    counted = [frame for frame in frames if frame.counted]
+    small = [frame for frame in frames if not frame.counted]
+    statistics: dict[str, float] = {
+        "frames": len(frames),
+        "counted": len(counted),
+        "broken": sum(bool(frame.values["broken"]) for frame in frames),
+    }
+    _note(statistics, {"logit_max_abs": max}, _column(frames, "logit_max_abs"))
+    _note(statistics, {"logit_mean_abs": _mean}, _column(frames, "logit_mean_abs"))
+    if spec.task is Task.SEGMENT:
+        _note(statistics, {"dice_mean": _mean, "dice_worst": min}, _column(counted, "dice"))
+        _note(statistics, {"differing_pixels_worst": max}, _column(small, "differing_pixels"))
+    if spec.task is Task.SEGMENT and spec.postprocess is PostProcess.ELLIPSE_HC:
+        in_mm, shares = _column(counted, "hc_diff_mm"), _column(counted, "hc_diff_share")
+        _note(statistics, {"hc_mean_mm": _mean, "hc_p95_mm": p95, "hc_max_mm": max, "hc_frames": len}, in_mm)
+        _note(statistics, {"hc_p95_share": p95, "hc_share_frames": len}, shares)
+        statistics["border_flips"] = sum(f.values.get("border") != f.values.get("border_reference") for f in counted)
+    _note(statistics, {"top1": _mean}, _column(frames, "top1"))
+    _note(statistics, {"drift_mean": _mean, "drift_worst": max}, _column(frames, "drift"))
+    _note(statistics, {"cosine_mean": _mean, "cosine_worst": min}, _column(frames, "cosine"))
+    return Comparison(
+        task=spec.task,
+        post=spec.postprocess,
+        engine=engine,
+        reference=reference,
+        frames=tuple(frames),
+        statistics=statistics,
+        provenance=provenance,
+    )
+
+
+def with_provenance(comparison: Comparison, **more: Any) -> Comparison:
+    """The same comparison with more said about its frames."""
+    return replace(comparison, provenance={**comparison.provenance, **more})
+
+
+def label_dice(a_HW: np.ndarray, b_HW: np.ndarray) -> float:
+    """Mean Dice over the labels above 0 that either map holds; 1 if neither holds any.
+
+    Args:
+        a_HW: uint8 label map.
+        b_HW: uint8 label map.
+    """
+    labels = sorted((set(np.unique(a_HW).tolist()) | set(np.unique(b_HW).tolist())) - {0})
+    if not labels:
+        return 1.0
+    return float(np.mean([dice((a_HW == k).astype(np.uint8), (b_HW == k).astype(np.uint8)) for k in labels]))
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Cosine of two arrays taken as vectors; two zero vectors agree, one disagrees."""
+    x, y = np.asarray(a, np.float64).ravel(), np.asarray(b, np.float64).ravel()
+    norm = float(np.linalg.norm(x) * np.linalg.norm(y))
+    if norm == 0.0:
+        return 1.0 if not x.any() and not y.any() else 0.0
+    return float(np.clip(x @ y / norm, -1.0, 1.0))
+
+
+def p95(samples: Sequence[float]) -> float:
+    """95th percentile, the next larger sample where it falls between two."""
+    return float(np.percentile(np.asarray(samples, np.float64), 95, method="higher"))
+
+
+def _mean(samples: Sequence[float]) -> float:
+    return float(np.mean(np.asarray(samples, np.float64)))
+
+
+def _column(frames: Sequence[FrameParity], key: str) -> list[float]:
+    found = (frame.values.get(key) for frame in frames)
+    return [float(value) for value in found if value is not None]
+
+
+def _note(statistics: dict[str, float], functions: Mapping[str, Any], samples: list[float]) -> None:
+    if samples:
+        statistics.update({name: float(function(samples)) for name, function in functions.items()})
+
+
+__all__ = [
+    "MIN_COVERAGE",
+    "PARITY_VERSION",
+    "Comparison",
+    "FrameParity",
+    "GateLine",
+    "Output",
+    "ParityReport",
+    "compare_frame",
+    "cosine",
+    "label_dice",
+    "p95",
+    "read_output",
+    "summarise",
+    "with_provenance",
+]

@@ -1,0 +1,133 @@
+"""The reference: the student itself in PyTorch, float32, that every artefact is measured against.
+
+Frames go through the runtime's preprocessing; codes become three equal channels, are divided by 255 and normalised with
+the spec's mean and std, as in training. The export's rewrites are not used here: what they change is part of what is
+measured. torch is imported inside functions. It does not know artefacts or gates.
+
+Shapes: NCHW input; NKHW or NK logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tinyusfm_export.parity import Output, read_output
+from tinyusfm_runtime.engine import LOGITS_NAME
+from tinyusfm_runtime.errors import InputError, MissingExtra
+from tinyusfm_runtime.frame import Frame
+from tinyusfm_runtime.preprocess import preprocess
+from tinyusfm_runtime.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def reference_outputs(module: nn.Module, spec: ModelSpec, frames: Sequence[Frame]) -> list[Output]:
+    """Runs the student on frames, one at a time on one thread, so that the same machine gives the same bits.
+
+    Args:
+        module: takes a normalised picture 1x3xHxW and returns logits; parameters float32.
+        spec: its preprocessing, task and post-processing.
+        frames: any frames.
+
+    Returns:
+        One output a frame, in order.
+
+    Raises:
+        MissingExtra: torch is not installed.
+        InputError: the module is not float32, or its output is not finite or not the spec's.
+    """
+    return list(stream_outputs(module, spec, frames))
+
+
+def stream_outputs(module: nn.Module, spec: ModelSpec, frames: Sequence[Frame]) -> Iterator[Output]:
+    """As ``reference_outputs``, one at a time."""
+    with reference_mode(module):
+        for frame in frames:
+            tensor, placement = preprocess(frame, spec.preprocess)
+            logits = run_reference(module, spec, tensor)
+            output = read_output({LOGITS_NAME: logits}, spec, placement)
+            if not output.answer.valid:
+                raise InputError(f"student {spec.name!r} gives NaN or infinity in float32: it cannot be a reference")
+            yield output
+
+
+def run_reference(module: nn.Module, spec: ModelSpec, tensor: np.ndarray) -> np.ndarray:
+    """Runs the student on one preprocessed input.
+
+    Args:
+        module: see ``reference_outputs``; call inside ``reference_mode``.
+        spec: gives mean and std.
+        tensor: uint8 NCHW, one channel or three equal ones.
+
+    Returns:
+        float32 logits.
+    """
+    import torch
+
+    codes = torch.from_numpy(np.ascontiguousarray(tensor)).to(torch.float32)
+    logits = module(normalise(codes, spec))
+    if isinstance(logits, (tuple, list)):
+        logits = logits[0]
+    array: np.ndarray = logits.detach().to(torch.float32).numpy()
+    return np.ascontiguousarray(array)
+
+
+def normalise(codes_NCHW: Tensor, spec: ModelSpec) -> Tensor:
+    """Codes 0..255 to the normalised three-channel picture that students take.
+
+    Args:
+        codes_NCHW: float32, one channel or three.
+        spec: gives mean and std on a 0..1 scale.
+    """
+    import torch
+
+    mean = torch.tensor(spec.preprocess.mean, dtype=torch.float32).view(1, 3, 1, 1)
+    std = torch.tensor(spec.preprocess.std, dtype=torch.float32).view(1, 3, 1, 1)
+    return (codes_NCHW.expand(-1, 3, -1, -1) / 255.0 - mean) / std
+
+
+@contextmanager
+def reference_mode(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no gradients, no autocast, one thread; everything is put back afterwards.
+
+    Raises:
+        MissingExtra: torch is not installed.
+        InputError: a parameter or buffer of the module is of another floating type than float32.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtra("the PyTorch reference", "torch", "torch") from error
+    others = {str(t.dtype) for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()}
+    if others - {"torch.float32"}:
+        raise InputError(f"the reference is computed in float32; this student holds {', '.join(sorted(others))}")
+    training, threads = module.training, torch.get_num_threads()
+    module.eval()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode(), torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        module.train(training)
+
+
+def reference_name() -> str:
+    """What the live reference is called in reports.
+
+    Raises:
+        MissingExtra: torch is not installed.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtra("the PyTorch reference", "torch", "torch") from error
+    return f"PyTorch {torch.__version__} float32, live"
+
+
+__all__ = ["normalise", "reference_mode", "reference_name", "reference_outputs", "run_reference", "stream_outputs"]

@@ -1,0 +1,73 @@
+"""What a target is: something that writes the export graph and a decision as files one engine reads.
+
+A target is one file in ``targets/``; its stem is the name people type (see plugins.py in the runtime). The file has
+``probe()``, which tells whether it can build here, and a class ``Target``. It does not know gates, bundles or frames.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from tinyusfm_export.decision import QuantDecision
+    from tinyusfm_export.graph import ExportGraph
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Requirements:
+    """What the machine that runs an artefact must have.
+
+    Attributes:
+        cpu_features: CPU flags (names as Linux prints them) that decide which arithmetic the engine uses. The artefact
+            was built, and is to be verified, on a machine with exactly these of ``WATCHED_FEATURES``.
+        library: distribution of the engine.
+        library_version: version it was built and verified with.
+    """
+
+    cpu_features: tuple[str, ...]
+    library: str
+    library_version: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuiltArtefact:
+    """Files of one artefact and what must be known about them.
+
+    Attributes:
+        files: what was written, the one the engine is pointed at first.
+        form: how the decision was written, one phrase for people.
+        rest_precision: arithmetic of everything that is not int8, ``f32`` or ``bf16``.
+        requirements: what the machine must have.
+    """
+
+    files: tuple[Path, ...]
+    form: str
+    rest_precision: str
+    requirements: Requirements
+
+
+@runtime_checkable
+class Target(Protocol):
+    """Writes artefacts for one engine."""
+
+    name: str
+    """Public name, the one stored in a manifest: ``onnx``, ``openvino``."""
+    suffix: str
+    """Suffix of the file the engine is pointed at: ``.onnx``, ``.xml``."""
+    precisions: tuple[str, ...]
+    """Precisions it can write on some machine."""
+
+    def build(self, graph: ExportGraph, decision: QuantDecision, out: Path) -> BuiltArtefact:
+        """Writes the artefact into the existing folder ``out``; the same arguments give the same bytes.
+
+        Raises:
+            UnsupportedError: the target, or this machine, cannot express the decision.
+            MissingExtra: its library is not installed.
+            OutputError: a file cannot be written.
+        """
+        ...
+
+
+__all__ = ["BuiltArtefact", "Requirements", "Target"]

@@ -1,0 +1,229 @@
+"""Verifying a bundle: the whole gate, on this machine, against the live PyTorch reference or the stored one.
+
+With the student at hand the reference is computed anew on the frames given. Without it (a device has no torch) the same
+gate runs against the reference's answers stored in ``golden/``; the report says so and never calls itself the live one.
+numpy only unless a module is handed in. It does not know how students are found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinyusfm_export.checked import compare_outputs
+from tinyusfm_export.engine_run import open_engine, run_engine
+from tinyusfm_export.expected import Expected, expect, expect_golden, stored_expectation
+from tinyusfm_export.gate import Gate
+from tinyusfm_export.gate_frames import GateFrames
+from tinyusfm_export.parity import ParityReport
+from tinyusfm_runtime.bundle import Bundle
+from tinyusfm_runtime.errors import InputError, MissingExtra, UnsupportedError
+from tinyusfm_runtime.machine import machine_card
+from tinyusfm_runtime.manifest import Artefact
+from tinyusfm_runtime.plugins import stem
+
+if TYPE_CHECKING:
+    from torch import nn
+
+VERIFY_VERSION = 1
+"""Version of the JSON that ``VerifyReport.to_json`` writes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArtefactCheck:
+    """One artefact's outcome.
+
+    Attributes:
+        name: such as ``openvino-int8``.
+        report: the judged comparison, or None if it could not be run here.
+        skipped: why it could not be run here; empty if it was.
+        notes: what a reader must know, such as that it was exported without a gate.
+    """
+
+    name: str
+    report: ParityReport | None
+    skipped: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerifyReport:
+    """What verifying found. True if at least one artefact was run and all that were hold the gate.
+
+    Attributes:
+        path: the bundle's folder.
+        bundle_id: short name of exactly these bytes.
+        live: True if the PyTorch reference was computed now; False if the stored one was used.
+        machine: machine card, plain data.
+        checks: one an artefact, in the ladder's order.
+    """
+
+    path: Path
+    bundle_id: str
+    live: bool
+    machine: Mapping[str, Any]
+    checks: tuple[ArtefactCheck, ...]
+
+    def __bool__(self) -> bool:
+        run = [check.report for check in self.checks if check.report is not None]
+        return bool(run) and all(run)
+
+    @property
+    def headline(self) -> str:
+        """What kind of check this was and how it ended, one line."""
+        kind = (
+            "full gate against the live PyTorch reference"
+            if self.live
+            else "golden gate against the stored PyTorch reference (the student was not run, this is not the full gate)"
+        )
+        run = sum(check.report is not None for check in self.checks)
+        skipped = len(self.checks) - run
+        left = f", {skipped} not run here" if skipped else ""
+        return f"{'passed' if self else 'FAILED'}: {kind}, {run} artefact(s){left}"
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What does not hold, artefact first."""
+        missed = [f"{c.name}: {text}" for c in self.checks if c.report is not None for text in c.report.failures]
+        return tuple(missed) if any(c.report is not None for c in self.checks) else ("no artefact could be run here",)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, ready for ``json.dumps``."""
+        return {
+            "version": VERIFY_VERSION,
+            "passed": bool(self),
+            "headline": self.headline,
+            "bundle_id": self.bundle_id,
+            "live": self.live,
+            "machine": dict(self.machine),
+            "artefacts": [
+                {
+                    "name": check.name,
+                    "skipped": check.skipped,
+                    "notes": list(check.notes),
+                    "report": None if check.report is None else check.report.to_json(),
+                }
+                for check in self.checks
+            ],
+        }
+
+    def table(self) -> list[tuple[str, str, str, str, str]]:
+        """Rows (artefact, demand, measured, limit, verdict) for people."""
+        rows: list[tuple[str, str, str, str, str]] = []
+        for check in self.checks:
+            if check.report is None:
+                rows.append((check.name, "not run here", "", "", check.skipped))
+            else:
+                rows += [(check.name, *line) for line in check.report.table()]
+        return rows
+
+
+def verify_bundle(
+    bundle: str | Path | Bundle,
+    *,
+    module: nn.Module | None = None,
+    weights_sha256: str = "",
+    frames: GateFrames | None = None,
+    gate: Gate | None = None,
+    target: str | None = None,
+    precision: str | None = None,
+    threads: int = 1,
+) -> VerifyReport:
+    """Runs the gate on a bundle.
+
+    Args:
+        bundle: a bundle's folder, or an open bundle.
+        module: the student, for the live reference; None uses the stored one.
+        weights_sha256: hash of the student's file, compared with the bundle's where given.
+        frames: frames for the live reference; None takes the golden phantoms.
+        gate: thresholds; None is the default gate, whatever gate the bundle was exported with.
+        target: only artefacts of this target.
+        precision: only artefacts of this precision.
+        threads: threads inside the engine.
+
+    Raises:
+        InputError: no such bundle or artefact, another student, or frames without a student to run on them.
+        BundleError: the bundle was tampered with or cannot be read.
+        MissingExtra: the one artefact asked for needs a library that is not installed.
+        EngineError: an engine refused its artefact or failed.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    chosen = choose_artefacts(opened, target, precision)
+    if module is None and frames is not None:
+        raise InputError("frames were given but the student was not: the reference on them cannot be computed")
+    if module is not None and weights_sha256 not in ("", opened.manifest.weights_sha256):
+        raise InputError(
+            f"the student given ({weights_sha256[:12]}) is not the one this bundle was made of "
+            f"({opened.manifest.weights_sha256[:12]})"
+        )
+    expected = stored_expectation(opened) if module is None else _live_expectation(opened, module, frames)
+    checks = []
+    for artefact in chosen:
+        try:
+            report = _check(opened, artefact, expected, gate or Gate(), threads)
+            checks.append(ArtefactCheck(name=artefact.name, report=report, notes=_notes(artefact, gate or Gate())))
+        except (MissingExtra, UnsupportedError) as error:
+            if len(chosen) == 1:
+                raise
+            checks.append(ArtefactCheck(name=artefact.name, report=None, skipped=str(error)))
+    return VerifyReport(
+        path=opened.path,
+        bundle_id=opened.manifest.bundle_id,
+        live=module is not None,
+        machine=machine_card().to_json(),
+        checks=tuple(checks),
+    )
+
+
+def choose_artefacts(bundle: Bundle, target: str | None, precision: str | None) -> list[Artefact]:
+    """Artefacts that fit, in the ladder's order.
+
+    Raises:
+        InputError: none fits; the message lists what there is.
+    """
+    fitting = [
+        artefact
+        for artefact in bundle.manifest.artefacts
+        if (target is None or stem(target) in (stem(artefact.target), artefact.engine))
+        and (precision is None or precision.strip().lower() == artefact.precision)
+    ]
+    if not fitting:
+        there = ", ".join(artefact.name for artefact in bundle.manifest.artefacts)
+        wanted = " ".join(part for part in (target, precision) if part)
+        raise InputError(f"the bundle has no artefact {wanted!r}; it has: {there}")
+    return fitting
+
+
+def _live_expectation(bundle: Bundle, module: nn.Module, frames: GateFrames | None) -> Expected:
+    spec = bundle.manifest.spec
+    return expect(module, spec, frames) if frames else expect_golden(module, spec, bundle.golden_frames())
+
+
+def _check(bundle: Bundle, artefact: Artefact, expected: Expected, gate: Gate, threads: int) -> ParityReport:
+    spec, files = bundle.manifest.spec, bundle.artefact_files(artefact)
+    with open_engine(artefact.engine, files, spec, threads=threads, rest_precision=artefact.rest_precision) as engine:
+        found = run_engine(engine, spec, expected.inputs)
+        return compare_outputs(spec, expected, found, gate, engine.description)
+
+
+def _notes(artefact: Artefact, gate: Gate) -> tuple[str, ...]:
+    notes = []
+    if not artefact.gated:
+        notes.append("exported with its gate switched off")
+    elif not artefact.trusted:
+        notes.append("never passed its gate")
+    limits = (artefact.gate or {}).get("limits")
+    if isinstance(limits, Mapping) and dict(limits) != gate.to_json():
+        notes.append("exported with other limits than those used here")
+    return tuple(notes)
+
+
+__all__ = [
+    "VERIFY_VERSION",
+    "ArtefactCheck",
+    "VerifyReport",
+    "choose_artefacts",
+    "verify_bundle",
+]

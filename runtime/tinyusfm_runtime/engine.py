@@ -1,0 +1,102 @@
+"""Engine: what the runtime asks of an inference library, and nothing more.
+
+One file in ``engines/`` wraps one library. An engine turns verified bytes into a loaded model and
+a tensor into outputs. It does not know bundles, frames, golden vectors or post-processing, and it
+does not check values: Session does, since libraries differ in what they let through.
+
+Shapes: NCHW = 1, channels, rows, columns; NKHW = 1, classes, rows, columns; NK = 1, classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from tinyusfm_runtime.errors import InputError
+from tinyusfm_runtime.spec import ModelSpec
+
+INPUT_NAME = "image"
+"""Name of the one graph input, uint8 NCHW, in every artefact."""
+LOGITS_NAME = "logits"
+"""Name of the first graph output, float32, in every artefact."""
+REST_PRECISIONS = ("f32", "bf16")
+"""Precisions in which everything that is not INT8 may be computed."""
+MAX_THREADS = 1024
+"""More threads than any board has: a larger number is a typing error."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """How an engine is to run. Nothing is left to a library's default.
+
+    Attributes:
+        threads: threads inside one operator, at least 1.
+        rest_precision: ``f32`` or ``bf16``, passed to the library in so many words, since some pick one silently.
+    """
+
+    threads: int
+    rest_precision: str
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            InputError: a value no engine can use.
+        """
+        if isinstance(self.threads, bool) or not isinstance(self.threads, int) or not 1 <= self.threads <= MAX_THREADS:
+            raise InputError(f"threads must be a whole number from 1 to {MAX_THREADS}, not {self.threads!r}")
+        if self.rest_precision not in REST_PRECISIONS:
+            raise InputError(f"rest precision must be one of {', '.join(REST_PRECISIONS)}, not {self.rest_precision!r}")
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """One loaded model in one library. Use it from one thread; only ``cancel`` may come from another."""
+
+    @property
+    def description(self) -> str:
+        """Library, version, device, precision and threads really in use, one line."""
+        ...
+
+    def load(self, files: Mapping[str, bytes], spec: ModelSpec, config: EngineConfig) -> None:
+        """Builds the model from bytes that were already verified, and asserts the device it got.
+
+        Args:
+            files: file name (``model.onnx``, or ``model.xml`` and ``model.bin``) to content.
+            spec: the model's input and task.
+            config: threads and rest precision.
+
+        Raises:
+            MissingExtra: the library is not installed.
+            UnsupportedError: this CPU or this library cannot do what the configuration asks.
+            EngineError: the library refused the model, or gave another device or precision.
+        """
+        ...
+
+    def run(self, tensor: np.ndarray) -> dict[str, np.ndarray]:
+        """Computes one answer.
+
+        Args:
+            tensor: uint8 NCHW, C-contiguous, of the graph's own shape.
+
+        Returns:
+            ``logits`` (float32 NKHW or NK) first, then the auxiliary outputs. The caller owns the arrays.
+
+        Raises:
+            EngineError: the library failed, or the run was cancelled.
+        """
+        ...
+
+    def cancel(self) -> None:
+        """Asks a run in progress to stop; it then raises EngineError. Without one, nothing happens."""
+        ...
+
+    def close(self) -> None:
+        """Frees the model. Closing twice is harmless."""
+        ...
+
+
+__all__ = ["INPUT_NAME", "LOGITS_NAME", "MAX_THREADS", "REST_PRECISIONS", "Engine", "EngineConfig"]

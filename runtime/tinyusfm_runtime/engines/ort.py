@@ -1,0 +1,140 @@
+"""ONNX Runtime on the CPU: ``model.onnx`` from memory, one provider, no fallback.
+
+ONNX Runtime falls back to another provider in silence and reads external weight files from the
+working directory; both are shut here. It computes in float32 whatever the weights are stored in,
+so a rest precision of bf16 is refused. It does not check tensor values (Session does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tinyusfm_runtime.engine import INPUT_NAME, LOGITS_NAME, EngineConfig
+from tinyusfm_runtime.errors import EngineError, MissingExtra, UnsupportedError
+from tinyusfm_runtime.plugins import Probe
+from tinyusfm_runtime.spec import ModelSpec
+
+PROVIDER = "CPUExecutionProvider"
+"""The only provider used, and the one asserted after loading."""
+MODEL_FILE = "model.onnx"
+"""The one file of an artefact."""
+_NOWHERE = "/nonexistent/no-external-data"  # external tensors are looked up here, so none is ever found
+_ERRORS_ONLY = 4  # ORT_LOGGING_LEVEL_FATAL: what it has to say reaches the user through EngineError
+
+
+def probe() -> Probe:
+    """Tells whether ONNX Runtime can run here; never raises."""
+    try:
+        import onnxruntime
+
+        if PROVIDER not in onnxruntime.get_available_providers():
+            return Probe(works=False, reason=f"this onnxruntime has no {PROVIDER}", extra="onnxruntime")
+        return Probe(works=True, reason=f"onnxruntime {onnxruntime.__version__}, CPU", extra="onnxruntime")
+    except ImportError:
+        return Probe(works=False, reason="onnxruntime is not installed", extra="onnxruntime")
+    except Exception as error:  # a broken installation may raise anything
+        return Probe(works=False, reason=f"onnxruntime is broken: {_one_line(error)}", extra="onnxruntime")
+
+
+class Engine:
+    """One ONNX model in one inference session."""
+
+    def __init__(self) -> None:
+        self._session: Any = None
+        self._options: Any = None
+        self._outputs: list[str] = []
+        self._description = "ONNX Runtime, not loaded"
+
+    @property
+    def description(self) -> str:
+        """Library, version, provider, precision and threads, one line."""
+        return self._description
+
+    def load(self, files: Mapping[str, bytes], spec: ModelSpec, config: EngineConfig) -> None:
+        """Builds the session from bytes and asserts provider, inputs and outputs (see engine.Engine)."""
+        if config.rest_precision != "f32":
+            raise UnsupportedError(
+                f"ONNX Runtime computes in f32 on a CPU, not in {config.rest_precision}: use an artefact whose rest is f32"
+            )
+        if set(files) != {MODEL_FILE}:
+            raise EngineError(f"ONNX Runtime needs exactly {MODEL_FILE}, got {', '.join(sorted(files)) or 'nothing'}")
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingExtra("running an onnx artefact", "onnxruntime", "onnxruntime") from error
+        try:
+            session = _session(onnxruntime, files[MODEL_FILE], config.threads)
+        except Exception as error:  # onnxruntime has a dozen classes without a common one of its own
+            raise EngineError(f"ONNX Runtime cannot load the model: {_one_line(error)}") from error
+        _check_interface(session, spec)
+        self._session = session
+        self._outputs = [output.name for output in session.get_outputs()]
+        self._description = f"ONNX Runtime {onnxruntime.__version__} {PROVIDER} f32 {_threads(config.threads)}"
+
+    def run(self, tensor: np.ndarray) -> dict[str, np.ndarray]:
+        """Computes one answer (see engine.Engine)."""
+        if self._session is None:
+            raise EngineError("the ONNX Runtime engine is not loaded")
+        import onnxruntime
+
+        options = onnxruntime.RunOptions()  # a fresh one: a cancelled one stays cancelled
+        options.log_severity_level = _ERRORS_ONLY
+        self._options = options
+        try:
+            answers = self._session.run(self._outputs, {INPUT_NAME: tensor}, options)
+        except Exception as error:
+            raise EngineError(f"ONNX Runtime failed: {_one_line(error)}") from error
+        finally:
+            self._options = None
+        return dict(zip(self._outputs, answers, strict=True))
+
+    def cancel(self) -> None:
+        """Stops a run in progress between two operators (see engine.Engine)."""
+        options = self._options
+        if options is not None:
+            options.terminate = True
+
+    def close(self) -> None:
+        """Frees the session."""
+        self._session = None
+
+
+def _session(onnxruntime: Any, model: bytes, threads: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = _ERRORS_ONLY
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NOWHERE)
+    session = onnxruntime.InferenceSession(model, options, providers=[PROVIDER])
+    session.disable_fallback()
+    return session
+
+
+def _check_interface(session: Any, spec: ModelSpec) -> None:
+    if session.get_providers() != [PROVIDER]:
+        raise EngineError(f"asked for {PROVIDER}, got {session.get_providers()}")
+    inputs = [(node.name, node.type, list(node.shape)) for node in session.get_inputs()]
+    wanted = [(INPUT_NAME, "tensor(uint8)", list(spec.input.shape))]
+    if inputs != wanted:
+        raise EngineError(f"the model's inputs are {inputs}; the manifest says {wanted}")
+    outputs = [(node.name, node.type) for node in session.get_outputs()]
+    if outputs[0] != (LOGITS_NAME, "tensor(float)"):
+        raise EngineError(f"the model's first output is {outputs[0]}, not {LOGITS_NAME} in float32")
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread" if count == 1 else f"{count} threads"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+__all__ = ["MODEL_FILE", "PROVIDER", "Engine", "probe"]

@@ -1,0 +1,248 @@
+"""Draws an answer onto its frame, in numpy alone: mask outline, ellipse, one line of text; and packs PNG.
+
+The picture is for people. Nothing is measured on it, and what it shows is what the Prediction says:
+an invalid answer shows no mask, an unverified artefact is written on every picture. It does not know
+video files or web pages; sinks and reports do.
+
+Shapes: HW = rows, columns of the frame; HWC = rows, columns, RGB.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tinyusfm_runtime.frame import Frame, PixelFormat, VideoRange
+from tinyusfm_runtime.preprocess import Placement, to_grey
+
+if TYPE_CHECKING:
+    from tinyusfm_runtime.measure import HeadMeasurement
+    from tinyusfm_runtime.session import Prediction
+
+OUTLINE_RGB = (70, 220, 255)
+"""Edge of the mask: cyan stays apart from grey tissue and from the colours of Doppler's red half."""
+ELLIPSE_RGB = (255, 205, 60)
+"""The fitted ellipse."""
+TEXT_RGB = (255, 255, 255)
+WARNING_RGB = (255, 90, 90)
+GLYPH_ROWS, GLYPH_COLS = 7, 5
+
+# 5x7 letters, one row of five dots per group, drawn for this project
+_FONT = {
+    "0": "01110 10001 10011 10101 11001 10001 01110",
+    "1": "00100 01100 00100 00100 00100 00100 01110",
+    "2": "01110 10001 00001 00110 01000 10000 11111",
+    "3": "11110 00001 00001 01110 00001 00001 11110",
+    "4": "00010 00110 01010 10010 11111 00010 00010",
+    "5": "11111 10000 11110 00001 00001 10001 01110",
+    "6": "00110 01000 10000 11110 10001 10001 01110",
+    "7": "11111 00001 00010 00100 01000 01000 01000",
+    "8": "01110 10001 10001 01110 10001 10001 01110",
+    "9": "01110 10001 10001 01111 00001 00010 01100",
+    "A": "01110 10001 10001 11111 10001 10001 10001",
+    "B": "11110 10001 10001 11110 10001 10001 11110",
+    "C": "01110 10001 10000 10000 10000 10001 01110",
+    "D": "11110 10001 10001 10001 10001 10001 11110",
+    "E": "11111 10000 10000 11110 10000 10000 11111",
+    "F": "11111 10000 10000 11110 10000 10000 10000",
+    "G": "01110 10001 10000 10111 10001 10001 01110",
+    "H": "10001 10001 10001 11111 10001 10001 10001",
+    "I": "01110 00100 00100 00100 00100 00100 01110",
+    "J": "00001 00001 00001 00001 00001 10001 01110",
+    "K": "10001 10010 10100 11000 10100 10010 10001",
+    "L": "10000 10000 10000 10000 10000 10000 11111",
+    "M": "10001 11011 10101 10101 10001 10001 10001",
+    "N": "10001 11001 10101 10101 10011 10001 10001",
+    "O": "01110 10001 10001 10001 10001 10001 01110",
+    "P": "11110 10001 10001 11110 10000 10000 10000",
+    "Q": "01110 10001 10001 10001 10101 10010 01101",
+    "R": "11110 10001 10001 11110 10100 10010 10001",
+    "S": "01111 10000 10000 01110 00001 00001 11110",
+    "T": "11111 00100 00100 00100 00100 00100 00100",
+    "U": "10001 10001 10001 10001 10001 10001 01110",
+    "V": "10001 10001 10001 10001 10001 01010 00100",
+    "W": "10001 10001 10001 10101 10101 11011 10001",
+    "X": "10001 01010 00100 00100 00100 01010 10001",
+    "Y": "10001 01010 00100 00100 00100 00100 00100",
+    "Z": "11111 00001 00010 00100 01000 10000 11111",
+    "m": "00000 00000 11010 10101 10101 10101 10101",
+    "p": "00000 00000 11110 10001 11110 10000 10000",
+    "s": "00000 00000 01111 10000 01110 00001 11110",
+    "x": "00000 00000 10001 01010 00100 01010 10001",
+    ".": "00000 00000 00000 00000 00000 01100 01100",
+    "-": "00000 00000 00000 11111 00000 00000 00000",
+    "%": "11001 11010 00010 00100 01000 01011 10011",
+    ":": "00000 01100 01100 00000 01100 01100 00000",
+    " ": "00000 00000 00000 00000 00000 00000 00000",
+}
+
+
+def draw(frame: Frame, prediction: Prediction, *, text: bool = True) -> np.ndarray:
+    """Draws a prediction onto its frame.
+
+    Args:
+        frame: the frame that was predicted.
+        prediction: what was said about it.
+        text: False leaves the words out.
+
+    Returns:
+        uint8 HWC (RGB, full range), a new array.
+    """
+    picture_HWC = as_rgb(frame)
+    unit = max(1, round(min(picture_HWC.shape[:2]) / 320))
+    if prediction.mask_HW is not None:
+        _paint(picture_HWC, _thick(outline(prediction.mask_on_frame()), unit - 1), OUTLINE_RGB)
+    measured = prediction.measurement
+    if measured is not None and measured.found:
+        ellipse_HW = np.zeros(picture_HWC.shape[:2], bool)
+        rows, cols = ellipse_points(measured, prediction.placement)
+        num_rows, num_cols = prediction.placement.frame_size
+        inside = (rows >= 0) & (rows < num_rows) & (cols >= 0) & (cols < num_cols)
+        ellipse_HW[rows[inside], cols[inside]] = True
+        _paint(picture_HWC, _thick(ellipse_HW, unit - 1), ELLIPSE_RGB)
+    if text:
+        for line, (words, colour) in enumerate(captions(prediction)):
+            write(picture_HWC, words, 3 * unit, (3 + (GLYPH_ROWS + 4) * line) * unit, unit, colour)
+    return picture_HWC
+
+
+def as_rgb(frame: Frame) -> np.ndarray:
+    """The frame's pixels as full-range RGB, uint8 HWC, a new array."""
+    pixels = frame.pixels
+    if VideoRange(frame.video_range) is VideoRange.LIMITED:
+        # to_grey expands the range code by code, whatever the shape
+        pixels = to_grey(pixels, PixelFormat.GREY, VideoRange.LIMITED)
+    kind = PixelFormat(frame.pixel_format)
+    if kind is PixelFormat.GREY:
+        return np.repeat(pixels[..., None], 3, axis=2)
+    order = [2, 1, 0] if kind is PixelFormat.BGR else [0, 1, 2]
+    return np.ascontiguousarray(pixels[..., order])
+
+
+def outline(mask_HW: np.ndarray) -> np.ndarray:
+    """Pixels of the mask with a 4-neighbour of another label; bool HW."""
+    padded = np.pad(mask_HW, 1)
+    centre = padded[1:-1, 1:-1]
+    differs = (padded[:-2, 1:-1] != centre) | (padded[2:, 1:-1] != centre)
+    differs |= (padded[1:-1, :-2] != centre) | (padded[1:-1, 2:] != centre)
+    return differs & (centre > 0)
+
+
+def ellipse_points(measured: HeadMeasurement, placement: Placement) -> tuple[np.ndarray, np.ndarray]:
+    """Points of the measured ellipse on the frame, dense enough to leave no gap.
+
+    Returns:
+        rows, columns: int64, frame pixels; some may lie outside the frame.
+    """
+    major, minor = measured.axes_px
+    steps = max(64, int(8 * (major + minor) * max(placement.crop[2:]) / max(placement.box[2:])))
+    turn = np.linspace(0.0, 2.0 * math.pi, steps, endpoint=False)
+    along, across = 0.5 * major * np.cos(turn), 0.5 * minor * np.sin(turn)
+    angle = math.radians(measured.angle_deg)
+    rows = measured.centre_px[0] + along * math.sin(angle) + across * math.cos(angle)
+    cols = measured.centre_px[1] + along * math.cos(angle) - across * math.sin(angle)
+    row, col, height, width = placement.crop
+    top, left, box_h, box_w = placement.box
+    # pixel centres carry over to pixel centres
+    rows = row + (rows - top + 0.5) * height / box_h - 0.5
+    cols = col + (cols - left + 0.5) * width / box_w - 0.5
+    return np.rint(rows).astype(np.int64), np.rint(cols).astype(np.int64)
+
+
+def captions(prediction: Prediction) -> list[tuple[str, tuple[int, int, int]]]:
+    """The lines of text: the reading, then whatever must be known before it is believed."""
+    lines = []
+    measured = prediction.measurement
+    if measured is not None:
+        if not measured.found:
+            lines.append(("NO HEAD", TEXT_RGB))
+        elif measured.hc_mm is not None:
+            lines.append((f"HC {measured.hc_mm:.1f} mm", TEXT_RGB))
+        else:
+            lines.append((f"HC {measured.hc_px:.0f} px", TEXT_RGB))
+        if measured.found and measured.touches_border:
+            lines.append(("AT BORDER", WARNING_RGB))
+    if not prediction.valid:
+        lines.append(("INVALID", WARNING_RGB))
+    if not prediction.verified:
+        lines.append(("UNVERIFIED", WARNING_RGB))
+    if prediction.degraded:
+        lines.append(("DEGRADED", WARNING_RGB))
+    return lines
+
+
+def write(picture_HWC: np.ndarray, words: str, left: int, top: int, scale: int, colour: tuple[int, int, int]) -> None:
+    """Writes words in place; letters that the small font lacks become capitals or dashes."""
+    columns = []
+    for letter in words:
+        rows = _FONT.get(letter) or _FONT.get(letter.upper()) or _FONT["-"]
+        glyph = np.array([[dot == "1" for dot in row] for row in rows.split()])
+        columns.append(np.pad(glyph, ((0, 0), (0, 1))))
+    if not columns:
+        return
+    dots = np.kron(np.concatenate(columns, axis=1), np.ones((scale, scale), bool))
+    # a dark rim keeps the words readable on bright tissue
+    height = min(dots.shape[0], max(0, picture_HWC.shape[0] - top))
+    width = min(dots.shape[1], max(0, picture_HWC.shape[1] - left))
+    canvas = np.zeros(picture_HWC.shape[:2], bool)
+    canvas[top : top + height, left : left + width] = dots[:height, :width]
+    _paint(picture_HWC, _thick(canvas, scale), (0, 0, 0))
+    _paint(picture_HWC, canvas, colour)
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """Packs a picture as PNG (RFC 2083): 8-bit grey or RGB, filter "sub" on every row.
+
+    Args:
+        pixels: uint8 HW or HWC with 3 channels.
+
+    Returns:
+        The file's bytes.
+    """
+    rows, cols = pixels.shape[:2]
+    depth = pixels.reshape(rows, cols, -1)
+    left = np.pad(depth[:, :-1], ((0, 0), (1, 0), (0, 0)))
+    body = np.empty((rows, 1 + cols * depth.shape[2]), np.uint8)
+    body[:, 0] = 1
+    body[:, 1:] = (depth - left).reshape(rows, -1)
+    colour_type = 0 if depth.shape[2] == 1 else 2
+    head = cols.to_bytes(4, "big") + rows.to_bytes(4, "big") + bytes([8, colour_type, 0, 0, 0])
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(body.tobytes(), 6)), (b"IEND", b""))
+    packed = (
+        len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big") for kind, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def _paint(picture_HWC: np.ndarray, where_HW: np.ndarray, colour: tuple[int, int, int]) -> None:
+    picture_HWC[where_HW] = colour
+
+
+def _thick(where_HW: np.ndarray, radius: int) -> np.ndarray:
+    """Grows a drawing by ``radius`` pixels in the four directions."""
+    for _ in range(radius):
+        grown = where_HW.copy()
+        grown[1:] |= where_HW[:-1]
+        grown[:-1] |= where_HW[1:]
+        grown[:, 1:] |= where_HW[:, :-1]
+        grown[:, :-1] |= where_HW[:, 1:]
+        where_HW = grown
+    return where_HW
+
+
+__all__ = [
+    "ELLIPSE_RGB",
+    "OUTLINE_RGB",
+    "TEXT_RGB",
+    "WARNING_RGB",
+    "as_rgb",
+    "captions",
+    "draw",
+    "ellipse_points",
+    "encode_png",
+    "outline",
+    "write",
+]

@@ -1,0 +1,455 @@
+"""Session: a bundle, an engine, ``predict(frame)``.
+
+Opening one verifies every byte, loads the artefact that was asked for (or the first of the ladder;
+another one is never taken in silence), asserts the device, runs golden frames and warms up. After
+that a frame becomes a Prediction that says what made it, how long it took and whether it may be
+trusted. Input is checked here, since engines differ in what they let through.
+
+It does not know where frames come from, and it never switches engines by itself.
+
+Shapes: HW = rows, columns of the model's input; NCHW = 1, channels, rows, columns.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinyusfm_runtime.answer import answer, check_logits
+from tinyusfm_runtime.bundle import GOLDEN_FRAMES, GOLDEN_REFERENCE, Artefact, Bundle, Manifest
+from tinyusfm_runtime.engine import Engine, EngineConfig
+from tinyusfm_runtime.errors import (
+    BundleError,
+    EngineError,
+    FrameError,
+    InputError,
+    MissingExtra,
+    UnsupportedError,
+    UnverifiedError,
+)
+from tinyusfm_runtime.frame import Frame
+from tinyusfm_runtime.machine import default_threads, machine_card, same_class
+from tinyusfm_runtime.plugins import load, names, stem
+from tinyusfm_runtime.preprocess import Placement, preprocess
+from tinyusfm_runtime.selfcheck import DEFAULT_LIMITS, GoldenReport, golden_check, reference_check
+
+if TYPE_CHECKING:
+    from tinyusfm_runtime.measure import HeadMeasurement
+
+GOLDEN_FRAMES_AT_START = 4
+"""Golden frames run at start-up on the class of CPU the artefact was verified on; elsewhere all of them."""
+WARM_UP_RUNS = 5
+"""First runs are slower; they settle after three to four."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timings:
+    """How long one prediction took, in ms.
+
+    Attributes:
+        preprocess_ms: frame to tensor.
+        infer_ms: the engine.
+        postprocess_ms: logits to answer.
+        total_ms: all of it and what lies between.
+    """
+
+    preprocess_ms: float
+    infer_ms: float
+    postprocess_ms: float
+    total_ms: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """What a session says about one frame.
+
+    Attributes:
+        seq: the frame's running number.
+        mask_HW: uint8 label map at the input's size, or None; owned by the prediction.
+        placement: where the frame lies in the input.
+        scores: float32 class probabilities, or the raw values of a feature model, or None.
+        measurement: head measurement, or None.
+        engine: library, version, device, precision and threads that really answered.
+        target: such as ``openvino``.
+        precision: such as ``int8``.
+        verified: False if the artefact never passed its gate.
+        degraded: True if another artefact than the chosen one answered (never by a session's own doing).
+        valid: False if an output was not finite: mask, scores and measurement are then None.
+        timings: how long it took.
+        t_recv_ns: ``time.monotonic_ns`` at the frame's reception, or None.
+        age_ms: time from reception to this prediction, or None.
+        auxiliary: further outputs of the graph by name.
+    """
+
+    seq: int
+    mask_HW: np.ndarray | None
+    placement: Placement
+    scores: np.ndarray | None
+    measurement: HeadMeasurement | None
+    engine: str
+    target: str
+    precision: str
+    verified: bool
+    degraded: bool = False
+    valid: bool
+    timings: Timings
+    t_recv_ns: int | None
+    age_ms: float | None
+    auxiliary: Mapping[str, np.ndarray]
+
+    def mask_on_frame(self) -> np.ndarray:
+        """The mask at the frame's own size, nearest neighbour; 0 outside the region the model saw.
+
+        Returns:
+            uint8, rows x columns of the frame.
+
+        Raises:
+            InputError: this prediction has no mask.
+        """
+        if self.mask_HW is None:
+            raise InputError("this prediction has no mask: it is not valid, or the model gives none")
+        row, col, height, width = self.placement.crop
+        top, left, box_h, box_w = self.placement.box
+        # the input pixel in which the centre of a frame pixel falls, in integers
+        rows = top + (2 * np.arange(height) + 1) * box_h // (2 * height)
+        cols = left + (2 * np.arange(width) + 1) * box_w // (2 * width)
+        out = np.zeros(self.placement.frame_size, np.uint8)
+        out[row : row + height, col : col + width] = self.mask_HW[rows[:, None], cols]
+        return out
+
+
+class Session:
+    """An artefact ready to predict. Open it with ``Session.open``; it is a context manager.
+
+    Calls from several threads queue up; ``cancel`` may come from any thread at any time.
+    """
+
+    @classmethod
+    def open(
+        cls,
+        bundle: str | Path | Bundle,
+        *,
+        target: str | None = None,
+        precision: str | None = None,
+        threads: int | None = None,
+        allow_unverified: bool = False,
+    ) -> Session:
+        """Verifies a bundle and readies one of its artefacts.
+
+        Args:
+            bundle: a bundle's folder, or an open bundle.
+            target: take the first artefact of this target (``openvino``, ``onnx``, or an alias).
+            precision: take the first artefact of this precision.
+            threads: threads inside the engine; None is half of the cores, at least 1, at most 4.
+            allow_unverified: also open an artefact that never passed its gate, and mark its predictions.
+
+        Returns:
+            The session, checked against golden frames and warm.
+
+        Raises:
+            InputError: no such bundle, or no such artefact in it.
+            BundleError: the bundle was tampered with, cannot be read, or (UnverifiedError) is not verified.
+            MissingExtra: the artefact's library is not installed.
+            UnsupportedError: this machine cannot run the artefact.
+            EngineError: the library failed, or does not answer as it should.
+        """
+        clock = _Clock()
+        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        clock.lap("verify_hashes")
+        artefact = choose_artefact(opened.manifest, target, precision)
+        if not artefact.trusted and not allow_unverified:
+            why = "was exported with its gate switched off" if not artefact.gated else "never passed its gate"
+            raise UnverifiedError(
+                f"artefact {artefact.name} {why}: export it again, or allow unverified artefacts to use it all the same"
+            )
+        config = EngineConfig(
+            threads=default_threads(machine_card()) if threads is None else threads,
+            rest_precision=artefact.rest_precision,
+        )
+        engine = _load_engine(opened, artefact, config)
+        clock.lap("load")
+        session = cls(opened, artefact, engine, config.threads)
+        try:
+            session._start(clock)
+        except BaseException:
+            engine.close()
+            raise
+        return session
+
+    def __init__(self, bundle: Bundle, artefact: Artefact, engine: Engine, threads: int) -> None:
+        """Binds what ``open`` made; nothing is checked here. Use ``Session.open``."""
+        self.manifest = bundle.manifest
+        self.artefact = artefact
+        self.path = bundle.path
+        self.spec = bundle.manifest.spec
+        self.threads = threads
+        self.startup: Mapping[str, float] = MappingProxyType({})
+        # only the golden vectors stay in memory; the artefacts' bytes go with the bundle
+        self._golden = _Golden(bundle, artefact)
+        self._engine: Engine | None = engine
+        self._description = engine.description
+        self._lock = threading.Lock()
+
+    @property
+    def description(self) -> str:
+        """Artefact and engine really used, one line."""
+        return f"{self.artefact.name} on {self._description}"
+
+    @property
+    def engine_description(self) -> str:
+        """Engine really used, one line."""
+        return self._description
+
+    def predict(self, frame: Frame) -> Prediction:
+        """Answers for one frame.
+
+        Args:
+            frame: any frame the model's preprocessing can place.
+
+        Returns:
+            The prediction; its arrays are its own.
+
+        Raises:
+            FrameError: not a frame, or the crop lies outside it.
+            EngineError: the engine failed, was cancelled or closed.
+        """
+        if not isinstance(frame, Frame):
+            raise FrameError(f"predict takes a Frame, not {type(frame).__name__}: wrap the pixels in Frame(pixels=...)")
+        start = time.perf_counter_ns()
+        tensor, placement = preprocess(frame, self.spec.preprocess)
+        return self._predict(tensor, placement, frame.seq, frame.t_recv_ns, start)
+
+    def predict_tensor(self, tensor: np.ndarray, *, spacing_mm: tuple[float, float] | None = None) -> Prediction:
+        """Answers for an input that was preprocessed elsewhere.
+
+        Args:
+            tensor: uint8 NCHW of exactly the model's input shape, C-contiguous.
+            spacing_mm: (row, column) spacing of the *input's* pixels, or None.
+
+        Returns:
+            The prediction, its placement that of a frame of the input's size.
+
+        Raises:
+            FrameError: another type, shape or memory layout; nothing is cast or copied to fit.
+            EngineError: the engine failed, was cancelled or closed.
+        """
+        start = time.perf_counter_ns()
+        self._check_tensor(tensor)
+        frame = Frame(pixels=tensor[0, 0], spacing_mm=spacing_mm)
+        whole = (0, 0, *frame.pixels.shape)
+        placement = Placement(crop=whole, box=whole, spacing_mm=spacing_mm, frame_size=frame.pixels.shape)
+        return self._predict(tensor, placement, 0, None, start)
+
+    def run_golden(self, *, full: bool = False) -> GoldenReport:
+        """Runs golden frames and compares; raises nothing when they differ, the report says so.
+
+        Args:
+            full: False compares a few frames with the artefact's own outputs; True compares all frames, with the
+                reference where the artefact passed a gate, else with its own outputs.
+
+        Returns:
+            The numbers and the verdict.
+
+        Raises:
+            BundleError: the golden files are not what the layout says.
+            EngineError: the engine failed.
+        """
+        return self._golden.check(self, full=full)
+
+    def cancel(self) -> None:
+        """Asks a prediction in progress in another thread to stop; it raises EngineError."""
+        engine = self._engine
+        if engine is not None:
+            engine.cancel()
+
+    def close(self) -> None:
+        """Frees the engine, after a prediction in progress has ended. Closing twice is harmless."""
+        with self._lock:
+            engine, self._engine = self._engine, None
+            if engine is not None:
+                engine.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _start(self, clock: _Clock) -> None:
+        frame = self._golden.frames[0]
+        self.predict(frame)
+        clock.lap("first_frame")
+        full = not self._on_verified_machine()
+        report = self.run_golden(full=full)
+        if not report:
+            raise EngineError(
+                f"{self.description} does not answer as the artefact should ({report.frames} golden frames against "
+                f"{report.against}: {'; '.join(report.reasons) or 'none compared'}): export it again on this machine"
+            )
+        clock.lap("golden")
+        for _ in range(WARM_UP_RUNS):
+            self.predict(frame)
+        clock.lap("warm_up")
+        self.startup = MappingProxyType(clock.laps)
+
+    def _on_verified_machine(self) -> bool:
+        needs = self.artefact.requirements
+        return same_class(needs.get("cpu_features"), machine_card()) and _same_library(needs)
+
+    def _check_tensor(self, tensor: Any) -> None:
+        wanted = self.spec.input
+        if not isinstance(tensor, np.ndarray) or tensor.dtype != np.uint8:
+            kind = getattr(tensor, "dtype", type(tensor).__name__)
+            raise FrameError(f"input {wanted.name!r} must be a numpy uint8 array of codes 0..255, not {kind}")
+        if tensor.shape != wanted.shape:
+            raise FrameError(f"input {wanted.name!r} must have shape {wanted.shape}, not {tensor.shape}")
+        if not tensor.flags.c_contiguous:
+            raise FrameError(f"input {wanted.name!r} must be C-contiguous: pass numpy.ascontiguousarray(tensor)")
+
+    def _infer(self, tensor: np.ndarray) -> dict[str, np.ndarray]:
+        self._check_tensor(tensor)
+        with self._lock:
+            if self._engine is None:
+                raise EngineError("the session is closed")
+            return self._engine.run(tensor)
+
+    def _predict(
+        self, tensor: np.ndarray, placement: Placement, seq: int, t_recv_ns: int | None, start_ns: int
+    ) -> Prediction:
+        before = time.perf_counter_ns()
+        outputs = self._infer(tensor)
+        after = time.perf_counter_ns()
+        said = answer(outputs, self.spec, placement)
+        end = time.perf_counter_ns()
+        return Prediction(
+            seq=seq,
+            mask_HW=said.mask_HW,
+            placement=placement,
+            scores=said.scores,
+            measurement=said.measurement,
+            engine=self._description,
+            target=self.artefact.target,
+            precision=self.artefact.precision,
+            verified=self.artefact.trusted,
+            valid=said.valid,
+            timings=Timings(
+                preprocess_ms=(before - start_ns) / 1e6,
+                infer_ms=(after - before) / 1e6,
+                postprocess_ms=(end - after) / 1e6,
+                total_ms=(end - start_ns) / 1e6,
+            ),
+            t_recv_ns=t_recv_ns,
+            age_ms=None if t_recv_ns is None else (time.monotonic_ns() - t_recv_ns) / 1e6,
+            auxiliary=said.auxiliary,
+        )
+
+
+class _Golden:
+    """The golden files of one artefact: packed bytes, unpacked when they are compared."""
+
+    def __init__(self, bundle: Bundle, artefact: Artefact) -> None:
+        names = (GOLDEN_FRAMES, GOLDEN_REFERENCE, artefact.golden)
+        self._small = Bundle(bundle.path, bundle.manifest, {name: bundle.read(name) for name in names})
+        self._artefact = artefact
+        self.frames: Sequence[Frame] = self._small.golden_frames()
+
+    def check(self, session: Session, *, full: bool) -> GoldenReport:
+        against_reference = full and self._artefact.trusted
+        stored = self._small.golden_reference() if against_reference else self._small.golden_outputs(self._artefact)
+        want, count = stored["logits"], len(self.frames)
+        if len(want) != count:
+            raise BundleError(f"the bundle has {count} golden frames and {len(want)} golden answers")
+        some = {i * count // GOLDEN_FRAMES_AT_START for i in range(GOLDEN_FRAMES_AT_START)}
+        chosen = list(range(count)) if full else sorted(some)
+        prepared = [preprocess(self.frames[i], session.spec.preprocess) for i in chosen]
+        got = np.stack([check_logits(session._infer(tensor), session.spec)[0] for tensor, _ in prepared])
+        placements = [placement for _, placement in prepared]
+        if against_reference:
+            return reference_check(got, want[chosen], session.spec, placements, gate_limits(self._artefact))
+        return golden_check(got, want[chosen], session.spec, placements, self._artefact.tolerance)
+
+
+def choose_artefact(manifest: Manifest, target: str | None, precision: str | None) -> Artefact:
+    """The first artefact of the ladder that fits what was asked for.
+
+    Raises:
+        InputError: none fits; the message lists what there is.
+    """
+    for artefact in manifest.artefacts:
+        if target is not None and stem(target) not in (stem(artefact.target), artefact.engine):
+            continue
+        if precision is not None and precision.strip().lower() != artefact.precision:
+            continue
+        return artefact
+    wanted = " ".join(part for part in (target, precision) if part)
+    there = ", ".join(artefact.name for artefact in manifest.artefacts)
+    raise InputError(f"the bundle has no artefact {wanted!r}; it has: {there}")
+
+
+def gate_limits(artefact: Artefact) -> dict[str, float]:
+    """Thresholds the artefact was gated with, as far as its gate report names them under ``gate``."""
+    limits = (artefact.gate or {}).get("gate")
+    if not isinstance(limits, Mapping):
+        return {}
+    numbers = ((name, value) for name, value in limits.items() if name in DEFAULT_LIMITS)
+    return {name: float(value) for name, value in numbers if type(value) in (int, float)}
+
+
+def _load_engine(bundle: Bundle, artefact: Artefact, config: EngineConfig) -> Engine:
+    others = [other for other in bundle.manifest.artefacts if other is not artefact]
+    choices = " or ".join(f"target {other.target} precision {other.precision}" for other in others)
+    hint = f" (this bundle also has {choices})" if others else ""  # never taken unasked
+    if artefact.engine not in names("engines"):
+        raise UnsupportedError(f"artefact {artefact.name} needs an engine {artefact.engine!r} unknown here{hint}")
+    engine: Engine = load("engines", artefact.engine).Engine()
+    try:
+        engine.load(bundle.artefact_files(artefact), bundle.manifest.spec, config)
+    except MissingExtra as error:
+        raise MissingExtra(f"artefact {artefact.name}{hint}", error.library, error.extra) from error
+    except BaseException:
+        engine.close()
+        raise
+    return engine
+
+
+def _same_library(requirements: Mapping[str, Any]) -> bool:
+    """Whether the engine's library is of the version the artefact was verified with."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(str(requirements.get("library"))) == str(requirements.get("library_version")).partition("-")[0]
+    except (PackageNotFoundError, ValueError):
+        return False
+
+
+class _Clock:
+    """Wall time of start-up stages, ms."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter_ns()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter_ns()
+        self.laps[name] = (now - self._last) / 1e6
+        self._last = now
+
+
+__all__ = [
+    "GOLDEN_FRAMES_AT_START",
+    "WARM_UP_RUNS",
+    "Prediction",
+    "Session",
+    "Timings",
+    "choose_artefact",
+    "gate_limits",
+]

@@ -1,0 +1,114 @@
+"""Where frames come from: one source a file, and the one function that picks among them.
+
+``open_source`` asks each plug-in whether it accepts a location (by scheme or suffix, without
+importing any vendor library) and opens the first that does. ``NAME:LOCATION`` names the plug-in
+outright. A crop is applied here, before a frame leaves the source, so that what lies outside it
+(burnt-in names, rulers) is never stored, shown or measured.
+
+It knows no file format and no model.
+
+Shapes: HW = rows, columns; HWC = rows, columns, channels.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import replace
+from types import ModuleType, TracebackType
+from typing import Any
+
+from tinyusfm_runtime import plugins
+from tinyusfm_runtime.errors import InputError, SourceError
+from tinyusfm_runtime.frame import Frame, FrameSource
+
+Box = tuple[int, int, int, int]
+"""(row, column, height, width) in frame pixels."""
+
+
+def open_source(location: str, *, crop: Box | str | None = None, **options: Any) -> FrameSource:
+    """Opens whatever gives frames at a location.
+
+    Args:
+        location: a folder, a file or a scheme such as ``phantom:0-31``; ``dicom:PATH`` names the source outright.
+        crop: (row, column, height, width) in frame pixels, or ``"region"`` for the region that the file itself
+            marks as ultrasound (DICOM), or None.
+        **options: handed to the source; one that it does not know is an error.
+
+    Returns:
+        A context manager that yields frames.
+
+    Raises:
+        InputError: no source accepts the location, or an option does not fit.
+        SourceError: the source accepts the location but cannot open it.
+        MissingExtra: a library is missing.
+    """
+    name, module = _choose(location)
+    if crop == "region":
+        options["region"] = True
+    known = inspect.signature(module.open_source).parameters
+    unknown = [key for key in options if key not in known]
+    if unknown:
+        takes = ", ".join(key for key in known if key != "location") or "none"
+        raise InputError(f"the {name} source has no option {unknown[0]!r}; its options: {takes}")
+    source: FrameSource = module.open_source(location, **options)
+    return source if crop is None or isinstance(crop, str) else CroppedSource(source, crop)
+
+
+def _choose(location: str) -> tuple[str, ModuleType]:
+    names = plugins.names("sources")
+    scheme = location.partition(":")[0]
+    for name in [scheme] if scheme in names else names:
+        module = plugins.load("sources", name)
+        if scheme == name or module.accepts(location):
+            return name, module
+    raise InputError(
+        "no source reads this location: give a folder of images, a DICOM file, a video or phantom:SEED "
+        f"(sources here: {', '.join(names)}; name one outright as in dicom:PATH)"
+    )
+
+
+class CroppedSource:
+    """A source seen through a window; pixels outside never leave it."""
+
+    def __init__(self, source: FrameSource, crop: Box) -> None:
+        self.source, self.crop = source, crop
+        self.notes: tuple[str, ...] = getattr(source, "notes", ())
+
+    def __enter__(self) -> CroppedSource:
+        self.source.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.source.__exit__(kind, error, trace)
+
+    def __iter__(self) -> Iterator[Frame]:
+        for frame in self.source:
+            yield cropped(frame, self.crop)
+
+
+def cropped(frame: Frame, crop: Box) -> Frame:
+    """Cuts a window out of a frame.
+
+    Args:
+        frame: any frame.
+        crop: (row, column, height, width) in frame pixels.
+
+    Returns:
+        A frame whose pixels are a view of the window; everything else is carried over.
+
+    Raises:
+        SourceError: the window does not lie inside the frame.
+    """
+    row, col, height, width = crop
+    rows, cols = frame.pixels.shape[:2]
+    if row < 0 or col < 0 or height < 8 or width < 8 or row + height > rows or col + width > cols:
+        raise SourceError(
+            f"crop {crop} does not lie inside a frame of {rows}x{cols} rows x columns (8 pixels at least)"
+        )
+    return replace(frame, pixels=frame.pixels[row : row + height, col : col + width])
+
+
+__all__ = ["Box", "CroppedSource", "cropped", "open_source"]

@@ -1,0 +1,139 @@
+"""``tinyusfm-edge run``: real frames through the thin runtime, with an overlay video and JSON lines if wanted.
+
+It reads the whole source, in order; live policies (newest frame only) are not its matter.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tinyusfm_edge.cli import console
+from tinyusfm_runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from tinyusfm_runtime.frame import Frame
+    from tinyusfm_runtime.session import Prediction
+
+DEFAULT_RATE_HZ = 25.0
+"""Of the overlay video, where the source tells no time."""
+
+
+def run(
+    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
+    source: Annotated[str, typer.Argument(help="Folder of pictures, DICOM file, video, or phantom:FIRST-LAST.")],
+    overlay: Annotated[str | None, typer.Option(help="Write an MP4 with mask, ellipse and reading.")] = None,
+    jsonl: Annotated[str | None, typer.Option(help="Write one JSON object a frame; - is standard output.")] = None,
+    target: Annotated[str | None, typer.Option(help="Artefact to run, such as openvino or onnx.")] = None,
+    precision: Annotated[str | None, typer.Option(help="Artefact to run, such as int8.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads inside the engine.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
+    crop: Annotated[
+        str | None, typer.Option(help="ROW,COL,HEIGHT,WIDTH in pixels, or region (the one a DICOM file marks).")
+    ] = None,
+    spacing: Annotated[str | None, typer.Option(help="ROW,COL distance of pixels in mm, over the file's own.")] = None,
+    allow_unverified: Annotated[bool, typer.Option(help="Also run an artefact that passed no gate.")] = False,
+) -> None:
+    """Run a bundle on frames."""
+    from tinyusfm_runtime.session import Session
+    from tinyusfm_runtime.sinks import jsonl as jsonl_sink
+    from tinyusfm_runtime.sinks import video as video_sink
+    from tinyusfm_runtime.sources import open_source
+
+    _refuse_overwriting(source, overlay, jsonl)
+    options = {"spacing_mm": console.numbers(spacing, 2, "--spacing ROW,COL in mm")} if spacing else {}
+    with ExitStack() as stack:
+        opened = stack.enter_context(open_source(source, crop=_read_crop(crop), **options))
+        session = stack.enter_context(
+            Session.open(
+                bundle, target=target, precision=precision, threads=threads, allow_unverified=allow_unverified
+            )
+        )
+        for line in getattr(opened, "notes", ()):
+            console.note(f"note: {line}")
+        frames, rate_hz = _with_rate(iter(opened))
+        sinks = []
+        if overlay is not None:
+            sinks.append(stack.enter_context(video_sink.open_sink(overlay, rate_hz=rate_hz)))
+        if jsonl is not None:
+            sinks.append(stack.enter_context(jsonl_sink.open_sink(jsonl)))
+        results = []
+        total = len(opened) if hasattr(opened, "__len__") else None
+        for frame in console.track(itertools.islice(frames, limit), "frames", min(filter(None, (total, limit)), default=None)):
+            prediction = session.predict(frame)
+            for sink in sinks:
+                sink.write(frame, prediction)
+            results.append(_slim(prediction))
+        print_line = console.note if jsonl == "-" else console.say
+        for line in summary(results, session.description):
+            print_line(line)
+    for place, what in ((overlay, "overlay video"), (jsonl, "JSON lines")):
+        if place not in (None, "-"):
+            print_line(f"{what:<14}{place}")
+
+
+def summary(results: list[Prediction], description: str) -> list[str]:
+    """Lines that tell how a run went.
+
+    Args:
+        results: predictions, at least one.
+        description: artefact and engine.
+    """
+    import numpy as np
+
+    total_ms = [prediction.timings.total_ms for prediction in results]
+    p50, p90, p99 = np.percentile(total_ms, (50, 90, 99))
+    lines = [
+        f"{'engine':<14}{description}",
+        f"{'frames':<14}{len(results)}, {sum(not p.valid for p in results)} invalid",
+        f"{'frame to mask':<14}p50 {p50:.1f} ms, p90 {p90:.1f} ms, p99 {p99:.1f} ms",
+    ]
+    measured = [p.measurement for p in results if p.measurement is not None]
+    if measured:
+        found = [m for m in measured if m.found]
+        text = f"{len(found)} of {len(results)} frames, {sum(m.touches_border for m in found)} at the border"
+        in_mm = [m.hc_mm for m in found if m.hc_mm is not None]
+        if in_mm:
+            text += f", HC median {np.median(in_mm):.1f} mm ({min(in_mm):.1f} to {max(in_mm):.1f})"
+        elif found:
+            text += f", HC median {np.median([m.hc_px for m in found]):.0f} input pixels (no spacing)"
+        lines.append(f"{'head found':<14}{text}")
+    if not results[0].verified:
+        lines.append(f"{'UNVERIFIED':<14}this artefact passed no gate: do not rely on what it says")
+    return lines
+
+
+def _slim(prediction: Prediction) -> Prediction:
+    """A prediction without its pictures, so that an hour of frames fits in memory."""
+    from dataclasses import replace
+
+    return replace(prediction, mask_HW=None, auxiliary={})
+
+
+def _with_rate(frames: Iterator[Frame]) -> tuple[Iterator[Frame], float]:
+    """The frames and their rate in Hz, from the source's clock between the first two."""
+    ahead = list(itertools.islice(frames, 2))
+    times = [frame.t_source_ns for frame in ahead]
+    rate_hz = DEFAULT_RATE_HZ
+    if len(times) == 2 and times[0] is not None and times[1] is not None and times[1] > times[0]:
+        rate_hz = min(max(1e9 / (times[1] - times[0]), 1.0), 120.0)
+    return itertools.chain(ahead, frames), rate_hz
+
+
+def _read_crop(text: str | None) -> tuple[int, int, int, int] | str | None:
+    if text is None or text == "region":
+        return text
+    row, col, height, width = console.numbers(text, 4, "--crop ROW,COL,HEIGHT,WIDTH or region")
+    return int(row), int(col), int(height), int(width)
+
+
+def _refuse_overwriting(source: str, *outputs: str | None) -> None:
+    places = [Path(source.split(":", 1)[-1]), *(Path(place) for place in outputs if place not in (None, "-"))]
+    resolved = [place.resolve() for place in places]
+    if len(set(resolved)) != len(resolved):
+        raise InputError("source and outputs must be different files")

@@ -1,0 +1,206 @@
+"""Names of foreign checkpoints -> names of our students: containers, prefixes, what may be missing.
+
+Read are the official TinyUSFM file (``model.blocks.0...``, flat), MAE-Lite's (``{"model": ...}``), the ``module.`` of
+data-parallel training, our own, and plain state dicts. Everything of the backbone must be there with equal shapes;
+only heads may be missing. The head count is never guessed: 12 heads of 16 and 3 of 64 have the same shapes.
+
+It does not read files and does not know the student file's metadata.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tinyusfm_edge.models.student import Student
+from tinyusfm_runtime.errors import CheckpointError
+
+PREFIXES = ("module.model.", "module.", "model.", "backbone.", "")
+"""What may stand before ``blocks.0``, also with ``backbone.`` behind it (methods.md 1.6)."""
+CONTAINERS = ("state_dict", "model", "teacher", "student")
+"""Keys of a checkpoint that may hold the state dict (methods.md 1.6)."""
+_ANCHOR = "blocks.0.attn.qkv.weight"
+_HEADS = {"segment": ("neck.", "head."), "classify": ("head.",), "features": ()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fit:
+    """Tensors brought to a student's names.
+
+    Attributes:
+        state: tensors by the student's names, in the file's element types.
+        prefix: what stood before the backbone's names.
+        missing_heads: tensors of heads that the file lacks or has in another shape.
+        unexpected: names in the file that the student has no place for.
+        notes: what was done beyond plain copying, one line each.
+    """
+
+    state: dict[str, Tensor]
+    prefix: str
+    missing_heads: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def find_tensors(content: Mapping[str, Any], container: str | None = None) -> tuple[str | None, dict[str, Tensor]]:
+    """Finds the state dict in a checkpoint.
+
+    Args:
+        content: a state dict, or a mapping that holds one.
+        container: which of several to take, such as ``teacher``.
+
+    Returns:
+        The container's key (None where the mapping is the state dict) and its tensors.
+
+    Raises:
+        CheckpointError: no tensors, or several containers and none chosen.
+    """
+    holding = [key for key in CONTAINERS if _tensors(content.get(key))]
+    if container is not None:
+        if not _tensors(content.get(container)):
+            raise CheckpointError(f"the checkpoint has no weights under {container!r}; it has {holding or 'none'}")
+        return container, _tensors(content[container])
+    if len(holding) > 1:
+        raise CheckpointError(f"the checkpoint holds several nets, {', '.join(holding)}: choose with container=")
+    if holding:
+        return holding[0], _tensors(content[holding[0]])
+    found = _tensors(content)
+    if not found:
+        raise CheckpointError(f"the checkpoint holds no named tensors, only {_some(content)}")
+    return None, found
+
+
+def _tensors(value: Any) -> dict[str, Tensor]:
+    if not isinstance(value, Mapping):
+        return {}
+    return {k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, Tensor)}
+
+
+def fit(student: Student, tensors: Mapping[str, Tensor], *, resize_positions: bool = False) -> Fit:
+    """Brings foreign tensors to a student's names and checks every shape.
+
+    Args:
+        student: the student to be filled; only its names and shapes are read, so it may be on the meta device.
+        tensors: the file's tensors.
+        resize_positions: interpolate a position table of another picture size (bicubic) in place of refusing it.
+
+    Returns:
+        The fit; ``state`` lacks ``missing_heads`` and nothing else.
+
+    Raises:
+        CheckpointError: another net, something of the backbone missing, or a position table of another size.
+    """
+    wanted = {k: v for k, v in student.state_dict().items() if not k.endswith("num_batches_tracked")}
+    prefix = _find_prefix(tensors, len(wanted))
+    named, unexpected = _rename(tensors, prefix, wanted)
+    notes: list[str] = []
+    _adopt_norm(named, unexpected, student.config.task, wanted, notes)
+    _fit_positions(named, wanted, resize_positions, notes)
+    deep = [key for key in unexpected if f"{prefix}blocks." in key]
+    if deep:
+        raise CheckpointError(f"weights of a deeper net: this student has no place for {_some(deep)}")
+    heads = _HEADS[student.config.task]
+    wrong = [k for k, v in wanted.items() if k not in named or named[k].shape != v.shape]
+    problems = [k for k in wrong if not k.startswith(heads)] if heads else wrong
+    if problems:
+        raise CheckpointError(_describe(problems, named, wanted))
+    state = {k: v for k, v in named.items() if k not in wrong}
+    odd = [k for k, v in state.items() if not v.is_floating_point()]
+    if odd:
+        raise CheckpointError(f"weights must be floating point: {_some(odd)} of the file are {state[odd[0]].dtype}")
+    return Fit(state=state, prefix=prefix, missing_heads=tuple(wrong), unexpected=tuple(unexpected), notes=tuple(notes))
+
+
+def _find_prefix(tensors: Mapping[str, Tensor], num_wanted: int) -> str:
+    ends = [k[: -len(_ANCHOR)] for k in tensors if k.endswith(_ANCHOR)]
+    found = [p for p in ends if p == "" or p.endswith(".")]
+    known = [p for p in found if p in PREFIXES or p.removesuffix("backbone.") in PREFIXES]
+    if len(known) == 1:
+        return known[0]
+    if len(known) > 1:
+        raise CheckpointError(f"the file holds several nets, under {known}: save one of them alone")
+    if found:
+        raise CheckpointError(f"weights stand under the unknown prefix {found[0]!r}; known: {PREFIXES}")
+    raise CheckpointError(
+        f"weights of another net: all {num_wanted} tensors of the student are missing; the file has {_some(tensors)}"
+    )
+
+
+def _rename(
+    tensors: Mapping[str, Tensor], prefix: str, wanted: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    outer = prefix.removesuffix("backbone.")
+    named: dict[str, Tensor] = {}
+    unexpected = []
+    for key, tensor in tensors.items():
+        inner = f"backbone.{key[len(prefix) :]}" if key.startswith(prefix) else ""
+        plain = key[len(outer) :] if key.startswith(outer) else ""
+        name = inner if inner in wanted else plain
+        if name in wanted or name in ("norm.weight", "norm.bias", "backbone.norm.weight", "backbone.norm.bias"):
+            named[name] = tensor
+        elif not key.endswith("num_batches_tracked"):
+            unexpected.append(key)
+    return named, unexpected
+
+
+def _adopt_norm(
+    named: dict[str, Tensor], unexpected: list[str], task: str, wanted: Mapping[str, Tensor], notes: list[str]
+) -> None:
+    """Classification pools before its norm (``fc_norm``); a pre-trained file has the token norm instead."""
+    for kind in ("weight", "bias"):
+        held = [named.pop(k) for k in (f"norm.{kind}", f"backbone.norm.{kind}") if k in named and k not in wanted]
+        if task == "classify" and held and f"fc_norm.{kind}" not in named:
+            named[f"fc_norm.{kind}"] = held[0]
+            notes.append(
+                f"fc_norm.{kind} starts from the file's norm.{kind}: it was trained on tokens, not on their mean"
+            )
+        elif held:
+            unexpected.append(f"norm.{kind}")
+        if task == "segment" and f"backbone.norm.{kind}" not in named:
+            named[f"backbone.norm.{kind}"] = torch.full(
+                wanted[f"backbone.norm.{kind}"].shape, 1.0 if kind == "weight" else 0.0
+            )
+            notes.append(f"norm.{kind} is not in the file and keeps its start value: segmentation does not use it")
+
+
+def _fit_positions(
+    named: dict[str, Tensor], wanted: Mapping[str, Tensor], resize_positions: bool, notes: list[str]
+) -> None:
+    table, want = named.get("backbone.pos_embed"), wanted["backbone.pos_embed"].shape
+    if table is None or table.shape == want or table.ndim != 3 or table.shape[::2] != want[::2]:
+        return
+    old, new = math.isqrt(table.shape[1] - 1), math.isqrt(want[1] - 1)
+    if old < 1 or old * old + 1 != table.shape[1] or not table.is_floating_point():
+        return
+    if not resize_positions:
+        raise CheckpointError(
+            f"the position table is for pictures of {16 * old}x{16 * old} ({old}x{old} patches), the student takes "
+            f"{16 * new}x{16 * new}: set image_size={16 * old} or ask for resize_positions=True"
+        )
+    grid = table[:, 1:].float().transpose(1, 2).unflatten(2, (old, old))
+    grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+    named["backbone.pos_embed"] = torch.cat([table[:, :1].float(), grid.flatten(2).transpose(1, 2)], 1)
+    notes.append(f"position table interpolated from {old}x{old} to {new}x{new} patches")
+
+
+def _describe(problems: list[str], named: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    lines = []
+    for key in problems[:3]:
+        have = tuple(named[key].shape) if key in named else "missing"
+        lines.append(f"{key} is {have}, want {tuple(wanted[key].shape)}")
+    kind = "another net" if any(k in named for k in problems) else "an incomplete net"
+    return f"weights of {kind}: {len(problems)} of {len(wanted)} tensors do not fit; {'; '.join(lines)}"
+
+
+def _some(names: Iterable[str]) -> str:
+    every = [str(n) for n in names]
+    return ", ".join(every[:3]) + (f" and {len(every) - 3} more" if len(every) > 3 else "")
+
+
+__all__ = ["CONTAINERS", "PREFIXES", "Fit", "find_tensors", "fit"]

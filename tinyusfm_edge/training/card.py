@@ -1,0 +1,239 @@
+"""The model card of a shipped student, written from its ``card.json``; no number is typed here.
+
+It does not measure anything and does not read weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tinyusfm_edge.evaluation.bootstrap import Estimate
+
+CARD_VERSION = 1
+"""Version of ``card.json``."""
+
+
+def render_card(card: Mapping[str, Any]) -> str:
+    """The card as Markdown.
+
+    Args:
+        card: content of ``card.json``.
+
+    Returns:
+        Text for people; every number in it comes from the card.
+    """
+    spec = card["spec"]
+    parts = [
+        f"# {card['name']}",
+        _provisional(card),
+        f"Binary segmentation of {', '.join(spec['labels']).replace('_', ' ')} in grey B-mode ultrasound, and the head "
+        "circumference of the mask.",
+        _section("Use", _use(spec)),
+        _section("The net", _net(card)),
+        _section("Input and output", _input(spec)),
+        _section("Data", _data(card)),
+        _section("Training", _training(card.get("recipe"))),
+        _section("Accuracy of the PyTorch float32 reference", _metrics(card)),
+        _section("What the mask's threshold does", _thresholds(card)),
+        _section("What a precision costs, per target, on patients", _gates(card["gates"])),
+        _section("Activation ranges", _ranges(card["ranges"])),
+        _section("Limits", _limits()),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _section(title: str, text: str) -> str:
+    return f"## {title}\n\n{text}" if text else ""
+
+
+def _provisional(card: Mapping[str, Any]) -> str:
+    if not card["provisional"]:
+        return ""
+    return "**Provisional: training is not finished. These weights stand in for the final ones; do not report them.**"
+
+
+def _use(spec: Mapping[str, Any]) -> str:
+    return (
+        f"{_sentence(spec['intended_use'])} It is **not a medical device** and has not been cleared for any clinical "
+        f"decision.\n\nLicence of the weights: {spec['licence']}. Origin: {spec['origin']}."
+    )
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:].rstrip(".") + "."
+
+
+def _net(card: Mapping[str, Any]) -> str:
+    net, weights = card["architecture"], card["weights"]
+    rows = [
+        ("parameters", f"{net['parameters']:,}"),
+        ("MACs a frame", f"{net['macs'] / 1e9:.3f} G, of it attention products {net['macs_attention'] / 1e9:.3f} G"),
+        ("attention heads", net["heads"]),
+        ("stored as", f"{weights['dtype']}, {weights['bytes']:,} bytes"),
+        ("sha256", f"`{weights['sha256']}`"),
+    ]
+    return "TinyUSFM with its published segmentation head, re-implemented.\n\n" + _table(("", ""), rows)
+
+
+def _input(spec: Mapping[str, Any]) -> str:
+    pre = spec["preprocess"]
+    crop = "no crop" if pre["crop"] is None else f"crop {pre['crop']}"
+    return (
+        f"One grey frame of any size: {crop}, aspect policy `{pre['aspect']}`, antialiased bilinear resize in 8-bit fixed "
+        f"point to {pre['height']}x{pre['width']}; mean {_numbers(pre['mean'])} and standard deviation "
+        f"{_numbers(pre['std'])} of three equal channels are inside the graph. The mask is cut at probability "
+        f"{spec['threshold']:g}. Post-processing `{spec['postprocess']}`: largest 8-connected component, ellipse by "
+        "second-order moments with the frame's own row and column spacing, circumference by Ramanujan's second formula. "
+        "Without a spacing there are no millimetres. A mask that touches the border is flagged: its circumference is "
+        "too small."
+    )
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return "(" + ", ".join(f"{value:g}" for value in values) + ")"
+
+
+def _data(card: Mapping[str, Any]) -> str:
+    data = card["data"]
+    rows = [(name, str(count["frames"]), str(count["groups"])) for name, count in data["splits"].items()]
+    return (
+        f"{data['name']}: {data['title']} ({data['licence']}, doi:{data['doi']}). {data['citation']}.\n\n"
+        "Split by patient: no patient stands in two splits. The test split is looked at once, for the report.\n\n"
+        + _table(("split", "frames", "patients"), rows)
+    )
+
+
+def _training(recipe: Mapping[str, Any] | None) -> str:
+    if recipe is None:
+        return "The run left no configuration."
+    share = 100 * recipe["phantom_share"]
+    return (
+        f"Supervised, AdamW, {recipe['steps']} steps of {recipe['batch']} frames, peak learning rate "
+        f"{recipe['learning_rate']:g}, BCE and soft Dice, moving average of the weights {recipe['ema']:g}, seed "
+        f"{recipe['seed']}. The weights kept are those of the best validation Dice. {share:g} % of a batch are synthetic "
+        f"phantoms ({recipe['num_phantoms']} drawn), so that self-tests and demonstrations need no patient image; phantoms "
+        "say nothing about accuracy on patients."
+    )
+
+
+def _metrics(card: Mapping[str, Any]) -> str:
+    reports = [report for report in (card["metrics"]["val"], card["metrics"]["test"]) if report is not None]
+    rows = [_metric_row(report) for report in reports]
+    head = (
+        "split",
+        "Dice",
+        "worst",
+        "IoU",
+        "HC absolute error, mm",
+        "HC error, mm",
+        "p95, mm",
+        "at the border",
+        "no mask",
+    )
+    missing = "" if card["metrics"]["test"] else "\n\nThe test split has not been looked at."
+    label = reports[-1]["label_bias_mm"]
+    note = ""
+    if label:
+        note = (
+            "\n\nErrors are against the stated circumference. The label masks' own ellipses differ from it by "
+            f"{_estimate(label, 2, sign=True)} mm on {reports[-1]['split']}: what the net learns is the masks."
+        )
+    return (
+        "Mean and 95 % interval (bootstrap over patients), in the model's input geometry.\n\n"
+        + _table(head, rows)
+        + note
+        + missing
+    )
+
+
+def _metric_row(report: Mapping[str, Any]) -> tuple[str, ...]:
+    p95 = report["hc_p95_mm"]
+    return (
+        f"{report['split']} ({report['dice']['num_values']})",
+        _estimate(report["dice"], 4),
+        f"{report['worst_dice']:.3f}",
+        _estimate(report["iou"], 4),
+        _estimate(report["hc_mae_mm"], 2),
+        _estimate(report["hc_bias_mm"], 2, sign=True),
+        "-" if p95 is None else f"{p95:.2f}",
+        f"{report['border']:.1%}",
+        str(report["not_found"]),
+    )
+
+
+def _estimate(value: Mapping[str, Any] | None, digits: int, *, sign: bool = False) -> str:
+    return "-" if value is None else Estimate(**value).text(digits, sign=sign)
+
+
+def _thresholds(card: Mapping[str, Any]) -> str:
+    reports = card["thresholds"]
+    if not reports:
+        return ""
+    rows = [
+        (
+            f"{r['threshold']:g}",
+            _estimate(r["dice"], 4),
+            _estimate(r["hc_mae_mm"], 2),
+            _estimate(r["hc_bias_mm"], 2, sign=True),
+        )
+        for r in sorted([card["metrics"]["val"], *reports], key=lambda r: float(r["threshold"]))
+    ]
+    used = card["spec"]["threshold"]
+    return f"Validation split; {used:g} is used.\n\n" + _table(
+        ("cut", "Dice", "HC absolute error, mm", "HC error, mm"), rows
+    )
+
+
+def _gates(gates: Sequence[Mapping[str, Any]]) -> str:
+    if not gates:
+        return "Not measured yet for these weights."
+    rows = []
+    for gate in gates:
+        found = gate["summary"]
+        numbers = found["statistics"]
+        rows.append(
+            (
+                gate["target"],
+                gate["precision"],
+                _number(numbers.get("dice_mean"), 4),
+                _number(numbers.get("dice_worst"), 4),
+                _number(numbers.get("hc_p95_mm"), 2),
+                "passed" if found["passed"] else "; ".join(found["failures"]),
+            )
+        )
+    head = ("target", "precision", "Dice, mean", "Dice, worst", "HC difference p95, mm", "gate")
+    return "Each artefact in its own engine against the PyTorch float32 reference.\n\n" + _table(head, rows)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _ranges(ranges: Mapping[str, Any]) -> str:
+    strata = ", ".join(f"{name}: {count}" for name, count in ranges["strata"].items())
+    return (
+        f"{ranges['tensors']} tensors, method `{ranges['method']}`, from {ranges['frames']} frames of the training split, "
+        f"one a patient while patients last, even over head sizes ({strata}; quartiles of the head's share of the "
+        f"picture). `ranges.json` names the frames' hashes; set `{ranges['set_id'][:16]}`."
+    )
+
+
+def _limits() -> str:
+    return (
+        "* Standard planes of one hospital's two scanner types, as HC18 holds them; other scanners, planes, gestational "
+        "ages and pathologies have **not been tested**, and no external set has.\n"
+        "* A frame without a head still gets a mask where the net sees one; nothing here says whether a frame is a "
+        "standard plane.\n"
+        "* Frames are the split's compact copies (short side at most 256 pixels, JPEG).\n"
+        "* Phantoms were in training: results on phantoms show that a conversion is right, not how well patients are "
+        "segmented."
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+__all__ = ["CARD_VERSION", "render_card"]

@@ -1,0 +1,401 @@
+"""A trained state dict -> package data of a shipped student: weights, activation ranges, card.
+
+``python -m tinyusfm_edge.training.package_student --weights runs/x/best.safetensors --data DIR --name fetal-head``
+stores the weights as float16, reads them back, scores what was read on the validation split (on the test split only with
+``--final``, once for a package), observes activation ranges on training frames that are even over head sizes, and
+writes ``card.json`` and ``CARD.md``. ``--gates FILE`` only adds a patient gate's verdicts to an existing card.
+
+It does not know training itself; what a run's ``config.json`` says goes into the card as it stands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from tinyusfm_calibration.ranges import Ranges, collect_ranges
+from tinyusfm_calibration.sets import (
+    CalibrationSet,
+    NamedFrame,
+    describe_frames,
+    draw,
+    exclude_test_frames,
+    load_declaration,
+)
+from tinyusfm_edge import students
+from tinyusfm_edge.evaluation.segmentation import SegmentationReport, score_student
+from tinyusfm_edge.models.checkpoint import LoadedStudent, load_student_file, save_student, write_atomically
+from tinyusfm_edge.models.macs import static_card
+from tinyusfm_edge.models.student import StudentConfig
+from tinyusfm_edge.training.card import CARD_VERSION, render_card
+from tinyusfm_edge.training.data import Sample, read_table, table_counts
+from tinyusfm_export.graph import ExportGraph, build_graph
+from tinyusfm_runtime.errors import EdgeError, InputError, OutputError
+from tinyusfm_runtime.preprocess import preprocess
+
+CALIBRATION_FRAMES = 64
+"""Frames of a shipped student's calibration set."""
+SIZE_STRATA = 4
+"""Head-size classes, quartiles of the head's share of the picture, from which they are drawn evenly."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackagePlan:
+    """What to package.
+
+    Attributes:
+        weights: state dict of a segmentation student (safetensors or torch).
+        data: folder with ``split.csv``.
+        name: name of the student.
+        out: folder to write.
+        threshold: probability cut of the mask.
+        sweep: cuts to compare on the validation split.
+        method: how ranges are found: minmax, percentile, entropy or mse.
+        final: look at the test split.
+        provisional: the card says that training is not finished.
+        recipe: the run's ``config.json``, or None.
+    """
+
+    weights: Path
+    data: Path
+    name: str
+    out: Path
+    threshold: float = 0.5
+    sweep: tuple[float, ...] = ()
+    method: str = "percentile"
+    final: bool = False
+    provisional: bool = False
+    recipe: Path | None = None
+
+
+def package(plan: PackagePlan) -> dict[str, Any]:
+    """Makes the folder of a shipped student.
+
+    Args:
+        plan: what to package.
+
+    Returns:
+        The card, as written to ``card.json``.
+
+    Raises:
+        InputError: unusable weights, data or plan, or the test split was already looked at.
+        CalibrationError: the training frames cannot calibrate.
+        OutputError: the folder cannot be written.
+    """
+    old = _read_card(plan.out)
+    recipe = _read_recipe(plan.recipe)
+    data = stored_bytes(plan, recipe)
+    with TemporaryDirectory() as temporary:
+        path = Path(temporary) / students.WEIGHTS
+        path.write_bytes(data)
+        student = load_student_file(path)
+    val = score_student(student, read_table(plan.data, "val"), "val", [plan.threshold, *plan.sweep])
+    test = _test_metrics(plan, student, old)
+    frames = size_stratified(read_table(plan.data, "train"))
+    exclude_test_frames(frames, frozenset(s.sha256 for s in read_table(plan.data, "test")))
+    ranges, calibration = observe_ranges(student, frames, plan.method)
+    card = {
+        "version": CARD_VERSION,
+        "name": plan.name,
+        "provisional": plan.provisional,
+        "weights": {"sha256": student.weights_sha256, "bytes": len(data), "dtype": "float16"},
+        "spec": student.spec.to_json(),
+        "architecture": static_card(student.module),
+        "data": _data_source(plan.data),
+        "recipe": recipe,
+        "metrics": {"val": _plain_metrics(val[0]), "test": test},
+        "thresholds": [_plain_metrics(report) for report in val[1:]],
+        "ranges": {
+            "set_id": calibration.id,
+            "set_name": calibration.name,
+            "method": ranges.method,
+            "frames": len(calibration.ids),
+            "strata": {name: calibration.strata.count(name) for name in sorted(set(calibration.strata))},
+            "tensors": len(ranges.tensors),
+        },
+        "gates": _kept_gates(old, student.weights_sha256),
+    }
+    write_package(plan.out, {students.WEIGHTS: data, students.RANGES: _dump(ranges.to_json())}, card)
+    return card
+
+
+def stored_bytes(plan: PackagePlan, recipe: Mapping[str, Any] | None) -> bytes:
+    """The float16 student file of a state dict.
+
+    Args:
+        plan: names the weights and the threshold.
+        recipe: the run's configuration, whose ``student`` is the architecture; None is the published net.
+
+    Raises:
+        InputError: unknown student name or unusable weights.
+    """
+    text = _TEXTS.get(plan.name)
+    if text is None:
+        raise InputError(f"nothing is known about a student {plan.name!r}: describe it in package_student.py")
+    config = StudentConfig.from_json(dict(recipe["student"])) if recipe else StudentConfig()
+    trained = load_student_file(
+        plan.weights, name=plan.name, labels=text["labels"], postprocess="ellipse_hc", config=config
+    )
+    spec = replace(
+        trained.spec,
+        threshold=plan.threshold,
+        licence=text["licence"],
+        origin=text["origin"],
+        intended_use=text["intended_use"],
+    )
+    with TemporaryDirectory() as temporary:
+        path = Path(temporary) / students.WEIGHTS
+        save_student(path, trained.module, spec, torch.float16)
+        return path.read_bytes()
+
+
+_TEXTS: dict[str, dict[str, Any]] = {
+    "fetal-head": {
+        "labels": ("fetal_head",),
+        "licence": "CC-BY-4.0",
+        "origin": "trained from HC18 (van den Heuvel et al. 2018, doi:10.5281/zenodo.1327317) and phantoms",
+        "intended_use": "research on head circumference in standard planes; not a medical device",
+    }
+}
+
+
+def size_stratified(samples: Sequence[Sample]) -> list[NamedFrame]:
+    """Names frames by head-size quartile, so that a set is drawn evenly over sizes.
+
+    Args:
+        samples: labelled frames of the training split.
+    """
+    shares = np.array([float(s.mask_HW.mean()) for s in samples])
+    cuts = np.quantile(shares, np.arange(1, SIZE_STRATA) / SIZE_STRATA)
+    return [
+        NamedFrame(
+            id=s.id,
+            frame=s.frame,
+            sha256=s.sha256,
+            group=s.group,
+            stratum=f"size{int(np.searchsorted(cuts, share)) + 1}",
+        )
+        for s, share in zip(samples, shares, strict=True)
+    ]
+
+
+def observe_ranges(student: LoadedStudent, frames: Sequence[NamedFrame], method: str) -> tuple[Ranges, CalibrationSet]:
+    """Activation ranges of a student's export graph on a deterministic choice of frames.
+
+    Args:
+        student: the student as stored.
+        frames: frames of the training split.
+        method: minmax, percentile, entropy or mse.
+
+    Returns:
+        The ranges and the set they come from.
+
+    Raises:
+        CalibrationError: too few frames, or a tensor that is not finite or always zero.
+    """
+    declared = replace(load_declaration("hc18"), name="hc18-by-size", count=CALIBRATION_FRAMES)
+    chosen = draw(declared, frames)
+    calibration = describe_frames(declared.name, chosen)
+    inputs = (preprocess(named.frame, student.spec.preprocess)[0] for named in chosen)
+    ranges = collect_ranges(
+        graph_taps(build_graph(student.module, student.spec)),
+        inputs,
+        calibration,
+        method=method,
+        weights_sha256=student.weights_sha256,
+    )
+    return ranges, calibration
+
+
+def graph_taps(graph: ExportGraph) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """Runs the export graph on one uint8 NCHW input and gives every tensor that may be quantized, by name."""
+    seen: dict[str, np.ndarray] = {}
+
+    def keep(tensor_name: str, part: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen[tensor_name] = inputs[0].detach().numpy()
+
+    for tensor_name, path in graph.linear_inputs.items():
+        graph.module.get_submodule(path).register_forward_pre_hook(partial(keep, tensor_name))
+
+    def run(tensor_NCHW: np.ndarray) -> dict[str, np.ndarray]:
+        seen.clear()
+        with torch.inference_mode():
+            graph.module(torch.from_numpy(tensor_NCHW))
+        return dict(seen)
+
+    return run
+
+
+def add_gates(out: Path, gates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Adds a patient gate's verdicts to a card and writes its text anew.
+
+    Args:
+        out: folder of the student.
+        gates: one mapping an artefact, with ``target``, ``precision`` and the parity report's ``summary``; it takes the
+            place of an earlier one of that target and precision.
+
+    Raises:
+        InputError: no card, or an entry for other weights or without its names.
+    """
+    card = _read_card(out)
+    if card is None:
+        raise InputError(f"{out} has no {students.CARD}: package the student first")
+    kept = {(g["target"], g["precision"]): g for g in card["gates"]}
+    for gate in gates:
+        missing = {"target", "precision", "weights_sha256", "summary"} - set(gate)
+        if missing:
+            raise InputError(f"a gate entry lacks {', '.join(sorted(missing))}")
+        if gate["weights_sha256"] != card["weights"]["sha256"]:
+            raise InputError(
+                f"the gate of {gate['target']} {gate['precision']} was run on other weights than the card's"
+            )
+        kept[gate["target"], gate["precision"]] = dict(gate)
+    card["gates"] = [kept[key] for key in sorted(kept)]
+    write_package(out, {}, card)
+    return card
+
+
+def write_package(out: Path, files: Mapping[str, bytes], card: Mapping[str, Any]) -> None:
+    """Writes a student's files, each whole or not at all, the card last.
+
+    Raises:
+        OutputError: no permission or no room.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make {out}: {error.strerror or error}") from error
+    for name, data in files.items():
+        write_atomically(out / name, data)
+    write_atomically(out / students.CARD_TEXT, render_card(card).encode())
+    write_atomically(out / students.CARD, _dump(card))
+
+
+def _dump(data: Any) -> bytes:
+    return (json.dumps(data, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _read_card(out: Path) -> dict[str, Any] | None:
+    path = out / students.CARD
+    if not path.is_file():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _read_recipe(path: Path | None) -> dict[str, Any] | None:
+    if path is None:
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"recipe {path} cannot be read: {error}") from error
+    return found
+
+
+def _kept_gates(old: Mapping[str, Any] | None, weights_sha256: str) -> list[Any]:
+    same = old is not None and old["weights"]["sha256"] == weights_sha256
+    return list(old["gates"]) if old is not None and same else []
+
+
+def _test_metrics(plan: PackagePlan, student: LoadedStudent, old: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The test split is looked at once: an earlier look is kept for the same weights and forbids a look for others."""
+    earlier = old["metrics"]["test"] if old is not None else None
+    if earlier is not None and old is not None and old["weights"]["sha256"] == student.weights_sha256:
+        found: dict[str, Any] = earlier
+        return found
+    if earlier is not None:
+        raise InputError(f"{plan.out} was already scored on the test split with other weights: it is looked at once")
+    if not plan.final:
+        return None
+    return _plain_metrics(score_student(student, read_table(plan.data, "test"), "test")[0])
+
+
+def _plain_metrics(report: SegmentationReport) -> dict[str, Any]:
+    plain = report.to_json()
+    del plain["images"]
+    return plain
+
+
+def _data_source(data: Path) -> dict[str, Any]:
+    return {
+        "name": "HC18",
+        "title": "Automated measurement of fetal head circumference using 2D ultrasound images, training set",
+        "licence": "CC BY 4.0",
+        "citation": (
+            "van den Heuvel TLA, de Bruijn D, de Korte CL, van Ginneken B. Automated measurement of fetal head "
+            "circumference using 2D ultrasound images. PLoS ONE 13(8):e0200412, 2018"
+        ),
+        "doi": "10.5281/zenodo.1327317",
+        "splits": table_counts(data),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description="package a trained student")
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--weights", type=Path, help="state dict of the trained student")
+    parser.add_argument("--data", type=Path, help="folder with split.csv")
+    parser.add_argument("--out", type=Path, default=None, help="folder to write; the package's own by default")
+    parser.add_argument("--threshold", type=float, default=0.5, help="probability cut of the mask")
+    parser.add_argument("--sweep", default="", help="cuts to compare on the validation split, such as 0.45,0.55")
+    parser.add_argument("--range-method", default="percentile", choices=("minmax", "percentile", "entropy", "mse"))
+    parser.add_argument("--final", action="store_true", help="score the test split, once")
+    parser.add_argument("--provisional", action="store_true", help="say in the card that training is not finished")
+    parser.add_argument(
+        "--gates", type=Path, default=None, help="JSON list of patient gate verdicts to add to the card"
+    )
+    options = parser.parse_args(arguments)
+    out = options.out or Path(students.__file__).parent / options.name
+    try:
+        if options.gates is not None:
+            card = add_gates(out, json.loads(options.gates.read_text(encoding="utf-8")))
+        elif options.weights is None or options.data is None:
+            raise InputError("give --weights and --data, or --gates")
+        else:
+            recipe = options.weights.with_name("config.json")
+            card = package(
+                PackagePlan(
+                    weights=options.weights,
+                    data=options.data,
+                    name=options.name,
+                    out=out,
+                    threshold=options.threshold,
+                    sweep=tuple(float(part) for part in options.sweep.split(",") if part),
+                    method=options.range_method,
+                    final=options.final,
+                    provisional=options.provisional,
+                    recipe=recipe if recipe.is_file() else None,
+                )
+            )
+        print(render_card(card))
+    except (EdgeError, OSError, ValueError) as error:
+        print(f"error: {error}")
+        return error.exit_code if isinstance(error, EdgeError) else 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
+
+__all__ = [
+    "CALIBRATION_FRAMES",
+    "PackagePlan",
+    "add_gates",
+    "graph_taps",
+    "observe_ranges",
+    "package",
+    "size_stratified",
+    "stored_bytes",
+    "write_package",
+]

@@ -1,0 +1,110 @@
+"""Start weights for a student, selected out of a larger ViT (weight selection, Xu et al. 2023, arXiv 2311.18823).
+
+A student trained from scratch on a few hundred pictures starts far away. Taking every second channel of a DINOv2
+ViT-S/14 (width 384, 6 heads of 64, 12 blocks) fills a TinyUSFM (192, 12 heads of 16) without any training: uniform
+selection of embedding, hidden and head channels, layer scale folded into the projections, the patch kernel
+resampled 14 -> 16 and the position table 37 -> 14. Linear weights are scaled by sqrt(2) because half as many inputs
+are summed. What is published: uniform selection. Our choices: the split of one teacher head into two student
+heads, the scaling, and the two resamplings.
+
+``python -m tinyusfm_edge.training.weight_selection --teacher F --out init.safetensors``
+
+It does not know training or tasks.
+
+Shapes: D embedding channels, H hidden channels.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tinyusfm_edge.models.student import StudentConfig, build_student
+from tinyusfm_runtime.errors import CheckpointError
+
+TEACHER_WIDTH, TEACHER_HEADS, TEACHER_GRID = 384, 6, 37
+
+
+def select_weights(teacher: dict[str, Tensor], config: StudentConfig) -> dict[str, Tensor]:
+    """Selects a student's backbone weights out of a DINOv2 ViT-S/14.
+
+    Args:
+        teacher: state dict with timm's names for vit_small_patch14_dinov2.
+        config: a student of width 192, 12 heads and 12 blocks.
+
+    Returns:
+        State dict entries prefixed ``backbone.``, float32.
+
+    Raises:
+        CheckpointError: the teacher is not that net, or the student not this shape.
+    """
+    if (config.width, config.heads, config.depth) != (192, 12, 12):
+        raise CheckpointError("weight selection is defined for a student of width 192, 12 heads and 12 blocks")
+    try:
+        if tuple(teacher["pos_embed"].shape) != (1, TEACHER_GRID**2 + 1, TEACHER_WIDTH):
+            raise CheckpointError(f"teacher position table {tuple(teacher['pos_embed'].shape)} is not ViT-S/14's")
+        t = {key: value.float() for key, value in teacher.items()}
+        out = _select_stem(t, config) | {"norm.weight": t["norm.weight"][::2], "norm.bias": t["norm.bias"][::2]}
+        for index in range(config.depth):
+            out |= _select_block(t, f"blocks.{index}.")
+    except KeyError as error:
+        raise CheckpointError(f"teacher file lacks {error}: expected timm's vit_small_patch14_dinov2") from error
+    return {f"backbone.{key}": value.clone().contiguous() for key, value in out.items()}
+
+
+def _select_stem(t: dict[str, Tensor], config: StudentConfig) -> dict[str, Tensor]:
+    grid = config.image_size // 16
+    table = t["pos_embed"][:, 1:, ::2].unflatten(1, (TEACHER_GRID, TEACHER_GRID)).permute(0, 3, 1, 2)
+    table = F.interpolate(table, size=(grid, grid), mode="bicubic", antialias=True).flatten(2).transpose(1, 2)
+    kernel = F.interpolate(t["patch_embed.proj.weight"][::2], size=(16, 16), mode="bicubic") * (14 / 16) ** 2
+    return {
+        "cls_token": t["cls_token"][..., ::2],
+        "pos_embed": torch.cat([t["pos_embed"][:, :1, ::2], table], 1),
+        "patch_embed.proj.weight": kernel,
+        "patch_embed.proj.bias": t["patch_embed.proj.bias"][::2],
+    }
+
+
+def _select_block(t: dict[str, Tensor], p: str) -> dict[str, Tensor]:
+    # student head h takes every second channel of one half of teacher head h // 2: 16 of its 64 channels
+    head = torch.cat([(h // 2) * 64 + (h % 2) * 32 + torch.arange(0, 32, 2) for h in range(2 * TEACHER_HEADS)])
+    packed = torch.cat([part * TEACHER_WIDTH + head for part in range(3)])
+    gain, ls1, ls2 = 2.0**0.5, t[p + "ls1.gamma"][::2], t[p + "ls2.gamma"][::2]
+    out = {
+        f"{p}{norm}.{kind}": t[f"{p}{norm}.{kind}"][::2] for norm in ("norm1", "norm2") for kind in ("weight", "bias")
+    }
+    return out | {
+        p + "attn.qkv.weight": t[p + "attn.qkv.weight"][packed][:, ::2] * gain,
+        p + "attn.qkv.bias": t[p + "attn.qkv.bias"][packed],
+        p + "attn.proj.weight": t[p + "attn.proj.weight"][::2][:, head] * ls1[:, None] * gain,
+        p + "attn.proj.bias": t[p + "attn.proj.bias"][::2] * ls1,
+        p + "mlp.fc1.weight": t[p + "mlp.fc1.weight"][::2, ::2] * gain,
+        p + "mlp.fc1.bias": t[p + "mlp.fc1.bias"][::2],
+        p + "mlp.fc2.weight": t[p + "mlp.fc2.weight"][::2, ::2] * ls2[:, None] * gain,
+        p + "mlp.fc2.bias": t[p + "mlp.fc2.bias"][::2] * ls2,
+    }
+
+
+def main() -> None:
+    """Writes start weights for the default segmentation student."""
+    parser = argparse.ArgumentParser(description="start weights for a student out of a DINOv2 ViT-S/14")
+    parser.add_argument("--teacher", type=Path, required=True, help="safetensors of vit_small_patch14_dinov2")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=42)
+    arguments = parser.parse_args()
+    torch.manual_seed(arguments.seed)
+    config = StudentConfig(drop_path=0.05)
+    state = dict(build_student(config).state_dict()) | select_weights(load_file(arguments.teacher), config)
+    save_file({k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
+
+
+__all__ = ["select_weights"]
