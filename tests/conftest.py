@@ -31,6 +31,9 @@ from tinyusfm_runtime.preprocess import preprocess
 from tinyusfm_runtime.publish import write_bundle
 from tinyusfm_runtime.spec import ModelSpec, PostProcess, PreprocessSpec, Task
 
+# importing OpenVINO reports to a web analytics service (see engines/ov.py); tests import it in many places
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
 SIDE = 64
 """Side of the tiny model's input."""
 REACH = 3

@@ -39,6 +39,7 @@ class CheckedArtefact:
         rest_precision: arithmetic of what is not int8.
         requirements: what the machine must have, plain data.
         report: judged on the gate's frames.
+        broken: True if any answer held NaN or infinity.
         golden: its answers to the golden frames.
         tolerance: how far a later run may lie from them; empty if none was asked for.
     """
@@ -50,6 +51,7 @@ class CheckedArtefact:
     rest_precision: str
     requirements: Mapping[str, Any]
     report: ParityReport
+    broken: bool
     golden: tuple[Output, ...]
     tolerance: Mapping[str, float]
 
@@ -127,7 +129,8 @@ def build_checked(
         description = engine.description
     report = compare_outputs(spec, frames, found, gate, description)
     tolerance: dict[str, float] = {}
-    if with_tolerance:
+    broken = any(not output.answer.valid for output in (*found, *own))
+    if with_tolerance and not broken:
         reruns = [_rerun(stem, built_files, spec, golden, n, built.rest_precision) for n in _other_threads(threads)]
         placements = [placement for _, placement in golden.inputs]
         tolerance = find_tolerance(own, [own, *reruns], golden.outputs, spec, placements)
@@ -139,6 +142,7 @@ def build_checked(
         rest_precision=built.rest_precision,
         requirements={**asdict(built.requirements), "cpu_features": list(built.requirements.cpu_features)},
         report=report,
+        broken=broken,
         golden=tuple(own),
         tolerance=tolerance,
     )

@@ -205,7 +205,8 @@ class Net:
         return self._mark(self.graph.call_module(path, (x,)), path, shape)
 
     def _mark(self, node: Node, path: str, shape: tuple[int, ...]) -> Node:
-        node.meta["path"], node.meta["shape"] = path, tuple(int(s) for s in shape)
+        node.meta["label"], node.meta["path"] = path, path
+        node.meta["shape"] = tuple(int(s) for s in shape)
         return node
 
 

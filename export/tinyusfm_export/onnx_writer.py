@@ -130,7 +130,7 @@ class _Writer:
 
     def emit(self, kind: str, node: Node, inputs: list[str], **attributes: Any) -> None:
         """One ONNX node whose output is the fx node's value."""
-        self.raw(kind, node.meta["path"], inputs, [self.values[node]], **attributes)
+        self.raw(kind, node.meta["label"], inputs, [self.values[node]], **attributes)
 
     def raw(self, kind: str, name: str, inputs: list[str], outputs: list[str], **attributes: Any) -> None:
         """One ONNX node."""

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyusfm_calibration.leakage import check_leakage
-from tinyusfm_calibration.ranges import Ranges, collect_ranges
+from tinyusfm_calibration.ranges import Ranges, Taps, collect_ranges
 from tinyusfm_calibration.sets import NamedFrame, describe_frames, exclude_test_frames
 from tinyusfm_export.assemble import bundle_files, manifest_artefacts, rehearse_and_publish
 from tinyusfm_export.checked import CheckedArtefact, build_checked, load_target
-from tinyusfm_export.decision import PRECISIONS
+from tinyusfm_export.decision import PRECISIONS, QuantDecision
 from tinyusfm_export.engine_run import open_engine, preprocess_all
 from tinyusfm_export.expected import Expected, expect, expect_golden
 from tinyusfm_export.gate import Gate
@@ -27,7 +27,7 @@ from tinyusfm_export.golden import golden_frames
 from tinyusfm_export.parity import ParityReport
 from tinyusfm_export.verdict import Side, Verdict, measure_interleaved
 from tinyusfm_runtime import plugins
-from tinyusfm_runtime.errors import CalibrationError, GateError, InputError
+from tinyusfm_runtime.errors import CalibrationError, EngineError, GateError, InputError
 from tinyusfm_runtime.machine import machine_card
 from tinyusfm_runtime.manifest import Artefact
 from tinyusfm_runtime.spec import ModelSpec
@@ -169,6 +169,7 @@ def export_bundle(
     reports = {artefact.name: artefact.report for artefact in checked}
     if gated:
         _refuse_missed(reports)
+    _refuse_broken(checked)
     told("measuring", 0.8)
     verdicts = _verdicts(graph, checked, ranges, gate or Gate(), frames, golden, options)
     told("publishing", 0.97)
@@ -216,7 +217,7 @@ def find_ranges(
     if calibration is not None:
         exclude_test_frames(calibration, options.test_sha256)
         described = describe_frames(options.calibration_name, calibration)
-        taps = _tap(graph)
+        taps = _taps(graph)
         inputs = (tensor for tensor, _ in preprocess_all([named.frame for named in calibration], graph.spec))
         return collect_ranges(taps, inputs, described, method=options.method, weights_sha256=graph.spec.weights_sha256)
     if stored is None:
@@ -233,11 +234,39 @@ def find_ranges(
     return stored
 
 
+def _build_graph(module: nn.Module, spec: ModelSpec, options: ExportOptions) -> ExportGraph:
+    from tinyusfm_export.graph import build_graph
+
+    training = module.training
+    try:
+        return build_graph(module, spec, auxiliary=options.auxiliary)
+    finally:
+        module.train(training)
+
+
+def _taps(graph: ExportGraph) -> Taps:
+    from tinyusfm_export.ptq import activation_taps
+
+    return activation_taps(graph)
+
+
+def _decide(graph: ExportGraph, target: str, precision: str, ranges: Ranges | None) -> QuantDecision:
+    from tinyusfm_export.ptq import decide
+
+    return decide(graph, precision, ranges)
+
+
 def _refuse_missed(reports: Mapping[str, ParityReport]) -> None:
     missed = {name: report for name, report in reports.items() if not report}
     if missed:
         reasons = " | ".join(f"{name}: {'; '.join(report.failures)}" for name, report in missed.items())
         raise GateError(f"nothing was published, the gate was missed by {reasons}", MissedGates(reports=reports))
+
+
+def _refuse_broken(checked: Sequence[CheckedArtefact]) -> None:
+    broken = [artefact.name for artefact in checked if artefact.broken]
+    if broken:
+        raise EngineError(f"{', '.join(broken)}: outputs are not finite; that is not published even without a gate")
 
 
 def _verdicts(

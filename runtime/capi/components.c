@@ -61,10 +61,11 @@ static void find_runs(const uint8_t *mask, int32_t rows, int32_t columns, run *r
     first_of_row[rows] = count;
 }
 
-/* Points every run at its root and adds up the areas; returns the root of the largest component, the first of equals. */
+/* Points every run at its root and adds up the areas; returns the root of the largest component, the first of equals.
+ * A parent has a smaller index than its child, so going upwards it is flat already. */
 static int32_t largest_root(run *runs, int32_t count) {
     for (int32_t i = 0; i < count; i++) {
-        runs[i].parent = runs[runs[i].parent].parent; /* a parent has a smaller index, so it is flat already */
+        runs[i].parent = runs[runs[i].parent].parent;
         runs[runs[i].parent].area += runs[i].end - runs[i].start;
     }
     int32_t best = 0;

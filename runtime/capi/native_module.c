@@ -1,5 +1,5 @@
-/* Makes the shared object an importable module, so that every build tool finds and places it. It has no contents: native.py reaches
- * the functions of tue_numerics.h through ctypes, without the interpreter lock. */
+/* Makes the shared object an importable module, so that every build tool finds and places it. It has no contents:
+ * native.py reaches the functions of tue_numerics.h through ctypes, without the interpreter lock. */
 #define PY_SSIZE_T_CLEAN
 #ifndef Py_LIMITED_API
 #define Py_LIMITED_API 0x030A0000

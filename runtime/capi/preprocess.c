@@ -34,7 +34,8 @@ TUE_INLINE void packed_row(const uint8_t *restrict p, int32_t n, int step, int l
 }
 
 /* Any strides, both signs. */
-static void strided_row(const tue_picture *picture, const uint8_t *row, const uint16_t weight[3], int32_t *restrict out) {
+static void strided_row(const tue_picture *picture, const uint8_t *row, const uint16_t weight[3],
+                        int32_t *restrict out) {
     for (int32_t x = 0; x < picture->columns; x++) {
         const uint8_t *p = row + x * picture->column_stride;
         uint16_t a = expand(p[0], picture->limited);
@@ -50,7 +51,8 @@ static void strided_row(const tue_picture *picture, const uint8_t *row, const ui
 
 /* `step`: bytes from pixel to pixel where they are packed (1, 3, 4). Constants make each call its own vector loop. */
 TUE_CLONES
-static void brightness_row(const uint8_t *row, int32_t n, int step, int limited, const uint16_t weight[3], int32_t *out) {
+static void brightness_row(const uint8_t *row, int32_t n, int step, int limited, const uint16_t weight[3],
+                           int32_t *out) {
     if (step == 1 && !limited) grey_row(row, n, 0, out);
     if (step == 1 && limited) grey_row(row, n, 1, out);
     if (step == 3 && !limited) packed_row(row, n, 3, 0, weight, out);
@@ -168,8 +170,8 @@ int32_t tue_preprocess(const tue_picture *picture, const tue_filter *along_colum
                 strided_row(picture, row, weight, samples);
             column_pass(samples, along_columns, ring + (ptrdiff_t)(next % slots) * width);
         }
-        row_pass(ring, slots, first % slots, along_rows->weights + (ptrdiff_t)i * along_rows->stride, end - first, width,
-                 sum, out + i * out_stride);
+        const int32_t *weights = along_rows->weights + (ptrdiff_t)i * along_rows->stride;
+        row_pass(ring, slots, first % slots, weights, end - first, width, sum, out + i * out_stride);
     }
     return TUE_OK;
 }

@@ -24,7 +24,7 @@
 extern "C" {
 #endif
 
-/* Raised whenever a signature, a struct or a definition changes; callers compare it with the one they were written for. */
+/* Raised whenever a signature, a struct or a definition changes; callers compare it with the one they know. */
 #define TUE_NUMERICS_VERSION 1
 
 /* What every function returns. */
@@ -68,7 +68,7 @@ TUE_API int32_t tue_numerics_version(void);
 
 /* Brightness and antialiased resize, fused: range expansion, luma (77 R + 150 G + 29 B + 128) >> 8, columns, rows.
  * `along_columns` maps picture.columns to the result's columns, `along_rows` maps picture.rows to its rows; `out` is
- * written at out + row * out_stride + column. Scratch: tue_preprocess_scratch bytes, any alignment, contents ignored. */
+ * written at out + row * out_stride + column. Scratch: tue_preprocess_scratch bytes, any alignment. */
 TUE_API size_t tue_preprocess_scratch(const tue_filter *along_columns, const tue_filter *along_rows);
 TUE_API int32_t tue_preprocess(const tue_picture *picture, const tue_filter *along_columns,
                                const tue_filter *along_rows, uint8_t *out, ptrdiff_t out_stride, void *scratch,

@@ -91,7 +91,8 @@ def golden_check(
     if got_SK.shape != want_SK.shape or not len(got_SK):
         return _mismatch("own outputs", got_SK, want_SK)
     wide = want_SK.astype(np.float32)
-    numbers = {"logit_abs": float(np.abs(got_SK.astype(np.float64) - wide).max())}
+    with np.errstate(invalid="ignore"):  # inf - inf is NaN, which misses every limit
+        numbers = {"logit_abs": float(np.abs(got_SK.astype(np.float64) - wide).max())}
     if spec.task is Task.SEGMENT:
         pairs = [_answers(got, want, spec, place) for got, want, place in zip(got_SK, wide, placements, strict=True)]
         numbers["differing_pixels"] = max(_differing(got.mask_HW, want.mask_HW) for got, want in pairs)
@@ -178,6 +179,8 @@ def _segment_numbers(
 
 
 def _classify_numbers(got_SK: np.ndarray, want_SK: np.ndarray) -> dict[str, float]:
+    if not np.isfinite(got_SK).all():
+        return {"top1": 0.0, "drift_mean": float("nan"), "drift_worst": float("nan")}
     got = np.stack([probabilities(row) for row in got_SK])
     want = np.stack([probabilities(row) for row in want_SK])
     same = (got >= 0.5) == (want >= 0.5) if got.shape[1] == 1 else got.argmax(1) == want.argmax(1)
@@ -187,6 +190,8 @@ def _classify_numbers(got_SK: np.ndarray, want_SK: np.ndarray) -> dict[str, floa
 
 def _cosine(got: np.ndarray, want: np.ndarray) -> float:
     a, b = got.astype(np.float64).ravel(), want.astype(np.float64).ravel()
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return float("nan")
     size = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float(a @ b) / size if size > 0 else float(not a.any() and not b.any())
 

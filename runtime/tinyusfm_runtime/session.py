@@ -247,7 +247,7 @@ class Session:
         placement = Placement(crop=whole, box=whole, spacing_mm=spacing_mm, frame_size=frame.pixels.shape)
         return self._predict(tensor, placement, 0, None, start)
 
-    def run_golden(self, *, full: bool = False) -> GoldenReport:
+    def run_golden(self, full: bool = False) -> GoldenReport:
         """Runs golden frames and compares; raises nothing when they differ, the report says so.
 
         Args:

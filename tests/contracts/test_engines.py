@@ -125,9 +125,7 @@ def test_bf16_runs_where_the_cpu_has_it_and_is_refused_elsewhere(
     assert 1e-4 < difference < 0.2, "bf16 was really used, and is no more than roundings away"
 
 
-def test_bf16_is_refused_on_a_cpu_without_it(
-    name: str, tiny_files: Files, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bf16_is_refused_on_a_cpu_without_it(name: str, tiny_files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     module = plugins.load("engines", name)
     card = replace(machine_card(), features=("avx2", "avx512f", "fma"))
     if hasattr(module, "machine_card"):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,6 +68,26 @@ def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterat
             yield from rich_track(items, label, total=total, console=Console(stderr=True), transient=True)
             return
     yield from items
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, float], None]]:
+    """Gives a function that is told what is being done and the share that is done.
+
+    A bar on standard error if that is a terminal and rich is installed; nothing otherwise.
+    """
+    if sys.stderr.isatty():
+        try:
+            from rich.console import Console
+            from rich.progress import Progress
+        except ImportError:
+            pass
+        else:
+            with Progress(console=Console(stderr=True), transient=True) as bar:
+                line = bar.add_task("", total=1.0)
+                yield lambda what, share: bar.update(line, description=what, completed=share)
+            return
+    yield lambda what, share: None
 
 
 def write_json(location: str, data: Any, what: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -68,6 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
+        if not debug:
+            # libraries warn about their own affairs; what concerns the user is printed as a note
+            warnings.simplefilter("ignore")
         done = get_command(app).main(args=arguments, prog_name="tinyusfm-edge", standalone_mode=False)
         sys.stdout.flush()
         return done if isinstance(done, int) else 0

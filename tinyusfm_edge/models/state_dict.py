@@ -102,7 +102,7 @@ def fit(student: Student, tensors: Mapping[str, Tensor], *, resize_positions: bo
     notes: list[str] = []
     _adopt_norm(named, unexpected, student.config.task, wanted, notes)
     _fit_positions(named, wanted, resize_positions, notes)
-    deep = [key for key in unexpected if f"{prefix}blocks." in key]
+    deep = [key for key in unexpected if key.startswith(f"{prefix}blocks.")]
     if deep:
         raise CheckpointError(f"weights of a deeper net: this student has no place for {_some(deep)}")
     heads = _HEADS[student.config.task]

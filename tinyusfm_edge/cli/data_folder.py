@@ -1,0 +1,178 @@
+"""What ``--data DIR`` means: frames to calibrate on, frames to judge on, and the hashes of the frames that are neither.
+
+With a table (``split.csv`` with the columns file and split) the training split calibrates, the validation split judges,
+and of the test split only hashes are taken. A folder of pictures without a table is dealt out by natural order: even
+positions calibrate, odd ones judge. It does not know masks, models or gates.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinyusfm_calibration.sets import NamedFrame, SetDeclaration, draw, load_declaration
+from tinyusfm_runtime.errors import InputError, SourceError
+from tinyusfm_runtime.frame import Frame
+from tinyusfm_runtime.sources import open_source
+
+TABLE = "split.csv"
+MAX_TABLE_BYTES = 64 << 20
+CALIBRATION_FRAMES = 128
+"""Drawn from the training split where no declared set is asked for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataFolder:
+    """The frames of a data folder.
+
+    Attributes:
+        name: the folder's own name.
+        calibration: frames that calibrate; empty unless asked for.
+        calibration_name: name of that set.
+        validation: frames that judge.
+        test_sha256: hashes of the test split's files.
+        note: how the folder was understood, one line.
+    """
+
+    name: str
+    calibration: tuple[NamedFrame, ...]
+    calibration_name: str
+    validation: tuple[NamedFrame, ...]
+    test_sha256: frozenset[str]
+    note: str
+
+
+def read_data(folder: Path, *, calibrate: bool, calibration: str | None = None) -> DataFolder:
+    """Reads a data folder.
+
+    Args:
+        folder: the folder.
+        calibrate: also read frames that calibrate.
+        calibration: name or file of a declared calibration set, or None.
+
+    Returns:
+        Its frames.
+
+    Raises:
+        InputError: no such folder, a table that cannot be used, or no frame to judge on.
+        SourceError: a picture cannot be read.
+        MissingExtra: OpenCV is not installed.
+    """
+    if not folder.is_dir():
+        raise InputError(f"--data {folder}: there is no such folder")
+    declaration = load_declaration(calibration) if calibration else _default_declaration(folder)
+    if (folder / TABLE).is_file():
+        return _from_table(folder, declaration, calibrate=calibrate)
+    frames = _plain_frames(folder)
+    if len(frames) < 2:
+        raise SourceError(f"--data {folder.name}: one picture cannot both calibrate and judge")
+    return DataFolder(
+        name=folder.name,
+        calibration=tuple(draw(declaration, frames[0::2])) if calibrate else (),
+        calibration_name=declaration.name,
+        validation=tuple(frames[1::2]),
+        test_sha256=frozenset(),
+        note=f"{folder.name} has no {TABLE}: of its {len(frames)} pictures the even ones calibrate, the odd ones judge",
+    )
+
+
+def _default_declaration(folder: Path) -> SetDeclaration:
+    return SetDeclaration(
+        name=f"{folder.name}-train",
+        source="table",
+        about="drawn from the training split, one frame a group, evenly over the labels",
+        count=CALIBRATION_FRAMES,
+    )
+
+
+def _from_table(folder: Path, declaration: SetDeclaration, *, calibrate: bool) -> DataFolder:
+    rows = _read_rows(folder)
+    validation = [_named(folder, row) for row in rows if row["split"] == "val"]
+    if not validation:
+        raise InputError(f"{folder.name}/{TABLE} names no frame of split val, on which the gate is judged")
+    chosen: list[NamedFrame] = []
+    if calibrate:
+        # drawing looks at names and groups alone, so only what is drawn is decoded
+        outlines = [_outline(row) for row in rows if row["split"] == declaration.split]
+        by_id = {row["file"]: row for row in rows}
+        drawn = draw(declaration, outlines)
+        chosen = [named if named.id.startswith("phantom:") else _named(folder, by_id[named.id]) for named in drawn]
+    test = frozenset(hashlib.sha256(_read(folder, row)).hexdigest() for row in rows if row["split"] == "test")
+    return DataFolder(
+        name=folder.name,
+        calibration=tuple(chosen),
+        calibration_name=declaration.name,
+        validation=tuple(validation),
+        test_sha256=test,
+        note=f"{folder.name}: {len(validation)} validation frames judge, {len(chosen)} calibrate, {len(test)} test frames stay out",
+    )
+
+
+def _read_rows(folder: Path) -> list[dict[str, str]]:
+    try:
+        raw = (folder / TABLE).read_bytes()
+        if len(raw) > MAX_TABLE_BYTES:
+            raise InputError(f"{folder.name}/{TABLE} has {len(raw)} bytes: that is no table of frames")
+        rows = list(csv.DictReader(raw.decode("utf-8").splitlines()))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{folder.name}/{TABLE} cannot be read: {error}") from error
+    if not rows or not {"file", "split"} <= set(rows[0]) or any(None in row.values() for row in rows):
+        raise InputError(f"{folder.name}/{TABLE} needs the columns file and split and no short rows")
+    return rows
+
+
+def _outline(row: Mapping[str, str]) -> NamedFrame:
+    import numpy as np
+
+    blank = Frame(pixels=np.zeros((8, 8), np.uint8))
+    return NamedFrame(id=row["file"], frame=blank, stratum=row.get("label") or "", group=row.get("group") or "")
+
+
+def _named(folder: Path, row: Mapping[str, str]) -> NamedFrame:
+    data = _read(folder, row)
+    with open_source(f"folder:{folder / row['file']}") as source:
+        frame = next(iter(source))
+    from dataclasses import replace
+
+    frame = replace(frame, spacing_mm=_spacing(row, frame), t_recv_ns=None)
+    return NamedFrame(
+        id=row["file"],
+        frame=frame,
+        sha256=hashlib.sha256(data).hexdigest(),
+        stratum=row.get("label") or "",
+        group=row.get("group") or "",
+    )
+
+
+def _read(folder: Path, row: Mapping[str, str]) -> bytes:
+    path = folder / row["file"]
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{folder.name}/{TABLE} names a file outside its folder")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{folder.name}/{TABLE} names a file that cannot be read: {error.strerror}") from error
+
+
+def _spacing(row: Mapping[str, str], frame: Frame) -> tuple[float, float] | None:
+    """mm a pixel of the stored picture: the table's, which is the original's, times how much smaller this one is."""
+    try:
+        original = float(row.get("pixel_size_mm") or "")
+        rows, cols = frame.pixels.shape[:2]
+        orig_h, orig_w = float(row.get("orig_h") or rows), float(row.get("orig_w") or cols)
+    except ValueError:
+        return None
+    return original * orig_h / rows, original * orig_w / cols
+
+
+def _plain_frames(folder: Path) -> list[NamedFrame]:
+    with open_source(f"folder:{folder}") as source:
+        return [NamedFrame(id=f"{folder.name}#{frame.seq}", frame=frame) for frame in source]
+
+
+def split_names(text: str | None) -> Sequence[str]:
+    """Comma-separated names, without blanks; nothing for None."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]

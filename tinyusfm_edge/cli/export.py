@@ -1,0 +1,160 @@
+"""``tinyusfm-edge export``: a student becomes a bundle, or the gate's reasons are printed and nothing is written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tinyusfm_edge.cli import console
+from tinyusfm_edge.cli.data_folder import DataFolder, read_data, split_names
+from tinyusfm_edge.cli.student import DEFAULT_STUDENT, ForeignOptions, load, patients, require
+from tinyusfm_runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from tinyusfm_export.pipeline import ExportResult
+
+
+def export(
+    student: Annotated[str, typer.Argument(help="Shipped student or weights file.")] = DEFAULT_STUDENT,
+    target: Annotated[str, typer.Option(help="Targets with commas between; the first is the first choice.")] = "openvino",
+    int8: Annotated[bool, typer.Option("--int8", help="INT8 (also if no precision is given).")] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16, on a CPU that has it.")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="float16 (on a CPU: stored so, computed in float32).")] = False,
+    fp32: Annotated[bool, typer.Option("--fp32", help="float32.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="NAME.bundle to write, or a folder to put it in. Default: this folder.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Pictures, with a split.csv: its validation split judges, its training split may calibrate.")
+    ] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="Calibrate anew on this declared set (with --data) instead of the stored ranges.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="Ranges by minmax, percentile, entropy or mse.")] = "percentile",
+    gate: Annotated[Path | None, typer.Option(help="Other thresholds, a .toml or .json file.")] = None,
+    no_gate: Annotated[bool, typer.Option("--no-gate", help="Publish unverified; the bundle says so for ever.")] = False,
+    task: Annotated[str | None, typer.Option(help="Of a weights file that does not say: segment, classify, features.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Names of its outputs, with commas between.")] = None,
+    num_classes: Annotated[int | None, typer.Option(min=1, help="Number of its classes.")] = None,
+    postprocess: Annotated[str | None, typer.Option(help="none, mask or ellipse_hc.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model in the bundle.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the engine while it is checked.")] = 1,
+    compare: Annotated[bool, typer.Option(help="Measure float siblings beside INT8 for the verdict.")] = True,
+) -> None:
+    """Export a student to a verified bundle."""
+    from tinyusfm_export.gate import Gate
+
+    targets, precisions = split_names(target), chosen_precisions(int8=int8, bf16=bf16, fp16=fp16, fp32=fp32)
+    _check_targets(targets)
+    thresholds = Gate.from_file(gate) if gate is not None else Gate()
+    require("export", ("torch", "safetensors", "onnx", "onnxscript"), "export")
+    options = ForeignOptions(
+        task=task, num_classes=num_classes, labels=split_names(labels) or None, name=name, postprocess=postprocess
+    )
+    loaded, shipped = load(student, options)
+    calibrate = "int8" in precisions and (calibration is not None or loaded.ranges is None)
+    folder = None if data is None else read_data(data, calibrate=calibrate, calibration=calibration)
+    if folder is not None:
+        console.note(f"note: {folder.note}")
+    place = bundle_place(out, loaded.spec.name, targets, precisions)
+    with console.progress() as told:
+        result = _export(
+            loaded,
+            targets=targets,
+            precisions=precisions,
+            out=place,
+            folder=folder,
+            shipped=shipped,
+            gate=thresholds,
+            gated=not no_gate,
+            progress=told,
+            options=_advanced(folder, method, threads, compare),
+        )
+    for line in describe(result, loaded.name if shipped else ""):
+        console.say(line)
+
+
+def chosen_precisions(*, int8: bool, bf16: bool, fp16: bool, fp32: bool) -> list[str]:
+    """Precisions asked for, fastest first; INT8 where none is."""
+    asked = {"int8": int8, "bf16": bf16, "fp16": fp16, "fp32": fp32}
+    return [precision for precision, wanted in asked.items() if wanted] or ["int8"]
+
+
+def bundle_place(out: Path | None, name: str, targets: list[str], precisions: list[str]) -> Path:
+    """The bundle's folder: ``out`` itself if it ends in .bundle, else ``NAME-TARGET-PRECISION.bundle`` inside it."""
+    if out is not None and out.suffix == ".bundle":
+        return out
+    return (out or Path()) / f"{'-'.join([name, *targets, *precisions])}.bundle"
+
+
+def describe(result: ExportResult, shipped: str) -> list[str]:
+    """Lines that tell what was published.
+
+    Args:
+        result: the export.
+        shipped: name of the shipped student, or nothing.
+    """
+    rows = [row for verdict in result.verdicts for row in verdict.table()]
+    header = ("target", "precision", "computes in", "MB", "against the reference", "p50", "p90", "p99", "gate")
+    lines = [console.table(header, rows), ""]
+    first = next(iter(result.reports.values()))
+    frames = first.comparison.provenance
+    lines.append(f"judged on    {frames['count']} frames: {frames['about']}")
+    lines += [f"verdict      {verdict.target}: {verdict.recommendation}" for verdict in result.verdicts]
+    for row in patients(shipped) if shipped else []:
+        lines.append(f"on patients  {patient_line(row)} (model card, not measured now)")
+    if any(not artefact.trusted for artefact in result.artefacts):
+        lines.append("UNVERIFIED   the gate was switched off; run and verify will say so")
+    lines.append(f"bundle       {result.path}")
+    return lines
+
+
+def patient_line(row: Any) -> str:
+    """One gate result of a model card in words."""
+    if not isinstance(row, dict):
+        return str(row)
+    return ", ".join(f"{key} {value}" for key, value in row.items() if isinstance(value, (str, int, float)) and key != "sha256")
+
+
+def _check_targets(targets: list[str]) -> None:
+    """Names and libraries, before anything slow starts."""
+    from tinyusfm_export.pipeline import load_target
+
+    if not targets:
+        raise InputError("no target: give --target openvino, --target onnx or both with a comma between")
+    for target in targets:
+        load_target(target)
+
+
+def _advanced(folder: DataFolder | None, method: str, threads: int, compare: bool) -> Any:
+    from tinyusfm_export.pipeline import ExportOptions
+
+    options = ExportOptions(method=method, threads=threads, compare=compare)
+    if folder is None:
+        return options
+    return replace(options, calibration_name=folder.calibration_name, test_sha256=folder.test_sha256)
+
+
+def _export(loaded: Any, *, folder: DataFolder | None, shipped: bool, options: Any, **rest: Any) -> ExportResult:
+    from tinyusfm_export.gate_frames import choose_gate_frames
+    from tinyusfm_export.pipeline import export_bundle
+
+    calibration = folder.calibration if folder is not None and folder.calibration else None
+    frames = choose_gate_frames(
+        data=folder.validation if folder else None,
+        calibration=calibration,
+        shipped=shipped,
+        source=folder.name if folder else "",
+    )
+    return export_bundle(
+        loaded.module,
+        loaded.spec,
+        gate_frames=frames,
+        ranges=loaded.ranges,
+        calibration=calibration,
+        advanced=options,
+        **rest,
+    )

@@ -1,0 +1,150 @@
+"""Charts as SVG text: a histogram of latencies and a strip of per-frame values. Standard library only.
+
+They show what they are given and compute nothing beyond bins and scales. A colour goes with a
+name's position, so two charts with the same names in the same order agree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+COLOURS = ("#0b7285", "#d9480f", "#5f3dc4", "#2b8a3e", "#a61e4d", "#495057")
+"""Dark enough on white for text; told apart by people who do not see red and green."""
+WIDTH, HEIGHT = 720, 260
+LEFT, RIGHT, TOP, BOTTOM = 62, 14, 34, 44
+"""Margins of the plotting area, in the drawing's own units."""
+
+
+def histogram(samples: Mapping[str, Sequence[float]], unit: str, *, bins: int = 48) -> str:
+    """Histograms of several sample sets over one axis.
+
+    The axis ends at the 99.5th percentile of all samples; what lies beyond is counted in the last bin.
+
+    Args:
+        samples: name -> values.
+        unit: of the values, for the axis.
+        bins: number of bins.
+
+    Returns:
+        An ``<svg>`` element.
+    """
+    pooled = sorted(value for values in samples.values() for value in values)
+    if not pooled:
+        return _frame([_words(WIDTH / 2, HEIGHT / 2, "nothing measured", anchor="middle")], "empty chart")
+    low, high = 0.0, pooled[min(len(pooled) - 1, int(0.995 * len(pooled)))] * 1.02 or 1.0
+    step = (high - low) / bins
+    counts = {
+        name: _binned(values, low, step, bins) for name, values in samples.items() if values
+    }
+    tallest = max(max(shares) for shares in counts.values())
+    parts = _axes(low, high, 0.0, tallest, unit, "share of frames")
+    for index, (name, shares) in enumerate(counts.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        points = [f"{_x(low, low, high):.1f},{_y(0, 0, tallest):.1f}"]
+        for i, share in enumerate(shares):
+            top = _y(share, 0.0, tallest)
+            points += [f"{_x(low + i * step, low, high):.1f},{top:.1f}", f"{_x(low + (i + 1) * step, low, high):.1f},{top:.1f}"]
+        points.append(f"{_x(high, low, high):.1f},{_y(0, 0, tallest):.1f}")
+        parts.append(f'<polygon points="{" ".join(points)}" fill="{colour}" fill-opacity="0.28" stroke="{colour}"/>')
+    return _frame([*parts, *_legend(list(counts))], "histogram of " + ", ".join(counts))
+
+
+def strip(
+    values: Mapping[str, Sequence[float | None]], label: str, *, limit: float | None = None, limit_label: str = ""
+) -> str:
+    """One dot a frame for several series, with the limit as a line.
+
+    Args:
+        values: name -> one value a frame; None leaves a gap.
+        label: of the vertical axis.
+        limit: where a line is drawn, or None.
+        limit_label: words at that line.
+
+    Returns:
+        An ``<svg>`` element.
+    """
+    present = [v for series in values.values() for v in series if v is not None and math.isfinite(v)]
+    if not present:
+        return _frame([_words(WIDTH / 2, HEIGHT / 2, "nothing measured", anchor="middle")], "empty chart")
+    reach = [*present, *([limit] if limit is not None else [])]
+    low, high = min(reach), max(reach)
+    pad = 0.06 * (high - low) or 0.5 * abs(high) or 1.0
+    low, high = (0.0 if 0 <= low < 0.2 * high else low - pad), high + pad
+    count = max(len(series) for series in values.values())
+    parts = _axes(0, count, low, high, "frame", label)
+    if limit is not None:
+        y = _y(limit, low, high)
+        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="limit"/>')
+        parts.append(_words(WIDTH - RIGHT - 4, y - 5, limit_label, anchor="end", kind="limit-label"))
+    for index, series in enumerate(values.values()):
+        colour, shift = COLOURS[index % len(COLOURS)], (index + 0.5) / len(values)
+        for frame, value in enumerate(series):
+            if value is not None and math.isfinite(value):
+                x, y = _x(frame + shift, 0, count), _y(value, low, high)
+                parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}" fill-opacity="0.75"/>')
+    return _frame([*parts, *_legend(list(values))], f"{label} of each frame: " + ", ".join(values))
+
+
+def _binned(values: Sequence[float], low: float, step: float, bins: int) -> list[float]:
+    counts = [0] * bins
+    for value in values:
+        counts[min(bins - 1, max(0, int((value - low) / step)))] += 1
+    return [count / len(values) for count in counts]
+
+
+def _x(value: float, low: float, high: float) -> float:
+    return LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+
+
+def _y(value: float, low: float, high: float) -> float:
+    return HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """About five round numbers in a range."""
+    rough = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough)
+    first = math.ceil(low / step - 1e-9)
+    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _axes(low_x: float, high_x: float, low_y: float, high_y: float, label_x: str, label_y: str) -> list[str]:
+    parts = []
+    for tick in _ticks(low_y, high_y):
+        y = _y(tick, low_y, high_y)
+        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
+        parts.append(_words(LEFT - 8, y + 4, f"{tick:.4g}", anchor="end"))
+    for tick in _ticks(low_x, high_x):
+        parts.append(_words(_x(tick, low_x, high_x), HEIGHT - BOTTOM + 18, f"{tick:.4g}", anchor="middle"))
+    base = HEIGHT - BOTTOM
+    parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}" class="axis"/>')
+    parts.append(_words((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, label_x, anchor="middle"))
+    parts.append(_words(8, 14, label_y))
+    return parts
+
+
+def _legend(names: Sequence[str]) -> list[str]:
+    parts, right = [], WIDTH - RIGHT
+    for index in reversed(range(len(names))):
+        left = right - 16 - 7.2 * len(names[index])
+        parts.append(f'<rect x="{left:.1f}" y="5" width="11" height="11" fill="{COLOURS[index % len(COLOURS)]}"/>')
+        parts.append(_words(left + 16, 15, names[index]))
+        right = left - 18
+    return parts
+
+
+def _words(x: float, y: float, text: str, *, anchor: str = "start", kind: str = "words") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}">{escape(text)}</text>'
+
+
+def _frame(parts: Sequence[str], about: str) -> str:
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(about, quote=True)}" '
+        f'xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
+    )
+
+
+__all__ = ["BOTTOM", "COLOURS", "HEIGHT", "LEFT", "RIGHT", "TOP", "WIDTH", "histogram", "strip"]
