@@ -27,7 +27,7 @@ SET_VERSION = 1
 MIN_FRAMES = 16
 """Fewest distinct frames of a set: below this one odd frame decides the ranges (our choice; NNCF asks for 300)."""
 
-DECLARATIONS = Path(__file__).with_name("sets")
+_DECLARATIONS = Path(__file__).with_name("sets")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,7 +194,7 @@ class SetDeclaration:
 
 def declared_names() -> list[str]:
     """Names of the declared sets of this package, sorted."""
-    return sorted(path.stem for path in DECLARATIONS.glob("*.toml"))
+    return sorted(path.stem for path in _DECLARATIONS.glob("*.toml"))
 
 
 def load_declaration(name: str) -> SetDeclaration:
@@ -208,8 +208,8 @@ def load_declaration(name: str) -> SetDeclaration:
     """
     import tomllib
 
-    path = Path(name) if name.endswith(".toml") else DECLARATIONS / f"{name}.toml"
-    if not path.is_file() or (path.parent == DECLARATIONS and path.stem not in declared_names()):
+    path = Path(name) if name.endswith(".toml") else _DECLARATIONS / f"{name}.toml"
+    if not path.is_file() or (path.parent == _DECLARATIONS and path.stem not in declared_names()):
         raise InputError(f"no calibration set {name!r}: declared are {', '.join(declared_names())}")
     try:
         return SetDeclaration(name=path.stem, **tomllib.loads(path.read_text(encoding="utf-8")))

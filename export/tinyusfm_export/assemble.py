@@ -18,6 +18,7 @@ from tinyusfm_calibration.ranges import Ranges
 from tinyusfm_export.checked import CheckedArtefact
 from tinyusfm_export.expected import Expected
 from tinyusfm_export.golden import pack_frames, pack_own, pack_reference
+from tinyusfm_export.ladder import Ladder
 from tinyusfm_export.verdict import Verdict
 from tinyusfm_runtime.bundle import Bundle
 from tinyusfm_runtime.frame import Frame
@@ -33,6 +34,9 @@ from tinyusfm_runtime.publish import write_bundle
 from tinyusfm_runtime.session import Session
 from tinyusfm_runtime.spec import ModelSpec
 
+QUANT_FILE = "quant.json"
+"""The one quantization decision of all targets, the ranges behind it, and why layers were kept float."""
+
 QUANT_VERSION = 1
 """Version of ``quant.json``."""
 
@@ -46,7 +50,7 @@ def golden_path(name: str) -> str:
 
 
 def bundle_files(
-    artefacts: Sequence[CheckedArtefact],
+    ladder: Ladder,
     golden: Expected,
     frames: Sequence[Frame],
     *,
@@ -56,7 +60,7 @@ def bundle_files(
     """Everything but the manifest.
 
     Args:
-        artefacts: checked artefacts, best first.
+        ladder: checked artefacts, best first, and the decision they share.
         golden: golden frames with the reference's answers.
         frames: the golden frames.
         ranges: activation ranges, where any artefact is int8.
@@ -66,16 +70,21 @@ def bundle_files(
         Path relative to the bundle -> content.
     """
     files = {GOLDEN_FRAMES: pack_frames(frames), GOLDEN_REFERENCE: pack_reference(golden.outputs)}
-    for artefact in artefacts:
+    for artefact in ladder.artefacts:
         files.update({f"artefacts/{artefact.name}/{name}": raw for name, raw in artefact.files.items()})
         files[golden_path(artefact.name)] = pack_own(artefact.golden)
         files[f"reports/{artefact.name}.json"] = to_bytes(artefact.report.to_json())
     for verdict in verdicts:
         files[f"reports/verdict-{verdict.target}.json"] = to_bytes(verdict.to_json())
-    quantized = {a.name: a.decision.to_json() for a in artefacts if a.decision.quantized()}
-    if quantized:
-        ranges_json = None if ranges is None else ranges.to_json()
-        files["quant.json"] = to_bytes({"version": QUANT_VERSION, "ranges": ranges_json, "decisions": quantized})
+    decision = ladder.decisions.get("int8")
+    if decision is not None:
+        quant = {
+            "version": QUANT_VERSION,
+            "decision": decision.to_json(),
+            "ranges": None if ranges is None else ranges.to_json(),
+            "notes": list(ladder.notes),
+        }
+        files[QUANT_FILE] = to_bytes(quant)
     return files
 
 
@@ -177,6 +186,7 @@ def to_bytes(data: Any) -> bytes:
 
 
 __all__ = [
+    "QUANT_FILE",
     "QUANT_VERSION",
     "TOOLS",
     "bundle_files",

@@ -28,6 +28,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Checks:
+    """What every artefact of an export is put through.
+
+    Attributes:
+        gate: thresholds.
+        frames: the gate's frames with the reference's answers.
+        golden: the golden frames with the reference's answers.
+        threads: threads inside the engine.
+    """
+
+    gate: Gate
+    frames: Expected
+    golden: Expected
+    threads: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CheckedArtefact:
     """An artefact and what its own engine made of the frames.
 
@@ -95,15 +112,7 @@ def load_target(typed: str) -> Any:
 
 
 def build_checked(
-    target: str,
-    graph: ExportGraph,
-    decision: QuantDecision,
-    *,
-    gate: Gate,
-    frames: Expected,
-    golden: Expected,
-    threads: int,
-    with_tolerance: bool = True,
+    target: str, graph: ExportGraph, decision: QuantDecision, checks: Checks, *, with_tolerance: bool = True
 ) -> CheckedArtefact:
     """Builds an artefact and runs it.
 
@@ -111,10 +120,7 @@ def build_checked(
         target: name or alias of target and engine.
         graph: the export graph.
         decision: what to build.
-        gate: thresholds.
-        frames: the gate's frames with the reference's answers.
-        golden: the golden frames with the reference's answers.
-        threads: threads inside the engine.
+        checks: what it is put through.
         with_tolerance: also run the golden frames again, on other thread counts, to learn the artefact's noise.
 
     Raises:
@@ -122,16 +128,18 @@ def build_checked(
         EngineError: the engine refused the artefact, failed, or does not repeat itself.
     """
     built_files, built = _build(target, graph, decision)
-    spec, stem = graph.spec, plugins.canonical("targets", target)
-    with open_engine(stem, built_files, spec, threads=threads, rest_precision=built.rest_precision) as engine:
-        found = run_engine(engine, spec, frames.inputs)
+    spec, stem, golden = graph.spec, plugins.canonical("targets", target), checks.golden
+    with open_engine(stem, built_files, spec, threads=checks.threads, rest_precision=built.rest_precision) as engine:
+        found = run_engine(engine, spec, checks.frames.inputs)
         own = run_engine(engine, spec, golden.inputs)
         description = engine.description
-    report = compare_outputs(spec, frames, found, gate, description)
+    report = compare_outputs(spec, checks.frames, found, checks.gate, description)
     tolerance: dict[str, float] = {}
     broken = any(not output.answer.valid for output in (*found, *own))
     if with_tolerance and not broken:
-        reruns = [_rerun(stem, built_files, spec, golden, n, built.rest_precision) for n in _other_threads(threads)]
+        reruns = [
+            _rerun(stem, built_files, spec, golden, n, built.rest_precision) for n in _other_threads(checks.threads)
+        ]
         placements = [placement for _, placement in golden.inputs]
         tolerance = find_tolerance(own, [own, *reruns], golden.outputs, spec, placements)
     return CheckedArtefact(
@@ -190,4 +198,4 @@ def _other_threads(threads: int) -> list[int]:
     return sorted({threads, most})
 
 
-__all__ = ["CheckedArtefact", "build_checked", "compare_outputs", "load_target"]
+__all__ = ["CheckedArtefact", "Checks", "build_checked", "compare_outputs", "load_target"]

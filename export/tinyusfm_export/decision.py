@@ -3,7 +3,7 @@
 A decision names activation tensors of the export graph (``blocks.3.mlp.fc1.input``, see graph.py). A layer whose
 input is ``static`` or ``dynamic`` has int8 weights, symmetric, one scale per output channel; that is implied and
 has no entry of its own. Every target writes the same decision in the form its engine runs well: explicit Q/DQ
-(qdq.py), FakeQuantize (targets/ov.py), dynamic int8 matmuls (targets/ort.py).
+(onnx_int8.py), FakeQuantize (targets/ov.py), dynamic int8 matmuls (onnx_int8.py).
 
 It is plain data: no torch, no onnx, no engine, no idea how the ranges were found.
 """
@@ -30,7 +30,8 @@ class TensorQuant:
     """How one activation tensor is represented.
 
     Attributes:
-        mode: ``static`` has a range fixed at export, ``dynamic`` finds it per frame, ``float`` stays in the rest precision.
+        mode: ``static`` has a range fixed at export, ``dynamic`` finds it per frame, ``float`` stays in the rest
+            precision.
         low: smallest value of the static range, or None.
         high: largest value of the static range, or None.
         symmetric: the code grid must be symmetric about zero in every form. Where it is False a form may use the range

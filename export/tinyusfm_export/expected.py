@@ -1,7 +1,7 @@
 """What an artefact is expected to answer: preprocessed frames with the reference's answers, live or as stored.
 
-The live ones run PyTorch (reference.py); the stored ones come out of a bundle's ``golden/`` and need numpy only. It does
-not know artefacts or gates.
+The live ones run PyTorch (reference.py); the stored ones come out of a bundle's ``golden/`` and need numpy only. It
+does not know artefacts or gates.
 
 Shapes: NCHW input; SKHW or SK logits of S frames.
 """

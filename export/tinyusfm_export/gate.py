@@ -1,7 +1,7 @@
 """Gate: the thresholds an artefact must hold against the reference, and the judgement of a comparison by them.
 
-The defaults are the project's promise; a file (TOML or JSON, flat keys) changes them and is written into the bundle with
-the verdict. It does not know how anything was measured.
+The defaults are the project's promise; a file (TOML or JSON, flat keys) changes them and is written into the bundle
+with the verdict. It does not know how anything was measured.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tinyusfm_runtime.spec import PostProcess, Task
 GATE_VERSION = 1
 """Version of the file form."""
 
-MAX_GATE_BYTES = 1 << 16
+_MAX_GATE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,8 +31,8 @@ class Gate:
         dice_mean: least mean Dice against the reference mask.
         dice_worst: least Dice of any counted frame.
         hc_p95_mm: largest 95th percentile of the difference in head circumference, mm.
-        hc_p95_share: the same for frames without a spacing, as a share of the circumference: 1 mm of the 175 mm that
-            heads of HC18 measure on average (van den Heuvel et al. 2018, doi:10.1371/journal.pone.0200412).
+        hc_p95_share: the same as a share of the circumference, judged where no counted frame has a spacing: 1 mm of the
+            175 mm that heads of HC18 measure on average (van den Heuvel et al. 2018, doi:10.1371/journal.pone.0200412).
         differing_pixels: largest share of differing pixels of any frame whose reference mask does not count.
         min_coverage: share of the image from which a reference mask counts.
         min_frames: least number of frames that Dice and HC, scores or features are judged on.
@@ -103,7 +103,7 @@ class Gate:
         """
         try:
             raw = path.read_bytes()
-            if len(raw) > MAX_GATE_BYTES:
+            if len(raw) > _MAX_GATE_BYTES:
                 raise InputError(f"gate {path.name} has {len(raw)} bytes: that is no gate")
             data = _parse(path, raw.decode("utf-8"))
         except OSError as error:
@@ -143,13 +143,16 @@ def judge(comparison: Comparison, gate: Gate, *, count_all: bool = False) -> Par
         The report; true where everything holds.
     """
     numbers, notes = comparison.statistics, []
-    number = numbers.get("frames" if count_all or comparison.task is not Task.SEGMENT else "counted", 0.0)
-    shown = "frames" if count_all or comparison.task is not Task.SEGMENT else "frames whose reference mask counts"
+    every = count_all or comparison.task is not Task.SEGMENT
+    number, broken = numbers.get("frames" if every else "counted", 0.0), numbers.get("broken", 0.0)
+    enough = f"{number:.0f} frames{'' if every else ' whose reference mask counts'}, at least {gate.min_frames} wanted"
     lines = [
-        _line("min_frames", number, gate.min_frames, _at_least, f"{number:.0f} {shown}, at least {gate.min_frames} wanted"),
-        _line("broken", numbers.get("broken", 0.0), 0, _at_most, f"{numbers.get('broken', 0):.0f} frames gave no finite output"),
-    ]  # fmt: skip
+        _line("min_frames", number, gate.min_frames, _at_least, enough),
+        _line("broken", broken, 0, _at_most, f"{broken:.0f} frames gave no finite output"),
+    ]
     for name, statistic, test, words in _demands(comparison):
+        if name == "hc_p95_share" and "hc_p95_mm" in numbers:
+            continue
         value, limit = numbers.get(statistic), float(getattr(gate, name))
         if value is None:
             notes += [f"{words}: no frame to judge it on"] if not name.startswith("hc_") else []
@@ -158,13 +161,13 @@ def judge(comparison: Comparison, gate: Gate, *, count_all: bool = False) -> Par
         lines.append(_line(name, value, limit, test, f"{words} is {value:.5g}, {sign} {limit:.5g} wanted"))
     if comparison.post is PostProcess.ELLIPSE_HC:
         with_spacing, without = (int(numbers.get(key, 0)) for key in ("hc_frames", "hc_share_frames"))
-        notes.append(
-            f"head circumference judged in mm on {with_spacing} frames, as a share on {without} without spacing"
-        )
+        judged = f"in mm on {with_spacing} frames" if with_spacing else f"as a share on {without} frames, all"
+        rest = f"; {without} frames without spacing are not judged" if with_spacing and without else ""
+        notes.append(f"head circumference is judged {judged}{rest}" + ("" if with_spacing else " without spacing"))
     return ParityReport(comparison=comparison, limits=gate.to_json(), lines=tuple(lines), notes=tuple(notes))
 
 
-Test = Callable[[float, float], bool]
+_Test = Callable[[float, float], bool]
 
 
 def _at_least(value: float, limit: float) -> bool:
@@ -175,7 +178,7 @@ def _at_most(value: float, limit: float) -> bool:
     return value <= limit
 
 
-def _demands(comparison: Comparison) -> list[tuple[str, str, Test, str]]:
+def _demands(comparison: Comparison) -> list[tuple[str, str, _Test, str]]:
     """(gate key, statistic, test, words) for a task."""
     if comparison.task is Task.CLASSIFY:
         return [
@@ -188,19 +191,19 @@ def _demands(comparison: Comparison) -> list[tuple[str, str, Test, str]]:
             ("cosine_mean", "cosine_mean", _at_least, "mean cosine"),
             ("cosine", "cosine_worst", _at_least, "worst cosine"),
         ]
-    masks: list[tuple[str, str, Test, str]] = [
+    masks: list[tuple[str, str, _Test, str]] = [
         ("dice_mean", "dice_mean", _at_least, "mean Dice"),
         ("dice_worst", "dice_worst", _at_least, "worst Dice"),
         ("differing_pixels", "differing_pixels_worst", _at_most, "differing pixels on frames with small masks"),
     ]
-    heads: list[tuple[str, str, Test, str]] = [
+    heads: list[tuple[str, str, _Test, str]] = [
         ("hc_p95_mm", "hc_p95_mm", _at_most, "HC difference p95 (mm)"),
-        ("hc_p95_share", "hc_p95_share", _at_most, "HC difference p95 as a share, frames without spacing"),
+        ("hc_p95_share", "hc_p95_share", _at_most, "HC difference p95 as a share"),
     ]
     return masks + (heads if comparison.post is PostProcess.ELLIPSE_HC else [])
 
 
-def _line(name: str, value: float, limit: float, test: Test, text: str) -> GateLine:
+def _line(name: str, value: float, limit: float, test: _Test, text: str) -> GateLine:
     return GateLine(name=name, text=text, value=value, limit=float(limit), passed=test(value, limit))
 
 

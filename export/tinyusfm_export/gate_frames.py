@@ -18,7 +18,7 @@ from tinyusfm_calibration.sets import NamedFrame, phantom_frames, pixels_sha256
 from tinyusfm_runtime.errors import InputError, MissingExtra
 
 PHANTOM_SEEDS = range(100, 148)
-"""48 phantoms: 32 must count, and a few may be hard. Golden frames are seeds below 100, training seeds from 1,000,000."""
+"""48 phantoms: 32 must count, and a few may be hard. Golden seeds lie below 100, training seeds from 1,000,000."""
 
 CLIP = Path("data", "test_files", "examples_ybr_color.dcm")
 """30 frames of a colour ultrasound clip, inside pydicom's package folder (public test data of pydicom, MIT)."""

@@ -4,10 +4,10 @@ They let a device check an artefact without PyTorch and without any patient's pi
 0..31, drawn smaller than usual to keep a bundle small; training phantoms have seeds from 1,000,000.
 
 Arrays (S frames): ``frames.npz`` has ``pixels`` uint8 SHW, ``spacing_mm`` float64 S2, ``seeds`` int64 S.
-``reference.npz`` has ``logits`` float32 SKHW (or SK, or SDhw), unrounded, and for a segmentation ``masks`` uint8 SHW, and
-for a head ``hc_mm``, ``hc_px``, ``area_px``, ``found``, ``touches_border``, ``centre_px`` S2, ``axes_px`` S2, ``angle_deg``
-(NaN where nothing was found). An artefact's own file has ``logits`` float16: rounding keeps the sign, so a mask at
-threshold 0.5 is the same. Equal arrays give equal bytes.
+``reference.npz`` has ``logits`` float32 SKHW (or SK, or SDhw), unrounded; for a segmentation ``masks`` uint8 SHW; for
+a head ``hc_mm`` (NaN where nothing was found), ``hc_px``, ``area_px``, ``found``, ``touches_border``, ``centre_px`` S2,
+``axes_px`` S2 and ``angle_deg``. An artefact's own file has ``logits`` float16: rounding keeps the sign, so a mask at
+threshold 0.5 is the same, and what it changes at other thresholds is in the tolerance. Equal arrays give equal bytes.
 
 It does not know how outputs were computed.
 """
@@ -154,8 +154,12 @@ def _tolerance(name: str, noises: Sequence[float], drift: float) -> float:
 
 
 __all__ = [
+    "CEILINGS",
+    "DRIFT_SHARE",
+    "FLOORS",
     "GOLDEN_SEEDS",
     "GOLDEN_SIZE",
+    "NOISE_MARGIN",
     "find_tolerance",
     "golden_frames",
     "pack_frames",

@@ -98,7 +98,7 @@ def build_graph(student: nn.Module, spec: ModelSpec, *, auxiliary: tuple[str, ..
     """Rewrites a student into its export form.
 
     Args:
-        student: a segmentation, classification or feature student with the published names.
+        student: a segmentation, classification or feature student with the published names; only read.
         spec: its spec; ``architecture["heads"]`` is needed since the shapes do not tell the heads.
         auxiliary: extra outputs, such as ``tokens_block4``.
 
@@ -107,33 +107,31 @@ def build_graph(student: nn.Module, spec: ModelSpec, *, auxiliary: tuple[str, ..
     """
     if not spec.preprocess.grey:
         raise InputError(f"model {spec.name!r} is not grey: the export folds three equal channels into one")
-    student = student.eval()
     try:
         recorder = _Recorder(student, spec, auxiliary)
         heads = {Task.SEGMENT: _segment, Task.CLASSIFY: _classify, Task.FEATURES: _features}
         logits = heads[spec.task](recorder)
-    except AttributeError as error:
+    except (AttributeError, IndexError) as error:
         raise InputError(f"this is not a student for task {spec.task.value!r}: {error}") from error
     outputs = {"logits": logits, **{name: recorder.auxiliary[name] for name in auxiliary}}
     module = recorder.net.finish(outputs)
-    return ExportGraph(
-        module=module, spec=spec, outputs=tuple(outputs), linear_inputs=dict(recorder.net.linear_inputs)
-    )
+    return ExportGraph(module=module, spec=spec, outputs=tuple(outputs), linear_inputs=dict(recorder.net.linear_inputs))
 
 
 class _Recorder:
     """The student being rewritten: its parts, the net recorded so far, and the auxiliary outputs found on the way."""
 
-    def __init__(self, student: nn.Module, spec: ModelSpec, auxiliary: tuple[str, ...]) -> None:
-        self.student: Any = student
-        self.backbone: Any = student.backbone
+    def __init__(self, student: Any, spec: ModelSpec, auxiliary: tuple[str, ...]) -> None:
+        self.student = student
+        self.backbone = student.backbone
         self.spec = spec
         self.net = Net(spec.input.shape)
         self.auxiliary: dict[str, Node] = {}
+        self.last = len(self.backbone.blocks) - 1
         self.wanted = {_auxiliary_index(name, len(self.backbone.blocks)): name for name in auxiliary}
         self.width = int(self.backbone.pos_embed.shape[-1])
-        self.heads = int(spec.architecture.get("heads", 0))
-        if self.heads < 1 or self.width % self.heads:
+        self.heads = spec.architecture.get("heads", 0)
+        if not isinstance(self.heads, int) or self.heads < 1 or self.width % self.heads:
             raise InputError(f"spec {spec.name!r}: architecture['heads'] must divide the width {self.width}")
         self.grid = (spec.preprocess.height // PATCH, spec.preprocess.width // PATCH)
         patches = self.backbone.pos_embed.shape[1] - 1
@@ -170,31 +168,35 @@ def _embed(r: _Recorder) -> Node:
     return net.cat("tokens", net.constant("cls_token", first), x)
 
 
-def _trunk(r: _Recorder, taps: tuple[int, ...]) -> list[Node]:
-    """Patch tokens BND (class token gone) after the tapped blocks; the last block must be tapped."""
-    net, out = r.net, []
-    x = _embed(r)
-    last = len(r.backbone.blocks) - 1
-    for index in range(last + 1):
-        path = f"blocks.{index}"
-        x, branch = _attend(r, path, x, drop_class=index == last)
-        x = net.add(f"{path}.mid", x, branch)
-        x = net.add(f"{path}.out", x, _mlp(r, path, x))
+def _blocks(r: _Recorder, x: Node, stop: int, taps: tuple[int, ...] = ()) -> tuple[Node, list[Node]]:
+    """Runs blocks 0 to stop - 1; returns the tokens after them and the patch tokens after the tapped ones."""
+    tapped = []
+    for index in range(stop):
+        x = _block(r, index, x)
         if index in taps or index in r.wanted:
-            patches = x if index == last else net.tail(f"{path}.patches", x)
+            patches = x if index == r.last else r.net.tail(f"blocks.{index}.patches", x)
             r.note(index, patches)
-            out += [patches] if index in taps else []
-    return out
+            tapped += [patches] if index in taps else []
+    return x, tapped
 
 
-def _attend(r: _Recorder, path: str, x: Node, *, drop_class: bool) -> tuple[Node, Node]:
-    """Attention branch of a block, and the residual it is added to (both without class token if it is dropped)."""
-    net, block = r.net, r.backbone.blocks[int(path.rsplit(".", 1)[1])]
+def _block(r: _Recorder, index: int, x: Node) -> Node:
+    """One block; the last one loses the class token."""
+    path, block = f"blocks.{index}", r.backbone.blocks[index]
+    x, branch = _attend(r, index, x)
+    x = r.net.add(f"{path}.mid", x, branch)
+    branch = r.net.linear(f"{path}.mlp.fc2", _hidden(r, index, x), block.mlp.fc2.weight, block.mlp.fc2.bias)
+    return r.net.add(f"{path}.out", x, branch)
+
+
+def _attend(r: _Recorder, index: int, x: Node) -> tuple[Node, Node]:
+    """The residual of a block's attention and the branch added to it, both without class token in the last block."""
+    net, path, block = r.net, f"blocks.{index}", r.backbone.blocks[index]
     size = r.width // r.heads
     packed = rewrites.fold_query_scale(rewrites.fold_layer_norm(block.norm1, block.attn.qkv), r.heads)
     normed = net.normalise(f"{path}.norm1", x, block.norm1.eps)
     q, k, v = net.chunk3(f"{path}.attn.chunk", net.linear(f"{path}.attn.qkv", normed, *packed))
-    if drop_class:
+    if index == r.last:
         q, x = net.tail(f"{path}.attn.query_patches", q), net.tail(f"{path}.patches_in", x)
     axes = {"q": (0, 2, 1, 3), "k": (0, 2, 3, 1), "v": (0, 2, 1, 3)}
     heads = {}
@@ -207,16 +209,9 @@ def _attend(r: _Recorder, path: str, x: Node, *, drop_class: bool) -> tuple[Node
     return x, net.linear(f"{path}.attn.proj", joined, block.attn.proj.weight, block.attn.proj.bias)
 
 
-def _mlp(r: _Recorder, path: str, x: Node) -> Node:
-    """MLP branch of a block."""
-    block = r.backbone.blocks[int(path.rsplit(".", 1)[1])]
-    hidden = _hidden(r, path, x)
-    return r.net.linear(f"{path}.mlp.fc2", hidden, block.mlp.fc2.weight, block.mlp.fc2.bias)
-
-
-def _hidden(r: _Recorder, path: str, x: Node) -> Node:
+def _hidden(r: _Recorder, index: int, x: Node) -> Node:
     """GELU(fc1(norm2(x)))."""
-    net, block = r.net, r.backbone.blocks[int(path.rsplit(".", 1)[1])]
+    net, path, block = r.net, f"blocks.{index}", r.backbone.blocks[index]
     normed = net.normalise(f"{path}.norm2", x, block.norm2.eps)
     folded = rewrites.fold_layer_norm(block.norm2, block.mlp.fc1)
     return net.gelu(f"{path}.mlp.act", net.linear(f"{path}.mlp.fc1", normed, *folded))
@@ -227,14 +222,14 @@ def _segment(r: _Recorder) -> Node:
     net, student = r.net, r.student
     sizes = [_level_size(r.grid, scale) for scale in student.neck.scales]
     levels = []
-    for i, tokens in enumerate(_trunk(r, TAPS)):
-        merged = rewrites.merge_neck_lateral(student.neck.convs[i], student.head.lateral[i][0], student.head.lateral[i][1])
+    for i, tokens in enumerate(_blocks(r, _embed(r), r.last + 1, TAPS)[1]):
+        conv, norm, _ = student.head.lateral[i]
+        merged = rewrites.merge_neck_lateral(student.neck.convs[i], conv, norm)
         x = net.linear(f"head.lateral.{i}", tokens, *merged)
         x = net.permute(f"head.lateral.{i}.channels", x, (0, 2, 1))
         x = net.reshape(f"head.lateral.{i}.map", x, (1, shape_of(x)[1], *r.grid))
-        # without antialiasing, scaling by 1/2 is the mean of 2x2 (bilinear, half-pixel centres)
-        scaled = net.halve if student.neck.scales[i] == 0.5 else None
-        x = scaled(f"head.scale.{i}", x) if scaled else net.resize(f"head.scale.{i}", x, sizes[i])
+        halve = student.neck.scales[i] == 0.5
+        x = net.halve(f"head.scale.{i}", x) if halve else net.resize(f"head.scale.{i}", x, sizes[i])
         levels.append(net.relu(f"head.lateral.{i}.relu", x))
     for i in range(len(levels) - 1, 0, -1):
         up = net.resize(f"head.down.{i}", levels[i], sizes[i - 1])
@@ -262,9 +257,7 @@ def _smooth(r: _Recorder, index: int, x: Node) -> Node:
     if len(layers) == 3:
         return r.net.conv(path, x, *rewrites.fold_batch_norm(layers[0], layers[1]))
     depthwise, pointwise, norm, _ = layers
-    x = r.net.conv(
-        f"{path}.depthwise", x, depthwise.weight, depthwise.bias, groups=depthwise.groups, quantizable=False
-    )
+    x = r.net.conv(f"{path}.depthwise", x, depthwise.weight, depthwise.bias, groups=depthwise.groups, quantizable=False)
     return r.net.conv(f"{path}.pointwise", x, *rewrites.fold_batch_norm(pointwise, norm))
 
 
@@ -274,24 +267,16 @@ def _level_size(grid: tuple[int, int], scale: float) -> tuple[int, int]:
 
 def _classify(r: _Recorder) -> Node:
     """Mean of the patch tokens, norm, linear; the mean is taken before the last block's second linear."""
-    net, student = r.net, r.student
-    last = len(r.backbone.blocks) - 1
-    path = f"blocks.{last}"
-    x = _embed(r)
-    for index in range(last):
-        x, branch = _attend(r, f"blocks.{index}", x, drop_class=False)
-        x = net.add(f"blocks.{index}.mid", x, branch)
-        x = net.add(f"blocks.{index}.out", x, _mlp(r, f"blocks.{index}", x))
-        if index in r.wanted:
-            r.note(index, net.tail(f"blocks.{index}.patches", x))
-    x, branch = _attend(r, path, x, drop_class=True)
+    net, student, path = r.net, r.student, f"blocks.{r.last}"
+    x, _ = _blocks(r, _embed(r), r.last)
+    x, branch = _attend(r, r.last, x)
     x = net.add(f"{path}.mid", x, branch)
-    fc2 = r.backbone.blocks[last].mlp.fc2
-    hidden = net.mean_token(f"{path}.mlp.mean", _hidden(r, path, x))
+    fc2 = r.backbone.blocks[r.last].mlp.fc2
+    hidden = net.mean_token(f"{path}.mlp.mean", _hidden(r, r.last, x))
     second = net.linear(f"{path}.mlp.fc2", hidden, fc2.weight, fc2.bias, quantizable=False)
     pooled = net.add(f"{path}.out", net.mean_token(f"{path}.mean", x), second)
-    if last in r.wanted:
-        r.auxiliary[r.wanted[last]] = net.reshape(r.wanted[last], pooled, (1, r.width))
+    if r.last in r.wanted:
+        r.auxiliary[r.wanted[r.last]] = net.reshape(r.wanted[r.last], pooled, (1, r.width))
     normed = net.normalise("fc_norm", pooled, student.fc_norm.eps)
     return net.linear("logits", normed, *rewrites.fold_layer_norm(student.fc_norm, student.head), quantizable=False)
 
@@ -299,7 +284,7 @@ def _classify(r: _Recorder) -> Node:
 def _features(r: _Recorder) -> Node:
     """Final norm on the patch tokens, as a map NDhw."""
     net, norm = r.net, r.backbone.norm
-    tokens = _trunk(r, (len(r.backbone.blocks) - 1,))[0]
+    tokens, _ = _blocks(r, _embed(r), r.last + 1)
     normed = net.normalise("norm", tokens, norm.eps, (norm.weight, norm.bias))
     return net.reshape("logits", net.permute("norm.channels", normed, (0, 2, 1)), (1, r.width, *r.grid))
 

@@ -94,7 +94,7 @@ class Net:
         return self._layer(path, x, nn.Softmax(-1), (), shape_of(x), False)
 
     def halve(self, path: str, x: Node) -> Node:
-        """Mean of 2x2 pixels, an odd last row or column dropped: what bilinear scaling by 1/2 does, without antialiasing."""
+        """Mean of 2x2 pixels, an odd last row or column dropped: bilinear scaling by 1/2 without antialiasing."""
         from torch import nn
 
         n, c, h, w = shape_of(x)
@@ -107,7 +107,7 @@ class Net:
         n, c, h, w = shape_of(x)
         if (h, w) == size:
             return x
-        options = {"size": size, "mode": "bilinear", "align_corners": False}
+        options: dict[str, Any] = {"size": size, "mode": "bilinear", "align_corners": False}
         return self._mark(self.graph.call_function(F.interpolate, (x,), options), path, (n, c, *size))
 
     def resize_thin(self, path: str, x: Node, rows: Tensor, cols: Tensor) -> Node:

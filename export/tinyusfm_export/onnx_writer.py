@@ -6,7 +6,8 @@ MatMul ``L/matmul`` with initialiser ``L.weight`` stored (I, O), and Add with ``
 Written node by node instead of by torch.onnx: the vocabulary is small (net.py), and the names stay those of the
 quantization decision. The bytes depend on nothing but the graph; there is no metadata beyond the producer's name.
 
-It does not know quantization (qdq.py) or engines.
+How a linear or convolution is written is a ``LayerForm``: ``FloatForm`` here, int8 forms in onnx_int8.py. It does not
+know engines.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -30,14 +31,32 @@ OPSET = 20
 """ONNX operator set; see the module's docstring."""
 IR_VERSION = 9
 """ONNX file format version that goes with opset 20 (onnx 1.15, 2023-10)."""
+HALF_STORAGE_FROM = 1024
+"""Constants with fewer values stay float32 when weights are stored as float16: nothing to save there."""
 
 
-def write_onnx(graph: ExportGraph, *, float_input: bool = False) -> bytes:
+class LayerForm(Protocol):
+    """How the layers that hold nearly all weights are written."""
+
+    half_storage: bool
+    """Store float weights as float16 and cast them to float32 in the graph."""
+
+    def linear(self, w: Writer, node: Node, layer: Any) -> None:
+        """Writes a linear; its output is ``w.values[node]``."""
+        ...
+
+    def conv(self, w: Writer, node: Node, layer: Any) -> None:
+        """Writes a convolution; its output is ``w.values[node]``."""
+        ...
+
+
+def write_onnx(graph: ExportGraph, *, float_input: bool = False, form: LayerForm | None = None) -> bytes:
     """Writes a graph as ONNX.
 
     Args:
         graph: the export graph.
         float_input: take float32 codes 0..255 instead of uint8.
+        form: how linears and convolutions are written, or None for float32.
 
     Returns:
         The serialised model; equal graphs give equal bytes.
@@ -47,13 +66,12 @@ def write_onnx(graph: ExportGraph, *, float_input: bool = False) -> bytes:
         UnsupportedError: the graph has a node outside the vocabulary.
     """
     helper = _onnx().helper
-    writer = _Writer(graph.module, float_input=float_input)
-    for node in graph.module.graph.nodes:
+    writer = Writer(graph.module, form=form or FloatForm(), float_input=float_input)
+    recorded: Any = graph.module
+    for node in recorded.graph.nodes:
         writer.visit(node)
     kind = _onnx().TensorProto
-    image = helper.make_tensor_value_info(
-        "image", kind.FLOAT if float_input else kind.UINT8, graph.spec.input.shape
-    )
+    image = helper.make_tensor_value_info("image", kind.FLOAT if float_input else kind.UINT8, graph.spec.input.shape)
     outputs = [helper.make_tensor_value_info(name, kind.FLOAT, writer.shapes[name]) for name in graph.outputs]
     body = helper.make_graph(writer.nodes, graph.spec.name, [image], outputs, writer.initializers)
     model = helper.make_model(
@@ -96,11 +114,18 @@ def _onnx() -> Any:
     return onnx
 
 
-class _Writer:
-    """Nodes and initialisers written so far; ``visit`` adds those of one fx node."""
+class Writer:
+    """Nodes and initialisers written so far; ``visit`` adds those of one fx node.
 
-    def __init__(self, module: Any, *, float_input: bool) -> None:
+    Args:
+        module: the graph's module.
+        form: how linears and convolutions are written.
+        float_input: the input is float32 already.
+    """
+
+    def __init__(self, module: Any, *, form: LayerForm, float_input: bool) -> None:
         self.module = module
+        self.form = form
         self.float_input = float_input
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
@@ -108,11 +133,13 @@ class _Writer:
         self.values: dict[Node, str] = {}
 
     def visit(self, node: Node) -> None:
-        """Writes one node."""
+        """Writes one node, unless a form has written it already together with the one before it."""
+        if node in self.values and node.op != "placeholder":
+            return
         if node.op == "placeholder":
             self.values[node] = node.meta["path"]
         elif node.op == "get_attr":
-            self.values[node] = self.store(node.meta["path"], getattr(self.module, str(node.target)))
+            self.values[node] = self.weight(node.meta["path"], getattr(self.module, str(node.target)))
         elif node.op == "call_module":
             layer = self.module.get_submodule(str(node.target))
             self._write(_LAYERS.get(type(layer).__name__), node, layer)
@@ -121,7 +148,7 @@ class _Writer:
         elif node.op == "call_function":
             self._write(_FUNCTIONS.get(getattr(node.target, "__name__", "")), node, None)
 
-    def _write(self, write: Callable[[_Writer, Any, Any], None] | None, node: Node, layer: Any) -> None:
+    def _write(self, write: Callable[[Writer, Any, Any], None] | None, node: Node, layer: Any) -> None:
         if write is None:
             raise UnsupportedError(f"the ONNX writer has no form for {node.op} {node.target}: add it to onnx_writer.py")
         path = node.meta["path"]
@@ -140,74 +167,115 @@ class _Writer:
         """Name of the tensor in a node's argument."""
         return self.values[node.args[index]]  # type: ignore[index]
 
-    def store(self, name: str, value: Any) -> str:
-        """Adds an initialiser; float32 for torch tensors, else the array's own type."""
-        array = value.detach().numpy() if hasattr(value, "detach") else np.asarray(value)
+    def store(self, name: str, array: np.ndarray | np.generic) -> str:
+        """Adds an initialiser of the array's own type."""
         self.initializers.append(_onnx().numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
 
+    def weight(self, name: str, value: Any) -> str:
+        """Adds a float32 constant in the form's storage.
 
-def _linear(w: _Writer, node: Node, layer: Any) -> None:
-    path = str(node.target)
-    weight = w.store(f"{path}.weight", layer.weight.detach().numpy().T)
-    if layer.bias is None:
-        w.raw("MatMul", f"{path}/matmul", [w.source(node), weight], [w.values[node]])
-        return
-    w.raw("MatMul", f"{path}/matmul", [w.source(node), weight], [f"{path}/product"])
-    w.raw("Add", f"{path}/bias", [f"{path}/product", w.store(f"{path}.bias", layer.bias)], [w.values[node]])
-
-
-def _conv(w: _Writer, node: Node, layer: Any) -> None:
-    path = str(node.target)
-    inputs = [w.source(node), w.store(f"{path}.weight", layer.weight), w.store(f"{path}.bias", layer.bias)]
-    pads, kernel = list(layer.padding) * 2, list(layer.kernel_size)
-    w.raw("Conv", path, inputs, [w.values[node]], kernel_shape=kernel, pads=pads, group=layer.groups)
+        Raises:
+            UnsupportedError: a value lies outside float16, which was asked for as storage.
+        """
+        array = as_array(value)
+        if not self.form.half_storage or array.size < HALF_STORAGE_FROM:
+            return self.store(name, array)
+        if not np.abs(array).max() <= np.finfo(np.float16).max:
+            raise UnsupportedError(f"weight {name!r} does not fit float16: export fp32 or bf16")
+        self.raw("Cast", f"{name}/widen", [self.store(f"{name}.half", array.astype(np.float16))], [name], to=1)
+        return name
 
 
-def _layer_norm(w: _Writer, node: Node, layer: Any) -> None:
+class FloatForm:
+    """float32 layers, optionally stored as float16.
+
+    Args:
+        half_storage: store float weights as float16; engines widen them once when they load the file.
+    """
+
+    def __init__(self, *, half_storage: bool = False) -> None:
+        self.half_storage = half_storage
+
+    def linear(self, w: Writer, node: Node, layer: Any) -> None:
+        """MatMul and Add."""
+        path = str(node.target)
+        weight = w.weight(f"{path}.weight", as_array(layer.weight).T)
+        if layer.bias is None:
+            w.raw("MatMul", f"{path}/matmul", [w.source(node), weight], [w.values[node]])
+            return
+        w.raw("MatMul", f"{path}/matmul", [w.source(node), weight], [f"{path}/product"])
+        w.raw("Add", f"{path}/bias", [f"{path}/product", w.weight(f"{path}.bias", layer.bias)], [w.values[node]])
+
+    def conv(self, w: Writer, node: Node, layer: Any) -> None:
+        """Conv with bias."""
+        path = str(node.target)
+        inputs = [w.source(node), w.weight(f"{path}.weight", layer.weight), w.weight(f"{path}.bias", layer.bias)]
+        w.raw("Conv", path, inputs, [w.values[node]], **conv_attributes(layer))
+
+
+def conv_attributes(layer: Any) -> dict[str, Any]:
+    """ONNX attributes of a stride-1 convolution."""
+    return {"kernel_shape": list(layer.kernel_size), "pads": list(layer.padding) * 2, "group": layer.groups}
+
+
+def as_array(value: Any) -> np.ndarray:
+    """A torch tensor's values, or an array as it is."""
+    return value.detach().numpy() if hasattr(value, "detach") else np.asarray(value)
+
+
+def _linear(w: Writer, node: Node, layer: Any) -> None:
+    w.form.linear(w, node, layer)
+
+
+def _conv(w: Writer, node: Node, layer: Any) -> None:
+    w.form.conv(w, node, layer)
+
+
+def _layer_norm(w: Writer, node: Node, layer: Any) -> None:
     path = str(node.target)
     width = layer.normalized_shape[0]
     inputs = [w.source(node)]
     if layer.weight is None:
         inputs.append(w.store(f"{path}.scale", np.ones(width, np.float32)))
     else:
-        inputs += [w.store(f"{path}.scale", layer.weight), w.store(f"{path}.shift", layer.bias)]
+        inputs += [w.weight(f"{path}.scale", layer.weight), w.weight(f"{path}.shift", layer.bias)]
     w.emit("LayerNormalization", node, inputs, axis=-1, epsilon=layer.eps)
 
 
-def _average(w: _Writer, node: Node, layer: Any) -> None:
+def _average(w: Writer, node: Node, layer: Any) -> None:
     w.emit("AveragePool", node, [w.source(node)], kernel_shape=[2, 2], strides=[2, 2])
 
 
-def _interpolate(w: _Writer, node: Node, _: Any) -> None:
+def _interpolate(w: Writer, node: Node, _: Any) -> None:
     path = node.meta["path"]
     sizes = w.store(f"{path}.sizes", np.array(node.meta["shape"], np.int64))
     mode = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
     w.emit("Resize", node, [w.source(node), "", "", sizes], **mode)
 
 
-def _cast(w: _Writer, node: Node, _: Any) -> None:
+def _cast(w: Writer, node: Node, _: Any) -> None:
     if w.float_input:
         w.values[node] = w.source(node)
     else:
         w.emit("Cast", node, [w.source(node)], to=_onnx().TensorProto.FLOAT)
 
 
-def _reshape(w: _Writer, node: Node, _: Any) -> None:
+def _reshape(w: Writer, node: Node, _: Any) -> None:
     shape = w.store(f"{node.meta['path']}.shape", np.array(node.meta["shape"], np.int64))
     w.emit("Reshape", node, [w.source(node), shape])
 
 
-def _permute(w: _Writer, node: Node, _: Any) -> None:
+def _permute(w: Writer, node: Node, _: Any) -> None:
     w.emit("Transpose", node, [w.source(node)], perm=list(node.args[1]))  # type: ignore[arg-type]
 
 
-def _chunk(w: _Writer, node: Node, _: Any) -> None:
+def _chunk(w: Writer, node: Node, _: Any) -> None:
     path = node.meta["path"]
     w.raw("Split", path, [w.source(node)], [f"{path}.{i}" for i in range(3)], axis=-1, num_outputs=3)
 
 
-def _getitem(w: _Writer, node: Node, _: Any) -> None:
+def _getitem(w: Writer, node: Node, _: Any) -> None:
     """A part of a Split needs no node; a slice drops the first token."""
     if isinstance(node.args[1], int):
         return
@@ -217,24 +285,24 @@ def _getitem(w: _Writer, node: Node, _: Any) -> None:
     w.emit("Slice", node, [w.source(node), *names])
 
 
-def _mean(w: _Writer, node: Node, _: Any) -> None:
+def _mean(w: Writer, node: Node, _: Any) -> None:
     axes = w.store(f"{node.meta['path']}.axes", np.array([1], np.int64))
     w.emit("ReduceMean", node, [w.source(node), axes], keepdims=0)
 
 
-def _cat(w: _Writer, node: Node, _: Any) -> None:
+def _cat(w: Writer, node: Node, _: Any) -> None:
     w.emit("Concat", node, [w.values[part] for part in node.args[0]], axis=1)  # type: ignore[union-attr, index]
 
 
-def _unary(kind: str, **attributes: Any) -> Callable[[_Writer, Any, Any], None]:
+def _unary(kind: str, **attributes: Any) -> Callable[[Writer, Any, Any], None]:
     return lambda w, node, _: w.emit(kind, node, [w.source(node)], **attributes)
 
 
-def _binary(kind: str) -> Callable[[_Writer, Any, Any], None]:
+def _binary(kind: str) -> Callable[[Writer, Any, Any], None]:
     return lambda w, node, _: w.emit(kind, node, [w.source(node, 0), w.source(node, 1)])
 
 
-_LAYERS: dict[str, Callable[[_Writer, Any, Any], None]] = {
+_LAYERS: dict[str, Callable[[Writer, Any, Any], None]] = {
     "Linear": _linear,
     "Conv2d": _conv,
     "LayerNorm": _layer_norm,
@@ -243,8 +311,8 @@ _LAYERS: dict[str, Callable[[_Writer, Any, Any], None]] = {
     "ReLU": _unary("Relu"),
     "Softmax": _unary("Softmax", axis=-1),
 }
-_METHODS: dict[str, Callable[[_Writer, Any, Any], None]] = {"to": _cast}
-_FUNCTIONS: dict[str, Callable[[_Writer, Any, Any], None]] = {
+_METHODS: dict[str, Callable[[Writer, Any, Any], None]] = {"to": _cast}
+_FUNCTIONS: dict[str, Callable[[Writer, Any, Any], None]] = {
     operator.add.__name__: _binary("Add"),
     operator.getitem.__name__: _getitem,
     "matmul": _binary("MatMul"),
@@ -256,4 +324,16 @@ _FUNCTIONS: dict[str, Callable[[_Writer, Any, Any], None]] = {
     "interpolate": _interpolate,
 }
 
-__all__ = ["IR_VERSION", "OPSET", "save_checked", "serialise", "write_onnx"]
+__all__ = [
+    "HALF_STORAGE_FROM",
+    "IR_VERSION",
+    "OPSET",
+    "FloatForm",
+    "LayerForm",
+    "Writer",
+    "as_array",
+    "conv_attributes",
+    "save_checked",
+    "serialise",
+    "write_onnx",
+]

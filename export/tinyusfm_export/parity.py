@@ -6,15 +6,15 @@ sides go through the runtime's own post-processing. numpy only: it does not know
 Statistics of a segmentation (S frames; *counted* frames are those whose reference mask covers at least
 ``min_coverage``, *small* ones the rest):
 
-* ``dice_mean``, ``dice_worst``: over counted frames, of the masks; with several labels the mean over the labels present.
+* ``dice_mean``, ``dice_worst``: over counted frames, of the masks; over several labels their mean.
 * ``differing_pixels_worst``: largest share of differing pixels on a small frame.
 * ``hc_p95_mm``, ``hc_max_mm``: |HC - reference HC| over counted frames with a spacing; a head that one side does not
   find counts as 0 mm. ``hc_p95_share``: the same as a share of the reference HC, over counted frames without spacing.
 * ``border_flips``: counted frames where one mask touches the border and the other does not.
 
-Of a classification: ``top1``, ``drift_mean``, ``drift_worst`` (largest change of a probability of a frame). Of features:
-``cosine_mean``, ``cosine_worst``. Of all: ``logit_max_abs``, ``logit_mean_abs``, ``broken`` (frames with NaN, infinity or
-another shape). Percentiles are the next larger sample, never interpolated.
+Of a classification: ``top1``, ``drift_mean``, ``drift_worst`` (a frame's drift is its largest change of a probability).
+Of features: ``cosine_mean``, ``cosine_worst``. Of all: ``logit_max_abs``, ``logit_mean_abs``, ``broken`` (frames with
+NaN, infinity or another shape). Percentiles are the next larger sample, never interpolated.
 
 Shapes: NKHW logits, HW masks.
 """
@@ -22,7 +22,7 @@ Shapes: NKHW logits, HW masks.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ PARITY_VERSION = 1
 MIN_COVERAGE = 0.01
 """Share of the image a reference mask must cover for Dice and HC to mean something."""
 
-Value = float | int | bool | None
+_Value = float | int | bool | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +69,7 @@ class FrameParity:
 
     id: str
     counted: bool
-    values: Mapping[str, Value]
+    values: Mapping[str, _Value]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -202,10 +202,10 @@ def compare_frame(
         min_coverage: share of the image from which a reference mask counts.
     """
     counted = True
-    values: dict[str, Value] = {}
+    values: dict[str, _Value] = {}
     if spec.task is Task.SEGMENT and reference.mask_HW is not None:
-        values["coverage"] = float(np.count_nonzero(reference.mask_HW)) / reference.mask_HW.size
-        counted = values["coverage"] >= min_coverage
+        coverage = float(np.count_nonzero(reference.mask_HW)) / reference.mask_HW.size
+        values["coverage"], counted = coverage, coverage >= min_coverage
     broken = not (found.answer.valid and reference.answer.valid and found.logits.shape == reference.logits.shape)
     values["broken"] = broken
     if broken:
@@ -221,9 +221,9 @@ def compare_frame(
     return FrameParity(id=name, counted=counted, values=values)
 
 
-def _compare_masks(reference: Output, found: Output) -> dict[str, Value]:
+def _compare_masks(reference: Output, found: Output) -> dict[str, _Value]:
     assert reference.mask_HW is not None and found.mask_HW is not None
-    values: dict[str, Value] = {
+    values: dict[str, _Value] = {
         "dice": label_dice(reference.mask_HW, found.mask_HW),
         "differing_pixels": float(np.mean(reference.mask_HW != found.mask_HW)),
     }
@@ -240,7 +240,7 @@ def _compare_masks(reference: Output, found: Output) -> dict[str, Value]:
     return values
 
 
-def _compare_scores(reference: Output, found: Output) -> dict[str, Value]:
+def _compare_scores(reference: Output, found: Output) -> dict[str, _Value]:
     before, after = reference.answer.scores, found.answer.scores
     assert before is not None and after is not None
     # one score is the probability of the only label
@@ -289,11 +289,6 @@ def summarise(
         statistics=statistics,
         provenance=provenance,
     )
-
-
-def with_provenance(comparison: Comparison, **more: Any) -> Comparison:
-    """The same comparison with more said about its frames."""
-    return replace(comparison, provenance={**comparison.provenance, **more})
 
 
 def label_dice(a_HW: np.ndarray, b_HW: np.ndarray) -> float:
@@ -351,5 +346,4 @@ __all__ = [
     "p95",
     "read_output",
     "summarise",
-    "with_provenance",
 ]

@@ -9,26 +9,26 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tinyusfm_calibration.leakage import check_leakage
 from tinyusfm_calibration.ranges import Ranges, Taps, collect_ranges
 from tinyusfm_calibration.sets import NamedFrame, describe_frames, exclude_test_frames
 from tinyusfm_export.assemble import bundle_files, manifest_artefacts, rehearse_and_publish
-from tinyusfm_export.checked import CheckedArtefact, build_checked, load_target
-from tinyusfm_export.decision import PRECISIONS, QuantDecision
-from tinyusfm_export.engine_run import open_engine, preprocess_all
-from tinyusfm_export.expected import Expected, expect, expect_golden
+from tinyusfm_export.checked import Checks, load_target
+from tinyusfm_export.engine_run import preprocess_all
+from tinyusfm_export.expected import expect, expect_golden
 from tinyusfm_export.gate import Gate
 from tinyusfm_export.gate_frames import GateFrames
 from tinyusfm_export.golden import golden_frames
+from tinyusfm_export.ladder import build_ladder, default_policies, plan_rungs
 from tinyusfm_export.parity import ParityReport
-from tinyusfm_export.verdict import Side, Verdict, measure_interleaved
-from tinyusfm_runtime import plugins
-from tinyusfm_runtime.errors import CalibrationError, EngineError, GateError, InputError
-from tinyusfm_runtime.machine import machine_card
+from tinyusfm_export.ptq import PtqPolicy, activation_taps
+from tinyusfm_export.side_by_side import judge_sides
+from tinyusfm_export.verdict import Verdict
+from tinyusfm_runtime.errors import CalibrationError
 from tinyusfm_runtime.manifest import Artefact
 from tinyusfm_runtime.spec import ModelSpec
 
@@ -50,6 +50,7 @@ class ExportOptions:
         calibration_name: name of the calibration set.
         test_sha256: hashes of the test split's files and pixels; calibration frames among them are an error.
         auxiliary: extra outputs of the graph.
+        policies: int8 policies to try in turn; empty takes the default ones, see ladder.py.
         threads: threads inside the engine, for the check and the latency.
         compare: also build and measure FP32 and FP16 or BF16 beside INT8, for the verdict.
         rounds: interleaved rounds of the latency measurement.
@@ -60,6 +61,7 @@ class ExportOptions:
     calibration_name: str = "calibration"
     test_sha256: frozenset[str] = frozenset()
     auxiliary: tuple[str, ...] = ()
+    policies: tuple[PtqPolicy, ...] = ()
     threads: int = 1
     compare: bool = True
     rounds: int = 7
@@ -76,6 +78,7 @@ class ExportResult:
         reports: artefact name -> parity report.
         verdicts: one a target, where they were measured.
         ranges: activation ranges used, if any.
+        notes: what a reader must know, such as layers that were kept float for the gate's sake.
     """
 
     path: Path
@@ -83,21 +86,7 @@ class ExportResult:
     reports: Mapping[str, ParityReport]
     verdicts: tuple[Verdict, ...]
     ranges: Ranges | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MissedGates:
-    """What a GateError carries: every report of the export.
-
-    Attributes:
-        reports: artefact name -> parity report.
-    """
-
-    reports: Mapping[str, ParityReport] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data, ready for ``json.dumps``."""
-        return {name: report.to_json() for name, report in self.reports.items()}
+    notes: tuple[str, ...] = ()
 
 
 def export_bundle(
@@ -143,66 +132,47 @@ def export_bundle(
     """
     options, told = advanced or ExportOptions(), progress or (lambda what, share: None)
     spec = spec if spec.weights_sha256 else replace(spec, weights_sha256=module_sha256(module))
-    ladder = plan_ladder(targets, precisions)
-    for target in {name for name, _ in ladder}:
+    rungs = plan_rungs(targets, precisions)
+    for target in {name for name, _ in rungs}:
         load_target(target)
     told("rewriting the graph", 0.0)
     graph = _build_graph(module, spec, options)
-    if any(precision == "int8" for _, precision in ladder):
+    quantized = any(precision == "int8" for _, precision in rungs)
+    if quantized:
         told("finding activation ranges", 0.02)
         ranges = find_ranges(graph, ranges, calibration, options)
-    told("running the PyTorch reference", 0.08)
+    told("running the PyTorch reference", 0.1)
     pictures = golden_frames()
-    frames = expect(module, spec, gate_frames)
-    golden = expect_golden(module, spec, pictures)
-    steps = _Steps(told, 0.2, 0.8, len(ladder))
-    checked = []
-    for target, precision in ladder:
-        steps.next(f"building and checking {plugins.public_name(target)} {precision}")
-        decision = _decide(graph, target, precision, ranges)
-        thresholds = gate or Gate()
-        checked.append(
-            build_checked(
-                target, graph, decision, gate=thresholds, frames=frames, golden=golden, threads=options.threads
-            )
-        )
-    reports = {artefact.name: artefact.report for artefact in checked}
-    if gated:
-        _refuse_missed(reports)
-    _refuse_broken(checked)
-    told("measuring", 0.8)
-    verdicts = _verdicts(graph, checked, ranges, gate or Gate(), frames, golden, options)
+    checks = Checks(
+        gate=gate or Gate(),
+        frames=expect(module, spec, gate_frames),
+        golden=expect_golden(module, spec, pictures),
+        threads=options.threads,
+    )
+    ladder = build_ladder(
+        graph,
+        rungs,
+        ranges,
+        checks,
+        policies=options.policies or default_policies(spec.task),
+        gated=gated,
+        told=lambda what, share: told(what, 0.2 + 0.5 * share),
+    )
+    told("measuring side by side", 0.7)
+    verdicts = judge_sides(
+        graph, ladder.artefacts, checks, siblings=options.compare, rounds=options.rounds, runs=options.runs
+    )
     told("publishing", 0.97)
-    files = bundle_files(checked, golden, pictures, ranges=ranges, verdicts=verdicts)
-    entries = manifest_artefacts(checked, files, gated=gated)
-    used = ranges if any(artefact.decision.quantized() for artefact in checked) else None
+    used = ranges if quantized else None
+    files = bundle_files(ladder, checks.golden, pictures, ranges=used, verdicts=verdicts)
+    entries = manifest_artefacts(ladder.artefacts, files, gated=gated)
     path = rehearse_and_publish(
         out, spec=spec, artefacts=entries, files=files, calibration_id=used.set_id if used else None
     )
     told("done", 1.0)
-    return ExportResult(path=path, artefacts=entries, reports=reports, verdicts=verdicts, ranges=used)
-
-
-def plan_ladder(targets: Sequence[str], precisions: Sequence[str]) -> list[tuple[str, str]]:
-    """Order of the artefacts: the first precision on every target, then the next precision.
-
-    Args:
-        targets: names or aliases.
-        precisions: names.
-
-    Returns:
-        (canonical target, precision), none twice.
-
-    Raises:
-        InputError: nothing asked for, or an unknown name.
-    """
-    if not targets or not precisions:
-        raise InputError("nothing to export: name a target and a precision")
-    unknown = [precision for precision in precisions if precision not in PRECISIONS]
-    if unknown:
-        raise InputError(f"precision {unknown[0]!r} is not one of {', '.join(PRECISIONS)}")
-    stems = [plugins.canonical("targets", target) for target in targets]
-    return list(dict.fromkeys((stem, precision) for precision in precisions for stem in stems))
+    return ExportResult(
+        path=path, artefacts=entries, reports=ladder.reports, verdicts=verdicts, ranges=used, notes=ladder.notes
+    )
 
 
 def find_ranges(
@@ -217,9 +187,10 @@ def find_ranges(
     if calibration is not None:
         exclude_test_frames(calibration, options.test_sha256)
         described = describe_frames(options.calibration_name, calibration)
-        taps = _taps(graph)
         inputs = (tensor for tensor, _ in preprocess_all([named.frame for named in calibration], graph.spec))
-        return collect_ranges(taps, inputs, described, method=options.method, weights_sha256=graph.spec.weights_sha256)
+        return collect_ranges(
+            _taps(graph), inputs, described, method=options.method, weights_sha256=graph.spec.weights_sha256
+        )
     if stored is None:
         raise CalibrationError(
             "int8 needs activation ranges: give --data DIR to calibrate on its training split, or a student that "
@@ -245,106 +216,7 @@ def _build_graph(module: nn.Module, spec: ModelSpec, options: ExportOptions) -> 
 
 
 def _taps(graph: ExportGraph) -> Taps:
-    from tinyusfm_export.ptq import activation_taps
-
     return activation_taps(graph)
-
-
-def _decide(graph: ExportGraph, target: str, precision: str, ranges: Ranges | None) -> QuantDecision:
-    from tinyusfm_export.ptq import decide
-
-    return decide(graph, precision, ranges)
-
-
-def _refuse_missed(reports: Mapping[str, ParityReport]) -> None:
-    missed = {name: report for name, report in reports.items() if not report}
-    if missed:
-        reasons = " | ".join(f"{name}: {'; '.join(report.failures)}" for name, report in missed.items())
-        raise GateError(f"nothing was published, the gate was missed by {reasons}", MissedGates(reports=reports))
-
-
-def _refuse_broken(checked: Sequence[CheckedArtefact]) -> None:
-    broken = [artefact.name for artefact in checked if artefact.broken]
-    if broken:
-        raise EngineError(f"{', '.join(broken)}: outputs are not finite; that is not published even without a gate")
-
-
-def _verdicts(
-    graph: ExportGraph,
-    checked: Sequence[CheckedArtefact],
-    ranges: Ranges | None,
-    gate: Gate,
-    frames: Expected,
-    golden: Expected,
-    options: ExportOptions,
-) -> tuple[Verdict, ...]:
-    """One verdict a target, over what was asked for and, beside INT8, its float siblings."""
-    verdicts = []
-    for target in dict.fromkeys(artefact.target for artefact in checked):
-        sides = [artefact for artefact in checked if artefact.target == target]
-        asked = {artefact.decision.precision for artefact in sides}
-        siblings = _siblings(target, asked) if options.compare and "int8" in asked else []
-        sides += [
-            build_checked(
-                target,
-                graph,
-                _decide(graph, target, precision, ranges),
-                gate=gate,
-                frames=frames,
-                golden=golden,
-                threads=options.threads,
-                with_tolerance=False,
-            )
-            for precision in siblings
-        ]
-        verdicts.append(_measure(target, graph.spec, sides, asked, frames, options))
-    return tuple(verdicts)
-
-
-def _siblings(target: str, asked: set[str]) -> list[str]:
-    """Float precisions to set INT8 against: FP32, and BF16 where the target and this CPU have it, else FP16."""
-    offered = load_target(target).precisions
-    half = "bf16" if "bf16" in offered and machine_card().has_bf16 else "fp16"
-    return [name for name in ("fp32", half) if name in offered and name not in asked]
-
-
-def _measure(
-    target: str,
-    spec: ModelSpec,
-    sides: Sequence[CheckedArtefact],
-    asked: set[str],
-    frames: Expected,
-    options: ExportOptions,
-) -> Verdict:
-    from contextlib import ExitStack
-
-    with ExitStack() as stack:
-        runners = {
-            side.decision.precision: stack.enter_context(
-                open_engine(target, side.files, spec, threads=options.threads, rest_precision=side.rest_precision)
-            ).run
-            for side in sides
-        }
-        inputs = [tensor for tensor, _ in frames.inputs[:8]]
-        samples = measure_interleaved(runners, inputs, rounds=options.rounds, runs=options.runs)
-    order = sorted(sides, key=lambda side: PRECISIONS.index(side.decision.precision))
-    return Verdict(
-        target=plugins.public_name(target),
-        threads=options.threads,
-        machine=machine_card().to_json(),
-        sides=tuple(
-            Side(
-                precision=side.decision.precision,
-                rest_precision=side.rest_precision,
-                form=side.form,
-                size_bytes=side.size_bytes,
-                report=side.report,
-                published=side.decision.precision in asked,
-                samples_ms=samples[side.decision.precision],
-            )
-            for side in order
-        ),
-    )
 
 
 def module_sha256(module: nn.Module) -> str:
@@ -356,25 +228,4 @@ def module_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-class _Steps:
-    """Tells progress over equal steps between two shares."""
-
-    def __init__(self, told: Progress, start: float, end: float, count: int) -> None:
-        self.told, self.start, self.size, self.index = told, start, (end - start) / max(1, count), 0
-
-    def next(self, what: str) -> None:
-        """Tells that the next step begins."""
-        self.told(what, self.start + self.size * self.index)
-        self.index += 1
-
-
-__all__ = [
-    "ExportOptions",
-    "ExportResult",
-    "MissedGates",
-    "Progress",
-    "export_bundle",
-    "find_ranges",
-    "module_sha256",
-    "plan_ladder",
-]
+__all__ = ["ExportOptions", "ExportResult", "Progress", "export_bundle", "find_ranges", "module_sha256"]

@@ -41,7 +41,7 @@ def fold_grey(proj: nn.Conv2d, mean: tuple[float, ...], std: tuple[float, ...]) 
     import torch
 
     if proj.in_channels != 3 or tuple(proj.stride) != tuple(proj.kernel_size) or any(proj.padding):
-        raise InputError("the grey fold needs a patch embedding of 3 channels, without padding, with stride = patch size")
+        raise InputError("the grey fold needs a patch embedding of 3 channels, unpadded, with stride = patch size")
     weight = proj.weight.detach().double()
     mean_C = torch.tensor(mean, dtype=torch.float64)
     std_C = torch.tensor(std, dtype=torch.float64)

@@ -247,6 +247,10 @@ def _check(status: int, what: str) -> None:
 
 
 __all__ = [
+    "BLOCK",
+    "FORMATS",
+    "SWITCH",
+    "VERSION",
     "ResampleFilter",
     "available",
     "largest_component",

@@ -28,7 +28,7 @@ ELLIPSE_RGB = (255, 205, 60)
 """The fitted ellipse."""
 TEXT_RGB = (255, 255, 255)
 WARNING_RGB = (255, 90, 90)
-GLYPH_ROWS, GLYPH_COLS = 7, 5
+_GLYPH_ROWS = 7
 
 # 5x7 letters, one row of five dots per group, drawn for this project
 _FONT = {
@@ -105,7 +105,7 @@ def draw(frame: Frame, prediction: Prediction, *, text: bool = True) -> np.ndarr
         _paint(picture_HWC, _thick(ellipse_HW, unit - 1), ELLIPSE_RGB)
     if text:
         for line, (words, colour) in enumerate(captions(prediction)):
-            write(picture_HWC, words, 3 * unit, (3 + (GLYPH_ROWS + 4) * line) * unit, unit, colour)
+            write(picture_HWC, words, 3 * unit, (3 + (_GLYPH_ROWS + 4) * line) * unit, unit, colour)
     return picture_HWC
 
 

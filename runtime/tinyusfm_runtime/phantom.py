@@ -198,4 +198,4 @@ def _log_compress(amplitude: np.ndarray, dynamic_range_db: float, gain_db: float
     return np.clip(1.0 + decibel / dynamic_range_db, 0.0, 1.0).astype(np.float32)
 
 
-__all__ = ["Phantom", "make_phantom"]
+__all__ = ["Ellipse", "Phantom", "make_phantom"]

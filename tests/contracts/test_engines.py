@@ -193,7 +193,9 @@ def test_cancel_stops_a_run_and_the_engine_lives_on(name: str) -> None:
     np.testing.assert_array_equal(made.run(tensor)["logits"], expected)
 
 
-def test_external_weights_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_files: Files) -> None:
+def test_external_weights_are_not_read_and_nothing_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_files: Files, capfd: pytest.CaptureFixture[str]
+) -> None:
     onnx = pytest.importorskip("onnx")
     if not plugins.probe("engines", "ort").works:
         pytest.skip("onnxruntime is not installed")
@@ -201,6 +203,11 @@ def test_external_weights_are_not_read(tmp_path: Path, monkeypatch: pytest.Monke
     onnx.save(model, tmp_path / "out.onnx", save_as_external_data=True, location="out.bin", size_threshold=0)
     monkeypatch.chdir(tmp_path)
     assert "xternal" in load_error("ort", {"model.onnx": (tmp_path / "out.onnx").read_bytes()})
+    wasteful = onnx.load_from_string(tiny_files("ort")["model.onnx"])
+    wasteful.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(1), "of_no_use"))  # worth a warning
+    config = EngineConfig(threads=1, rest_precision="f32")
+    new("ort").load({"model.onnx": wasteful.SerializeToString()}, tiny_spec(), config)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_nothing_is_printed_and_no_socket_is_opened(name: str, tiny_files: Files, tmp_path: Path) -> None:

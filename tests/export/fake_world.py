@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from tests.conftest import REACH, tiny_kernel, tiny_logits, tiny_spec
 from tinyusfm_calibration.sets import NamedFrame, phantom_frames
-from tinyusfm_export import pipeline
+from tinyusfm_export import ladder, pipeline
 from tinyusfm_export.decision import QuantDecision, TensorQuant, float_decision
 from tinyusfm_export.gate_frames import GateFrames
+from tinyusfm_export.ptq import PtqPolicy
 from tinyusfm_export.target import BuiltArtefact, Requirements
 from tinyusfm_runtime import plugins
 from tinyusfm_runtime.engine import EngineConfig
@@ -36,6 +37,8 @@ from tinyusfm_runtime.spec import IMAGENET_MEAN, IMAGENET_STD
 NAMES = ("fake", "other")
 """Two targets, so that a ladder has two rungs."""
 SPEC = tiny_spec(preprocess=tiny_spec().preprocess)
+GOLDEN = 8
+"""Golden frames of a test bundle; a real one has 32."""
 OFF = {"fp32": 0.0, "fp16": 0.001, "int8": 0.02}
 """Shift of the logits by precision; the student's logits lie between -6 and 14."""
 
@@ -59,6 +62,7 @@ class World:
 
     Attributes:
         off: precision -> shift of the logits.
+        decoder_off: further shift where the decoder is int8 too.
         poison: precisions whose engine gives a NaN.
         wobble: precisions whose engine answers a little differently on every run.
         missing: engines whose library is not installed.
@@ -66,6 +70,7 @@ class World:
     """
 
     off: dict[str, float] = field(default_factory=lambda: dict(OFF))
+    decoder_off: float = 0.0
     poison: set[str] = field(default_factory=set)
     wobble: set[str] = field(default_factory=set)
     missing: set[str] = field(default_factory=set)
@@ -87,7 +92,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> World:
             module.probe = _probe(world, name, attribute)  # type: ignore[attr-defined]
             monkeypatch.setitem(sys.modules, f"{package}.{name}", module)
     monkeypatch.setattr(pipeline, "_build_graph", lambda module, spec, options: Graph(spec=spec))
-    monkeypatch.setattr(pipeline, "_decide", _decide)
+    monkeypatch.setattr(ladder, "_decide", _decide)
     monkeypatch.setattr(pipeline, "_taps", lambda graph: lambda tensor: {"blur.input": tensor / np.float32(255)})
     monkeypatch.setattr(pipeline, "golden_frames", lambda: list(_golden()))
     return world
@@ -117,15 +122,17 @@ def calibration_phantoms() -> list[NamedFrame]:
 def _golden() -> tuple[Frame, ...]:
     from tinyusfm_export.golden import golden_frames
 
-    return tuple(golden_frames())
+    return tuple(golden_frames(range(GOLDEN)))
 
 
-def _decide(graph: Graph, target: str, precision: str, ranges: Any) -> QuantDecision:
+def _decide(graph: Graph, precision: str, ranges: Any, policy: PtqPolicy) -> QuantDecision:
     if precision != "int8":
         return float_decision(precision)
     tensors = {
         name: TensorQuant(mode="static", low=low, high=high) for name, (low, high) in sorted(ranges.tensors.items())
     }
+    if policy.decoder:
+        tensors["head.input"] = TensorQuant(mode="static", low=-1.0, high=1.0)
     return QuantDecision(
         precision="int8", rest_precision="f32", tensors=tensors, set_id=ranges.set_id, method=ranges.method
     )
@@ -149,8 +156,11 @@ def _target(world: World, target_name: str) -> type:
         def build(self, graph: Graph, decision: QuantDecision, out: Path) -> BuiltArtefact:
             world.builds.append((target_name, decision.precision))
             path = out / "model.json"
+            shift = world.off[decision.precision]
+            if "head.input" in decision.quantized():
+                shift += world.decoder_off
             recipe = {
-                "shift": world.off[decision.precision],
+                "shift": shift,
                 "poison": decision.precision in world.poison,
                 "wobble": decision.precision in world.wobble,
                 "size": "x" * (1000 if decision.precision == "fp32" else 300),

@@ -57,7 +57,6 @@ def test_a_good_artefact_passes(task: Task) -> None:
         (Task.SEGMENT, "dice_mean", 0.9899, "mean Dice"),
         (Task.SEGMENT, "dice_worst", 0.9499, "worst Dice"),
         (Task.SEGMENT, "hc_p95_mm", 1.01, "HC difference"),
-        (Task.SEGMENT, "hc_p95_share", 0.01, "without spacing"),
         (Task.SEGMENT, "differing_pixels_worst", 0.0051, "differing pixels"),
         (Task.SEGMENT, "counted", 31, "31 frames"),
         (Task.SEGMENT, "broken", 1, "no finite output"),
@@ -95,8 +94,14 @@ def test_nothing_measured_never_passes() -> None:
 def test_heads_without_any_spacing_are_judged_as_a_share_and_said_so() -> None:
     report = judge(measured(hc_p95_mm=None, hc_frames=None, hc_share_frames=48), Gate())
     assert report
-    assert any("as a share on 48" in note for note in report.notes)
+    assert any("as a share on 48 frames" in note for note in report.notes)
     assert not judge(measured(hc_p95_mm=None, hc_frames=None, hc_p95_share=0.01), Gate())
+
+
+def test_where_some_frames_have_a_spacing_only_they_judge_the_circumference_and_the_report_says_how_many() -> None:
+    report = judge(measured(hc_p95_share=0.5), Gate())
+    assert report
+    assert any("in mm on 48 frames; 3 frames without spacing" in note for note in report.notes)
 
 
 def test_golden_frames_of_a_model_that_sees_no_head_may_all_be_small() -> None:

@@ -16,7 +16,8 @@ from tinyusfm_calibration.ranges import Ranges
 from tinyusfm_calibration.sets import NamedFrame, pixels_sha256
 from tinyusfm_export.gate import Gate
 from tinyusfm_export.gate_frames import GateFrames
-from tinyusfm_export.pipeline import ExportOptions, ExportResult, export_bundle, module_sha256, plan_ladder
+from tinyusfm_export.ladder import plan_rungs
+from tinyusfm_export.pipeline import ExportOptions, ExportResult, export_bundle, module_sha256
 from tinyusfm_runtime.bundle import ArtefactState, Bundle
 from tinyusfm_runtime.errors import (
     CalibrationError,
@@ -52,7 +53,8 @@ def export(world: World, tmp_path: Path) -> Export:
             "gate_frames": gate_phantoms(),
             "advanced": QUICK,
         }
-        return export_bundle(values.pop("module", Bright()), values.pop("spec", SPEC), **{**values, **changes})
+        values.update(changes)
+        return export_bundle(values.pop("module", Bright()), values.pop("spec", SPEC), **values)
 
     return run
 
@@ -87,17 +89,37 @@ def test_two_targets_and_two_precisions_make_a_ladder_precision_first(export: Ex
     result = export(targets=["fake", "other"], precisions=["int8", "fp32"], calibration=calibration_phantoms())
     names = [artefact.name for artefact in Bundle.open(result.path).manifest.artefacts]
     assert names == ["fake-int8", "other-int8", "fake-fp32", "other-fp32"]
-    assert plan_ladder(["openvino", "ov"], ["int8", "int8"]) == [("ov", "int8")]
+    assert plan_rungs(["openvino", "ov"], ["int8", "int8"]) == [("ov", "int8")]
 
 
 def test_int8_carries_one_decision_its_ranges_and_the_calibration_id(export: Export) -> None:
     result = export(targets=["fake", "other"], precisions=["int8"], calibration=calibration_phantoms())
     bundle = Bundle.open(result.path)
     quant = json.loads(bundle.read("quant.json"))
-    assert quant["decisions"]["fake-int8"] == quant["decisions"]["other-int8"]
+    assert quant["decision"]["tensors"].keys() == {"blur.input", "head.input"}
+    assert quant["notes"] == []
     ranges = Ranges.from_json(quant["ranges"])
     assert bundle.manifest.calibration_id == ranges.set_id
     assert set(ranges.frame_sha256) == {pixels_sha256(named.frame) for named in calibration_phantoms()}
+
+
+def test_decoder_layers_stay_float_on_all_targets_where_int8_there_misses_the_gate(
+    export: Export, world: World
+) -> None:
+    world.decoder_off = 2.0
+    result = export(targets=["fake", "other"], precisions=["int8"], calibration=calibration_phantoms())
+    quant = json.loads(Bundle.open(result.path).read("quant.json"))
+    assert quant["decision"]["tensors"].keys() == {"blur.input"}
+    assert "1 layers are kept float" in quant["notes"][0] and "mean Dice" in quant["notes"][0]
+    assert result.notes == tuple(quant["notes"])
+    assert all(result.reports.values())
+
+
+def test_without_a_gate_no_other_policy_is_tried(export: Export, world: World) -> None:
+    world.decoder_off = 2.0
+    result = export(precisions=["int8"], calibration=calibration_phantoms(), gated=False)
+    assert not result.reports["fake-int8"]
+    assert world.builds.count(("fake", "int8")) == 1
 
 
 def test_stored_ranges_serve_without_frames(export: Export) -> None:
@@ -178,7 +200,7 @@ def test_an_artefact_that_answers_differently_every_time_is_never_published(
 
 
 def test_a_gate_of_ones_own_decides(export: Export, world: World) -> None:
-    world.off["fp32"] = 0.3
+    world.off["fp32"] = 0.1
     strict = Gate(dice_mean=0.9999, dice_worst=0.9999)
     with pytest.raises(GateError):
         export(gate=strict)

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ def commands() -> list[tuple[str, str]]:
     return found
 
 
+@cache
 def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs the command line from the checkout."""
     roots = [str(ROOT / folder) for folder in (".", "export", "runtime", "calibration")]

@@ -33,6 +33,33 @@ def test_golden_check_counts_what_differs() -> None:
     assert golden_check(single, want, spec, [placement], one_mask_pixel).numbers["differing_pixels"] <= 1 / SIDE**2
 
 
+def test_the_worst_frame_counts() -> None:
+    spec = tiny_spec()
+    frame = make_phantom(0, height=96, width=128).frame
+    placements = [place(frame, spec.preprocess)] * 3
+    want = np.repeat(tiny_logits(preprocess(frame, spec.preprocess)[0]), 3, axis=0)
+    got = want.copy()
+    got[1] = -9
+    numbers = golden_check(got, want, spec, placements, {}).numbers
+    assert numbers["differing_pixels"] > 0.05 and numbers["hc_mm"] > 10
+    against = reference_check(got, want, spec, placements)
+    assert against.numbers["dice_worst"] == 0 and against.numbers["dice_mean"] == pytest.approx(2 / 3)
+    assert against.numbers["hc_p95_mm"] > 10 and not against
+
+
+def test_small_masks_are_judged_by_their_pixels() -> None:
+    spec = tiny_spec()
+    placements = [place(make_phantom(0, height=96, width=128).frame, spec.preprocess)] * 2
+    want = np.full((2, 1, SIDE, SIDE), -5, np.float32)
+    got = want.copy()
+    got[1, 0, :4, :4] = 5
+    report = reference_check(got, want, spec, placements)
+    assert set(report.numbers) == {"differing_pixels"} and report.numbers["differing_pixels"] == 16 / SIDE**2
+    assert report
+    got[1, 0, :5, :5] = 5
+    assert not reference_check(got, want, spec, placements)
+
+
 def test_reference_check_of_other_tasks() -> None:
     rng = np.random.default_rng(2)
     classify = tiny_spec(task=Task.CLASSIFY, labels=("a", "b", "c"), postprocess=PostProcess.NONE)

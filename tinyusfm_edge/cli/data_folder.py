@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from tinyusfm_calibration.sets import NamedFrame, SetDeclaration, draw, load_declaration
 from tinyusfm_runtime.errors import InputError, SourceError
@@ -100,6 +102,7 @@ def _from_table(folder: Path, declaration: SetDeclaration, *, calibrate: bool) -
         by_id = {row["file"]: row for row in rows}
         drawn = draw(declaration, outlines)
         chosen = [named if named.id.startswith("phantom:") else _named(folder, by_id[named.id]) for named in drawn]
+    counts = f"{len(validation)} frames judge, {len(chosen)} calibrate"
     test = frozenset(hashlib.sha256(_read(folder, row)).hexdigest() for row in rows if row["split"] == "test")
     return DataFolder(
         name=folder.name,
@@ -107,7 +110,7 @@ def _from_table(folder: Path, declaration: SetDeclaration, *, calibrate: bool) -
         calibration_name=declaration.name,
         validation=tuple(validation),
         test_sha256=test,
-        note=f"{folder.name}: {len(validation)} validation frames judge, {len(chosen)} calibrate, {len(test)} test frames stay out",
+        note=f"{folder.name}: {counts}, {len(test)} of the test split stay out",
     )
 
 
@@ -125,8 +128,7 @@ def _read_rows(folder: Path) -> list[dict[str, str]]:
 
 
 def _outline(row: Mapping[str, str]) -> NamedFrame:
-    import numpy as np
-
+    """A row's name and group without its picture."""
     blank = Frame(pixels=np.zeros((8, 8), np.uint8))
     return NamedFrame(id=row["file"], frame=blank, stratum=row.get("label") or "", group=row.get("group") or "")
 
@@ -135,8 +137,6 @@ def _named(folder: Path, row: Mapping[str, str]) -> NamedFrame:
     data = _read(folder, row)
     with open_source(f"folder:{folder / row['file']}") as source:
         frame = next(iter(source))
-    from dataclasses import replace
-
     frame = replace(frame, spacing_mm=_spacing(row, frame), t_recv_ns=None)
     return NamedFrame(
         id=row["file"],
@@ -173,6 +173,6 @@ def _plain_frames(folder: Path) -> list[NamedFrame]:
         return [NamedFrame(id=f"{folder.name}#{frame.seq}", frame=frame) for frame in source]
 
 
-def split_names(text: str | None) -> Sequence[str]:
+def split_names(text: str | None) -> list[str]:
     """Comma-separated names, without blanks; nothing for None."""
     return [part.strip() for part in (text or "").split(",") if part.strip()]

@@ -1,4 +1,4 @@
-"""``tinyusfm-edge doctor``: everything that can be plugged in, whether it works here, and the pip line if it does not."""
+"""``tinyusfm-edge doctor``: everything that can be plugged in, whether it works here, and the pip line if not."""
 
 from __future__ import annotations
 

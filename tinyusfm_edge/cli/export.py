@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 
 def export(
     student: Annotated[str, typer.Argument(help="Shipped student or weights file.")] = DEFAULT_STUDENT,
-    target: Annotated[str, typer.Option(help="Targets with commas between; the first is the first choice.")] = "openvino",
+    target: Annotated[
+        str, typer.Option(help="Targets with commas between; the first is the first choice.")
+    ] = "openvino",
     int8: Annotated[bool, typer.Option("--int8", help="INT8 (also if no precision is given).")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16, on a CPU that has it.")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="float16 (on a CPU: stored so, computed in float32).")] = False,
@@ -28,15 +31,20 @@ def export(
         Path | None, typer.Option(help="NAME.bundle to write, or a folder to put it in. Default: this folder.")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Pictures, with a split.csv: its validation split judges, its training split may calibrate.")
+        Path | None,
+        typer.Option(help="Pictures, with a split.csv: its validation split judges, its training split may calibrate."),
     ] = None,
     calibration: Annotated[
         str | None, typer.Option(help="Calibrate anew on this declared set (with --data) instead of the stored ranges.")
     ] = None,
     method: Annotated[str, typer.Option(help="Ranges by minmax, percentile, entropy or mse.")] = "percentile",
     gate: Annotated[Path | None, typer.Option(help="Other thresholds, a .toml or .json file.")] = None,
-    no_gate: Annotated[bool, typer.Option("--no-gate", help="Publish unverified; the bundle says so for ever.")] = False,
-    task: Annotated[str | None, typer.Option(help="Of a weights file that does not say: segment, classify, features.")] = None,
+    no_gate: Annotated[
+        bool, typer.Option("--no-gate", help="Publish unverified; the bundle says so for ever.")
+    ] = False,
+    task: Annotated[
+        str | None, typer.Option(help="Of a weights file that does not say: segment, classify, features.")
+    ] = None,
     labels: Annotated[str | None, typer.Option(help="Names of its outputs, with commas between.")] = None,
     num_classes: Annotated[int | None, typer.Option(min=1, help="Number of its classes.")] = None,
     postprocess: Annotated[str | None, typer.Option(help="none, mask or ellipse_hc.")] = None,
@@ -112,11 +120,21 @@ def describe(result: ExportResult, shipped: str) -> list[str]:
     return lines
 
 
-def patient_line(row: Any) -> str:
-    """One gate result of a model card in words."""
-    if not isinstance(row, dict):
-        return str(row)
-    return ", ".join(f"{key} {value}" for key, value in row.items() if isinstance(value, (str, int, float)) and key != "sha256")
+def patient_line(row: Mapping[str, Any]) -> str:
+    """One gate result of a model card in words; see the card's ``gates``."""
+    found = row["summary"]
+    numbers = found["statistics"]
+    shown = [
+        f"{words} {numbers[key]:{form}}"
+        for key, words, form in (
+            ("dice_mean", "mean Dice", ".4f"),
+            ("dice_worst", "worst", ".4f"),
+            ("hc_p95_mm", "HC p95 mm", ".2f"),
+        )
+        if key in numbers
+    ]
+    verdict = "passed" if found["passed"] else "MISSED"
+    return f"{row['target']} {row['precision']}: {', '.join(shown)}, {numbers['frames']:.0f} frames, gate {verdict}"
 
 
 def _check_targets(targets: list[str]) -> None:

@@ -34,7 +34,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="From an ultrasound model to a verified INT8 artefact on live frames. Research software, not a medical device.",
+    help="From an ultrasound model to a verified INT8 artefact on live frames. For research; not a medical device.",
 )
 for command in (export, verify, run, profile, doctor, demo):
     app.command()(command)
@@ -74,6 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.simplefilter("ignore")
         done = get_command(app).main(args=arguments, prog_name="tinyusfm-edge", standalone_mode=False)
         sys.stdout.flush()
+        # some versions of typer turn Ctrl-C into this code, others let it through
+        if done == INTERRUPTED:
+            return _end("stopped", INTERRUPTED)
         return done if isinstance(done, int) else 0
     except BrokenPipeError:
         # whatever Python still wants to flush goes nowhere, quietly

@@ -25,7 +25,9 @@ def profile(
     precision: Annotated[str | None, typer.Option(help="Artefact to time, such as int8.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads inside the engine.")] = None,
     cold: Annotated[bool, typer.Option(help="Also time a start in a fresh process.")] = True,
-    allow_unverified: Annotated[bool, typer.Option(help="Also time an artefact that passed no gate.")] = False,
+    allow_unverified: Annotated[
+        bool, typer.Option("--allow-unverified", help="Also time an artefact that passed no gate.")
+    ] = False,
 ) -> None:
     """Time a bundle on this machine."""
     from tinyusfm_runtime import latency
@@ -44,6 +46,8 @@ def profile(
         machine = report.machine
         rows, cols = frames[0].pixels.shape[:2]
         console.say(f"{report.description}")
-        console.say(f"{machine['cpu']}, {machine['usable_cpus']} CPUs, {' '.join(machine['features']) or 'features unknown'}")
+        console.say(
+            f"{machine['cpu']}, {machine['usable_cpus']} CPUs, {' '.join(machine['features']) or 'features unknown'}"
+        )
         console.say(f"{report.n} predictions of {report.frames} frames, the first of {rows}x{cols} rows x columns; ms")
         console.say(console.table(("stage", "p50", "p90", "p99"), report.table()))

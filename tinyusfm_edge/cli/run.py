@@ -6,7 +6,7 @@ It reads the whole source, in order; live policies (newest frame only) are not i
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +19,7 @@ from tinyusfm_runtime.errors import InputError
 if TYPE_CHECKING:
     from tinyusfm_runtime.frame import Frame
     from tinyusfm_runtime.session import Prediction
+    from tinyusfm_runtime.sinks import Sink
 
 DEFAULT_RATE_HZ = 25.0
 """Of the overlay video, where the source tells no time."""
@@ -37,7 +38,9 @@ def run(
         str | None, typer.Option(help="ROW,COL,HEIGHT,WIDTH in pixels, or region (the one a DICOM file marks).")
     ] = None,
     spacing: Annotated[str | None, typer.Option(help="ROW,COL distance of pixels in mm, over the file's own.")] = None,
-    allow_unverified: Annotated[bool, typer.Option(help="Also run an artefact that passed no gate.")] = False,
+    allow_unverified: Annotated[
+        bool, typer.Option("--allow-unverified", help="Also run an artefact that passed no gate.")
+    ] = False,
 ) -> None:
     """Run a bundle on frames."""
     from tinyusfm_runtime.session import Session
@@ -50,21 +53,21 @@ def run(
     with ExitStack() as stack:
         opened = stack.enter_context(open_source(source, crop=_read_crop(crop), **options))
         session = stack.enter_context(
-            Session.open(
-                bundle, target=target, precision=precision, threads=threads, allow_unverified=allow_unverified
-            )
+            Session.open(bundle, target=target, precision=precision, threads=threads, allow_unverified=allow_unverified)
         )
         for line in getattr(opened, "notes", ()):
             console.note(f"note: {line}")
         frames, rate_hz = _with_rate(iter(opened))
-        sinks = []
+        sinks: list[Sink] = []
         if overlay is not None:
             sinks.append(stack.enter_context(video_sink.open_sink(overlay, rate_hz=rate_hz)))
         if jsonl is not None:
             sinks.append(stack.enter_context(jsonl_sink.open_sink(jsonl)))
         results = []
-        total = len(opened) if hasattr(opened, "__len__") else None
-        for frame in console.track(itertools.islice(frames, limit), "frames", min(filter(None, (total, limit)), default=None)):
+        total = len(opened) if isinstance(opened, Sized) else None
+        for frame in console.track(
+            itertools.islice(frames, limit), "frames", min(filter(None, (total, limit)), default=None)
+        ):
             prediction = session.predict(frame)
             for sink in sinks:
                 sink.write(frame, prediction)

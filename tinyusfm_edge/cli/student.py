@@ -1,4 +1,4 @@
-"""Which student a command means: a shipped one by name, a weights file, or the shipped one that a bundle was made of."""
+"""Which student a command means: a shipped one by name, a weights file, or the one behind a bundle."""
 
 from __future__ import annotations
 

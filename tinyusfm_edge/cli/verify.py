@@ -38,9 +38,7 @@ def verify(
     thresholds = Gate.from_file(gate) if gate is not None else Gate()
     opened = Bundle.open(bundle)
     reference = _reference(opened, data, student)
-    report = verify_bundle(
-        opened, gate=thresholds, target=target, precision=precision, threads=threads, **reference
-    )
+    report = verify_bundle(opened, gate=thresholds, target=target, precision=precision, threads=threads, **reference)
     if json_file is not None:
         console.write_json(json_file, report.to_json(), "the verification report")
     if json_file != "-":
@@ -73,7 +71,9 @@ def _reference(bundle: Bundle, data: Path | None, student: str | None) -> dict[s
         return {}
     loaded, shipped = load(student or str(known), _as_in(bundle))
     folder = None if data is None else read_data(data, calibrate=False)
-    frames = choose_gate_frames(data=folder.validation if folder else None, shipped=shipped, source=folder.name if folder else "")
+    frames = choose_gate_frames(
+        data=folder.validation if folder else None, shipped=shipped, source=folder.name if folder else ""
+    )
     return {"module": loaded.module, "weights_sha256": loaded.weights_sha256, "frames": frames}
 
 

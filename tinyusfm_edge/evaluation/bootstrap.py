@@ -1,7 +1,7 @@
 """Means with confidence intervals from whole patients: frames of one patient are not independent.
 
-Percentile bootstrap (B. Efron, Bootstrap methods, Ann. Statist. 1979) over groups: groups are drawn with replacement and
-the mean is taken over all frames of the groups drawn. It does not know what the values are.
+Percentile bootstrap (B. Efron, Bootstrap methods, Ann. Statist. 1979) over groups: groups are drawn with replacement
+and the mean is taken over all frames of the groups drawn. It does not know what the values are.
 
 Shapes: N values, G groups, R resamples.
 """

@@ -297,9 +297,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.split == "test" and (not options.final or options.thresholds):
             raise InputError("the test split is for the final report: give --final, and no --thresholds")
+        cuts = parse_thresholds(options.thresholds)
         known = options.student in students.names()
         student = students.load(options.student) if known else load_student_file(options.student)
-        cuts = _numbers(options.thresholds)
         samples = read_table(options.data, options.split, limit=options.limit)
         reports = score_student(student, samples, options.split, cuts)
         for report in reports:
@@ -314,7 +314,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _numbers(text: str) -> list[float]:
+def parse_thresholds(text: str) -> list[float]:
+    """Numbers with commas between.
+
+    Raises:
+        InputError: not numbers, or not between 0 and 1.
+    """
     try:
         found = [float(part) for part in text.split(",") if part]
     except ValueError as error:
@@ -333,6 +338,7 @@ __all__ = [
     "Runner",
     "SegmentationReport",
     "evaluate_split",
+    "parse_thresholds",
     "run_cases",
     "score_case",
     "score_student",

@@ -199,9 +199,9 @@ def _build(
             f"{file.path} is no whole student: {len(report.missing_heads)} tensors of its head are missing or of "
             f"another shape, first {report.missing_heads[0]}; check task, labels and head, or train a head first"
         )
-    student = student.to_empty(device="cpu")
-    counters = {k: v.zero_() for k, v in student.state_dict().items() if k.endswith("num_batches_tracked")}
-    student.load_state_dict({**fitted.state, **counters})
+    state = {k: v.float() for k, v in fitted.state.items()}
+    counters = (k for k in student.state_dict() if k.endswith("num_batches_tracked"))
+    student.load_state_dict({**state, **{k: torch.tensor(0) for k in counters}}, assign=True)
     return student.eval(), report
 
 
@@ -268,7 +268,7 @@ def _foreign_config(
     if num_classes is None and given == "classify":
         raise InputError(f"{path}: a classifier needs --labels or --num-classes")
     base = config or StudentConfig()
-    return replace(base, task=given, num_classes=num_classes or base.num_classes)
+    return replace(base, task=given, num_classes=num_classes or base.num_classes)  # type: ignore[arg-type]
 
 
 def _foreign_spec(

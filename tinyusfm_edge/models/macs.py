@@ -2,14 +2,13 @@
 
 Counted are linears, convolutions and the two attention products (queries by keys, weights by values), one MAC a
 multiplication; biases, norms, softmax, GELU and interpolation are not. The published 2.16 GFLOPs of TinyUSFM are twice
-the same count without the attention products (methods.md 1.4). The count runs on the meta device, without arithmetic.
+the same count without the attention products (methods.md 1.4).
 
 It does not know latency: a card says what the architecture implies, not what an engine makes of it.
 """
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
@@ -46,21 +45,27 @@ def count_macs(module: nn.Module, image_size: int, *, batch: int = 1) -> MacCoun
     """Counts the MACs of one forward pass.
 
     Args:
-        module: a student or its backbone; left as it is.
+        module: a student or its backbone on the CPU; left as it is.
         image_size: rows and columns of the input.
         batch: pictures in the pass.
 
     Returns:
         The count.
     """
-    shadow = copy.deepcopy(module).to("meta").eval()
     found: dict[tuple[str, str], int] = defaultdict(int)
-    for name, part in shadow.named_modules():
+    handles = []
+    for name, part in module.named_modules():
         kind = _kind(part)
         if kind is not None:
-            part.register_forward_hook(_counter(found, kind, name.split(".")[0]))
-    with torch.no_grad():
-        shadow(torch.empty(batch, 3, image_size, image_size, device="meta"))
+            handles.append(part.register_forward_hook(_counter(found, kind, name.split(".")[0])))
+    training = module.training
+    try:
+        with torch.inference_mode():
+            module.eval()(torch.zeros(batch, 3, image_size, image_size))
+    finally:
+        module.train(training)
+        for handle in handles:
+            handle.remove()
     by_kind: dict[str, int] = defaultdict(int)
     by_part: dict[str, int] = defaultdict(int)
     for (kind, part_name), macs in found.items():

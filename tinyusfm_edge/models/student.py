@@ -15,6 +15,7 @@ Shapes: B batch, N tokens, D width, H heads, K outputs; NCHW pictures.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -333,7 +334,11 @@ Student = SegmentationStudent | ClassificationStudent | FeatureStudent
 
 def build_student(config: StudentConfig) -> Student:
     """Builds the net of a config, randomly initialised."""
-    kinds = {"segment": SegmentationStudent, "classify": ClassificationStudent, "features": FeatureStudent}
+    kinds: dict[str, Callable[[StudentConfig], Student]] = {
+        "segment": SegmentationStudent,
+        "classify": ClassificationStudent,
+        "features": FeatureStudent,
+    }
     return kinds[config.task](config)
 
 
@@ -345,9 +350,15 @@ def _init_linear(module: nn.Module) -> None:
 
 __all__ = [
     "TAPS",
+    "Attention",
     "Backbone",
+    "Block",
     "ClassificationStudent",
     "FeatureStudent",
+    "FpnHead",
+    "Mlp",
+    "Neck",
+    "PatchEmbed",
     "SegmentationStudent",
     "Student",
     "StudentConfig",

@@ -35,17 +35,18 @@ def histogram(samples: Mapping[str, Sequence[float]], unit: str, *, bins: int = 
         return _frame([_words(WIDTH / 2, HEIGHT / 2, "nothing measured", anchor="middle")], "empty chart")
     low, high = 0.0, pooled[min(len(pooled) - 1, int(0.995 * len(pooled)))] * 1.02 or 1.0
     step = (high - low) / bins
-    counts = {
-        name: _binned(values, low, step, bins) for name, values in samples.items() if values
-    }
+    counts = {name: _binned(values, low, step, bins) for name, values in samples.items() if values}
     tallest = max(max(shares) for shares in counts.values())
     parts = _axes(low, high, 0.0, tallest, unit, "share of frames")
-    for index, (name, shares) in enumerate(counts.items()):
+    for index, shares in enumerate(counts.values()):
         colour = COLOURS[index % len(COLOURS)]
         points = [f"{_x(low, low, high):.1f},{_y(0, 0, tallest):.1f}"]
         for i, share in enumerate(shares):
             top = _y(share, 0.0, tallest)
-            points += [f"{_x(low + i * step, low, high):.1f},{top:.1f}", f"{_x(low + (i + 1) * step, low, high):.1f},{top:.1f}"]
+            points += [
+                f"{_x(low + i * step, low, high):.1f},{top:.1f}",
+                f"{_x(low + (i + 1) * step, low, high):.1f},{top:.1f}",
+            ]
         points.append(f"{_x(high, low, high):.1f},{_y(0, 0, tallest):.1f}")
         parts.append(f'<polygon points="{" ".join(points)}" fill="{colour}" fill-opacity="0.28" stroke="{colour}"/>')
     return _frame([*parts, *_legend(list(counts))], "histogram of " + ", ".join(counts))
@@ -127,7 +128,8 @@ def _axes(low_x: float, high_x: float, low_y: float, high_y: float, label_x: str
 
 
 def _legend(names: Sequence[str]) -> list[str]:
-    parts, right = [], WIDTH - RIGHT
+    parts: list[str] = []
+    right = float(WIDTH - RIGHT)
     for index in reversed(range(len(names))):
         left = right - 16 - 7.2 * len(names[index])
         parts.append(f'<rect x="{left:.1f}" y="5" width="11" height="11" fill="{COLOURS[index % len(COLOURS)]}"/>')

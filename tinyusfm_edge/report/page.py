@@ -159,14 +159,14 @@ h1{font-size:1.5rem;margin:.4em 0}h2{font-size:1.1rem;margin:0 0 .4em}
 .banner.good{background:#1f7a3a}.banner.bad{background:#b02a2a}
 section{background:#fff;border:1px solid #dde3e8;border-radius:10px;padding:16px 18px;margin:16px 0}
 .note{margin:.1em 0 .8em;color:#52606d;font-size:.95rem}
-.wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.95rem}
-th,td{text-align:left;padding:7px 10px;border-bottom:1px solid #e6ebef;white-space:nowrap}
+.wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.9rem}
+th,td{text-align:left;padding:7px 6px;border-bottom:1px solid #e6ebef;white-space:nowrap}
 th{color:#52606d;font-weight:600}td.number{text-align:right;font-variant-numeric:tabular-nums}
 td.good{color:#1f7a3a;font-weight:600}td.bad{color:#b02a2a;font-weight:600}
 svg{width:100%;height:auto}svg text{font:12px system-ui,sans-serif;fill:#3e4c59}
 .grid{stroke:#e6ebef}.axis{stroke:#9aa5b1}.limit{stroke:#b02a2a;stroke-dasharray:5 4}
 svg .limit-label{fill:#b02a2a}
-.pictures{display:flex;flex-wrap:wrap;gap:14px}figure{margin:0;flex:1 1 280px;max-width:480px}
+.pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(280px,1fr));gap:14px}figure{margin:0}
 img{width:100%;border-radius:6px;display:block;background:#000}figcaption{font-size:.9rem;color:#52606d;padding-top:4px}
 dl{display:grid;grid-template-columns:minmax(120px,max-content) 1fr;gap:4px 18px;margin:0;font-size:.92rem}
 dt{color:#52606d}dd{margin:0;overflow-wrap:anywhere;font-family:ui-monospace,Menlo,Consolas,monospace;font-size:.86rem}

@@ -1,8 +1,8 @@
 """Shipped students: trained weights as package data, each folder one student.
 
-A folder holds ``weights.safetensors`` (float16, its metadata says what it is), ``ranges.json`` (activation ranges of the
-calibration set, so that INT8 needs no images), ``card.json`` (every number, with hashes) and ``CARD.md`` (the same for
-people). ``names`` and ``find_by_hash`` need no torch; ``load`` does.
+A folder holds ``weights.safetensors`` (float16, its metadata says what it is), ``ranges.json`` (activation ranges of
+the calibration set, so that INT8 needs no images), ``card.json`` (every number, with hashes) and ``CARD.md`` (the same
+for people). ``names`` and ``find_by_hash`` need no torch; ``load`` does.
 
 It does not know how students are trained or packaged (tinyusfm_edge/training).
 """

@@ -1,7 +1,7 @@
 """Augmentation of grey pictures and their masks, in torch, on whole batches.
 
-Geometry: flips, rotation, scale, aspect, shift. Brightness: gamma, contrast, gain, a depth ramp, noise, blur, dropped blocks.
-It does not know the model; every range is a named field.
+Geometry: flips, rotation, scale, aspect, shift. Brightness: gamma, contrast, gain, a depth ramp, noise, blur, dropped
+blocks. It does not know the model; every range is a named field.
 
 Shapes: B batch, 1HW pictures.
 """
@@ -29,7 +29,9 @@ class AugmentConfig:
         gamma: smallest and largest exponent.
         contrast: smallest and largest factor about the mean.
         gain: largest added brightness, 0..1.
+        ramp: largest relative change of brightness from the top row to the bottom row, 0..2.
         noise: largest standard deviation of added noise, 0..1.
+        blur: largest share of a 3x3 mean, 0..1; half of the samples get none.
         erase: probability of one dropped block.
     """
 
@@ -41,7 +43,9 @@ class AugmentConfig:
     gamma: tuple[float, float] = (0.6, 1.7)
     contrast: tuple[float, float] = (0.6, 1.5)
     gain: float = 0.12
+    ramp: float = 0.8
     noise: float = 0.05
+    blur: float = 1.0
     erase: float = 0.3
 
 
@@ -99,11 +103,11 @@ def _recolour(image: Tensor, config: AugmentConfig, generator: torch.Generator) 
     mean = image.mean((1, 2, 3), keepdim=True)
     image = (image - mean) * contrast + mean + _uniform(batch, -1, 1, generator).view(view) * config.gain * mean
     ramp = torch.linspace(-0.5, 0.5, height).view(1, 1, height, 1)
-    image = image * (1 + ramp * _uniform(batch, -0.8, 0.8, generator).view(view))
+    image = image * (1 + ramp * _uniform(batch, -1, 1, generator).view(view) * config.ramp)
     sigma = _uniform(batch, 0, config.noise, generator).view(view)
     image = image + torch.randn(image.shape, generator=generator) * sigma
     blurred = F.avg_pool2d(image, 3, 1, 1, count_include_pad=False)
-    mix = (_uniform(batch, -1, 1, generator).clamp(0, 1)).view(view)
+    mix = _uniform(batch, -1, 1, generator).clamp(0, 1).view(view) * config.blur
     image = image * (1 - mix) + blurred * mix
     return _erase(image, config.erase, generator).clamp(0, 1)
 

@@ -33,7 +33,7 @@ def render_card(card: Mapping[str, Any]) -> str:
         _section("The net", _net(card)),
         _section("Input and output", _input(spec)),
         _section("Data", _data(card)),
-        _section("Training", _training(card.get("recipe"))),
+        _section("Training", _training(card)),
         _section("Accuracy of the PyTorch float32 reference", _metrics(card)),
         _section("What the mask's threshold does", _thresholds(card)),
         _section("What a precision costs, per target, on patients", _gates(card["gates"])),
@@ -80,13 +80,13 @@ def _input(spec: Mapping[str, Any]) -> str:
     pre = spec["preprocess"]
     crop = "no crop" if pre["crop"] is None else f"crop {pre['crop']}"
     return (
-        f"One grey frame of any size: {crop}, aspect policy `{pre['aspect']}`, antialiased bilinear resize in 8-bit fixed "
-        f"point to {pre['height']}x{pre['width']}; mean {_numbers(pre['mean'])} and standard deviation "
+        f"One grey frame of any size: {crop}, aspect policy `{pre['aspect']}`, antialiased bilinear resize in 8-bit "
+        f"fixed point to {pre['height']}x{pre['width']}; mean {_numbers(pre['mean'])} and standard deviation "
         f"{_numbers(pre['std'])} of three equal channels are inside the graph. The mask is cut at probability "
         f"{spec['threshold']:g}. Post-processing `{spec['postprocess']}`: largest 8-connected component, ellipse by "
-        "second-order moments with the frame's own row and column spacing, circumference by Ramanujan's second formula. "
-        "Without a spacing there are no millimetres. A mask that touches the border is flagged: its circumference is "
-        "too small."
+        "second-order moments with the frame's own row and column spacing, circumference by Ramanujan's second "
+        "formula. Without a spacing there are no millimetres. A mask that touches the border is flagged: its "
+        "circumference is too small."
     )
 
 
@@ -104,16 +104,18 @@ def _data(card: Mapping[str, Any]) -> str:
     )
 
 
-def _training(recipe: Mapping[str, Any] | None) -> str:
+def _training(card: Mapping[str, Any]) -> str:
+    start = f" Start weights: {card['start']}." if card["start"] else ""
+    recipe = card["recipe"]
     if recipe is None:
-        return "The run left no configuration."
+        return "The run left no configuration." + start
     share = 100 * recipe["phantom_share"]
     return (
         f"Supervised, AdamW, {recipe['steps']} steps of {recipe['batch']} frames, peak learning rate "
         f"{recipe['learning_rate']:g}, BCE and soft Dice, moving average of the weights {recipe['ema']:g}, seed "
-        f"{recipe['seed']}. The weights kept are those of the best validation Dice. {share:g} % of a batch are synthetic "
-        f"phantoms ({recipe['num_phantoms']} drawn), so that self-tests and demonstrations need no patient image; phantoms "
-        "say nothing about accuracy on patients."
+        f"{recipe['seed']}. The weights kept are those of the best validation Dice. {share:g} % of a batch are "
+        f"synthetic phantoms ({recipe['num_phantoms']} drawn), so that self-tests and demonstrations need no patient "
+        "image; phantoms say nothing about accuracy on patients." + start
     )
 
 
@@ -213,16 +215,16 @@ def _number(value: float | None, digits: int) -> str:
 def _ranges(ranges: Mapping[str, Any]) -> str:
     strata = ", ".join(f"{name}: {count}" for name, count in ranges["strata"].items())
     return (
-        f"{ranges['tensors']} tensors, method `{ranges['method']}`, from {ranges['frames']} frames of the training split, "
-        f"one a patient while patients last, even over head sizes ({strata}; quartiles of the head's share of the "
-        f"picture). `ranges.json` names the frames' hashes; set `{ranges['set_id'][:16]}`."
+        f"{ranges['tensors']} tensors, method `{ranges['method']}`, from {ranges['frames']} frames of the training "
+        f"split, one a patient while patients last, even over head sizes ({strata}; quartiles of the head's share of "
+        f"the picture). `ranges.json` names the frames' hashes; set `{ranges['set_id'][:16]}`."
     )
 
 
 def _limits() -> str:
     return (
-        "* Standard planes of one hospital's two scanner types, as HC18 holds them; other scanners, planes, gestational "
-        "ages and pathologies have **not been tested**, and no external set has.\n"
+        "* Standard planes of one hospital's two scanner types, as HC18 holds them; other scanners, planes, "
+        "gestational ages and pathologies have **not been tested**, and no external set has.\n"
         "* A frame without a head still gets a mask where the net sees one; nothing here says whether a frame is a "
         "standard plane.\n"
         "* Frames are the split's compact copies (short side at most 256 pixels, JPEG).\n"

@@ -1,8 +1,8 @@
 """A trained state dict -> package data of a shipped student: weights, activation ranges, card.
 
 ``python -m tinyusfm_edge.training.package_student --weights runs/x/best.safetensors --data DIR --name fetal-head``
-stores the weights as float16, reads them back, scores what was read on the validation split (on the test split only with
-``--final``, once for a package), observes activation ranges on training frames that are even over head sizes, and
+stores the weights as float16, reads them back, scores what was read on the validation split (on the test split only
+with ``--final``, once for a package), observes activation ranges on training frames that are even over head sizes, and
 writes ``card.json`` and ``CARD.md``. ``--gates FILE`` only adds a patient gate's verdicts to an existing card.
 
 It does not know training itself; what a run's ``config.json`` says goes into the card as it stands.
@@ -32,7 +32,7 @@ from tinyusfm_calibration.sets import (
     load_declaration,
 )
 from tinyusfm_edge import students
-from tinyusfm_edge.evaluation.segmentation import SegmentationReport, score_student
+from tinyusfm_edge.evaluation.segmentation import SegmentationReport, parse_thresholds, score_student
 from tinyusfm_edge.models.checkpoint import LoadedStudent, load_student_file, save_student, write_atomically
 from tinyusfm_edge.models.macs import static_card
 from tinyusfm_edge.models.student import StudentConfig
@@ -63,6 +63,7 @@ class PackagePlan:
         final: look at the test split.
         provisional: the card says that training is not finished.
         recipe: the run's ``config.json``, or None.
+        start: where the start weights came from, one line; empty for random ones.
     """
 
     weights: Path
@@ -75,6 +76,7 @@ class PackagePlan:
     final: bool = False
     provisional: bool = False
     recipe: Path | None = None
+    start: str = ""
 
 
 def package(plan: PackagePlan) -> dict[str, Any]:
@@ -112,6 +114,7 @@ def package(plan: PackagePlan) -> dict[str, Any]:
         "architecture": static_card(student.module),
         "data": _data_source(plan.data),
         "recipe": recipe,
+        "start": plan.start,
         "metrics": {"val": _plain_metrics(val[0]), "test": test},
         "thresholds": [_plain_metrics(report) for report in val[1:]],
         "ranges": {
@@ -350,6 +353,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threshold", type=float, default=0.5, help="probability cut of the mask")
     parser.add_argument("--sweep", default="", help="cuts to compare on the validation split, such as 0.45,0.55")
     parser.add_argument("--range-method", default="percentile", choices=("minmax", "percentile", "entropy", "mse"))
+    parser.add_argument("--start", default="", help="where the start weights came from, one line for the card")
     parser.add_argument("--final", action="store_true", help="score the test split, once")
     parser.add_argument("--provisional", action="store_true", help="say in the card that training is not finished")
     parser.add_argument(
@@ -371,10 +375,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     name=options.name,
                     out=out,
                     threshold=options.threshold,
-                    sweep=tuple(float(part) for part in options.sweep.split(",") if part),
+                    sweep=tuple(parse_thresholds(options.sweep)),
                     method=options.range_method,
                     final=options.final,
                     provisional=options.provisional,
+                    start=options.start,
                     recipe=recipe if recipe.is_file() else None,
                 )
             )
@@ -390,6 +395,7 @@ if __name__ == "__main__":
 
 __all__ = [
     "CALIBRATION_FRAMES",
+    "SIZE_STRATA",
     "PackagePlan",
     "add_gates",
     "graph_taps",

@@ -1,8 +1,8 @@
 """Plain supervised training of a segmentation student on a labelled table and phantoms.
 
 ``python -m tinyusfm_edge.training.supervised --data DIR --out runs/fetal-head`` trains, writes a checkpoint every
-evaluation and resumes from it. The best weights by validation Dice (moving average of the weights) are kept
-apart. It does not know export, packaging or the test split.
+evaluation and resumes from it to the same weights as an uninterrupted run. The best weights by validation Dice (moving
+average of the weights) are kept apart. It does not know export, packaging or the test split.
 
 Recipe (our choice, since the official one is tuned to a pre-trained start): AdamW 0.9/0.999, weight decay 0.05 on
 matrices only, linear warm-up and cosine decay to 1 %, BCE + soft Dice, bfloat16 autocast, EMA of the weights.
@@ -17,22 +17,27 @@ import copy
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tinyusfm_edge.models.checkpoint import load_weights
 from tinyusfm_edge.models.student import StudentConfig, build_student
 from tinyusfm_edge.training.augment import AugmentConfig, augment
 from tinyusfm_edge.training.data import read_table, resize_mask, to_arrays
+from tinyusfm_runtime.errors import EdgeError, InputError
 from tinyusfm_runtime.phantom import make_phantom
 from tinyusfm_runtime.preprocess import preprocess
 from tinyusfm_runtime.spec import PreprocessSpec
 
+RUN_VERSION = 1
+"""Version of a run's ``config.json`` and ``checkpoint.pt``."""
 PHANTOM_TRAIN_SEED = 1_000_000
 """First phantom seed of training; golden, demo and test phantoms use seeds below it."""
 
@@ -49,6 +54,7 @@ class SupervisedConfig:
         warmup: steps of linear warm-up.
         phantom_share: fraction of phantoms in a batch, 0..1.
         num_phantoms: distinct phantoms drawn before training.
+        held_phantoms: of them, kept for evaluation.
         ema: decay of the weights' moving average, per step.
         evaluate_every: steps between evaluations and checkpoints.
         seed: of everything.
@@ -63,11 +69,30 @@ class SupervisedConfig:
     warmup: int = 250
     phantom_share: float = 0.1875
     num_phantoms: int = 600
+    held_phantoms: int = 48
     ema: float = 0.998
     evaluate_every: int = 250
     seed: int = 42
     student: StudentConfig = field(default_factory=lambda: StudentConfig(drop_path=0.05))
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        """Checks what would otherwise fail late.
+
+        Raises:
+            InputError: no steps, no batch, a share outside 0..1, or no phantoms left to train on.
+        """
+        if min(self.steps, self.batch, self.evaluate_every) < 1 or not 0.0 <= self.phantom_share < 1.0:
+            raise InputError("steps, batch and evaluate_every must be at least 1, phantom_share in [0, 1)")
+        if not 0 < self.held_phantoms < self.num_phantoms:
+            raise InputError(
+                f"{self.held_phantoms} of {self.num_phantoms} phantoms held: some must be left for training"
+            )
+        if self.student.task != "segment" or self.student.outputs != 1:
+            raise InputError("this recipe trains binary segmentation only")
+
+
+_DEFAULTS = SupervisedConfig()
 
 
 def normalise(image_B1HW: Tensor, spec: PreprocessSpec) -> Tensor:
@@ -90,17 +115,22 @@ def train(data: Path, out: Path, config: SupervisedConfig, *, init: Path | None 
     Args:
         data: folder with ``split.csv``.
         out: folder of the run; a checkpoint in it is resumed.
-        config: settings; must equal the checkpoint's when resuming.
-        init: safetensors of start weights, or None for random ones.
+        config: settings; must equal the run's when resuming.
+        init: weights to start from, or None for random ones.
+
+    Raises:
+        InputError: unusable data, or the folder holds a run with other settings.
+        CheckpointError: unusable start weights.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(json.dumps(asdict(config), indent=1))
     spec = PreprocessSpec(height=config.student.image_size, width=config.student.image_size)
-    pools = [torch.from_numpy(a) for a in _load_pools(data, spec, config)]
     run = _Run(config)
+    start = None
     if init is not None:
-        run.model.load_state_dict(load_file(init), strict=False)
+        report = load_weights(run.model, init)
         run.average.load_state_dict(run.model.state_dict())
+        start = {"sha256": report.sha256, "missing": len(report.missing_heads)}
+    _settle(out, config, start)
+    pools = [torch.from_numpy(a) for a in _load_pools(data, spec, config)]
     checkpoint = out / "checkpoint.pt"
     if checkpoint.is_file():
         run.load(torch.load(checkpoint, weights_only=True))
@@ -124,6 +154,16 @@ def train(data: Path, out: Path, config: SupervisedConfig, *, init: Path | None 
     save_file(_plain_state(run.average), out / "last.safetensors")
 
 
+def _settle(out: Path, config: SupervisedConfig, start: dict[str, object] | None) -> None:
+    """Writes the run's settings, or checks that the run in the folder has the same."""
+    text = json.dumps({"version": RUN_VERSION, **asdict(config), "init": start}, indent=1)
+    path = out / "config.json"
+    if path.is_file() and path.read_text(encoding="utf-8") != text:
+        raise InputError(f"{out} holds a run with other settings: resume it with the same ones or name another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
 def _plain_state(model: nn.Module) -> dict[str, Tensor]:
     return {k: v.contiguous() for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
 
@@ -134,7 +174,7 @@ def _load_pools(data: Path, spec: PreprocessSpec, config: SupervisedConfig) -> l
     phantoms = [make_phantom(PHANTOM_TRAIN_SEED + i) for i in range(config.num_phantoms)]
     images = np.stack([preprocess(p.frame, spec)[0][0, 0] for p in phantoms])
     masks = np.stack([resize_mask(p.mask_HW, p.frame, spec) for p in phantoms])
-    held = 48
+    held = config.held_phantoms
     return [train_images, train_masks, images[held:], masks[held:], val_images, val_masks, images[:held], masks[:held]]
 
 
@@ -200,6 +240,7 @@ class _Run:
     def state(self) -> dict[str, object]:
         """Everything needed to go on."""
         return {
+            "version": RUN_VERSION,
             "step": self.step,
             "best": self.best,
             "model": self.model.state_dict(),
@@ -210,8 +251,14 @@ class _Run:
         }
 
     def load(self, state: dict[str, object]) -> None:
-        """Takes up a saved state."""
-        self.step, self.best = int(state["step"]), float(state["best"])  # type: ignore[call-overload]
+        """Takes up a saved state.
+
+        Raises:
+            InputError: a checkpoint of another version.
+        """
+        if state.get("version") != RUN_VERSION:
+            raise InputError(f"checkpoint version {state.get('version')!r} is not {RUN_VERSION}: start a new run")
+        self.step, self.best = int(state["step"]), float(state["best"])  # type: ignore[call-overload,arg-type]
         self.model.load_state_dict(state["model"])  # type: ignore[arg-type]
         self.average.load_state_dict(state["average"])  # type: ignore[arg-type]
         self.optimiser.load_state_dict(state["optimiser"])  # type: ignore[arg-type]
@@ -233,19 +280,35 @@ def evaluate(model: nn.Module, images: Tensor, masks: Tensor, spec: PreprocessSp
     return float(torch.cat(scores).mean())
 
 
-def main() -> None:
-    """Command line of the recipe."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line of the recipe; returns the exit code."""
     parser = argparse.ArgumentParser(description="supervised training of a segmentation student")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=SupervisedConfig().steps)
-    parser.add_argument("--init", type=Path, default=None, help="safetensors with start weights")
-    parser.add_argument("--learning-rate", type=float, default=SupervisedConfig().learning_rate)
-    parser.add_argument("--seed", type=int, default=42)
-    arguments = parser.parse_args()
-    config = SupervisedConfig(steps=arguments.steps, seed=arguments.seed, learning_rate=arguments.learning_rate)
-    train(arguments.data, arguments.out, config, init=arguments.init)
+    parser.add_argument("--data", type=Path, required=True, help="folder with split.csv")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run; a run in it is resumed")
+    parser.add_argument("--steps", type=int, default=_DEFAULTS.steps)
+    parser.add_argument("--init", type=Path, default=None, help="weights to start from")
+    parser.add_argument("--learning-rate", type=float, default=_DEFAULTS.learning_rate)
+    parser.add_argument("--seed", type=int, default=_DEFAULTS.seed)
+    options = parser.parse_args(arguments)
+    try:
+        config = SupervisedConfig(steps=options.steps, seed=options.seed, learning_rate=options.learning_rate)
+        train(options.data, options.out, config, init=options.init)
+    except EdgeError as error:
+        print(f"error: {error}")
+        return error.exit_code
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
+
+__all__ = [
+    "PHANTOM_TRAIN_SEED",
+    "RUN_VERSION",
+    "SupervisedConfig",
+    "evaluate",
+    "main",
+    "normalise",
+    "soft_dice_loss",
+    "train",
+]

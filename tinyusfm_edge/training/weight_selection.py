@@ -17,17 +17,26 @@ Shapes: D embedding channels, H hidden channels.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from tinyusfm_edge.models.checkpoint import write_atomically
+from tinyusfm_edge.models.state_dict import find_tensors
 from tinyusfm_edge.models.student import StudentConfig, build_student
-from tinyusfm_runtime.errors import CheckpointError
+from tinyusfm_edge.models.weights_file import read_weights_file
+from tinyusfm_runtime.errors import CheckpointError, EdgeError
 
-TEACHER_WIDTH, TEACHER_HEADS, TEACHER_GRID = 384, 6, 37
+TEACHER_WIDTH = 384
+"""Embedding channels of the teacher."""
+TEACHER_HEADS = 6
+"""Attention heads of the teacher, 64 channels each."""
+TEACHER_GRID = 37
+"""Rows and columns of its position table (518 / 14)."""
 
 
 def select_weights(teacher: dict[str, Tensor], config: StudentConfig) -> dict[str, Tensor]:
@@ -90,21 +99,26 @@ def _select_block(t: dict[str, Tensor], p: str) -> dict[str, Tensor]:
     }
 
 
-def main() -> None:
-    """Writes start weights for the default segmentation student."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Writes start weights for the default segmentation student; returns the exit code."""
     parser = argparse.ArgumentParser(description="start weights for a student out of a DINOv2 ViT-S/14")
     parser.add_argument("--teacher", type=Path, required=True, help="safetensors of vit_small_patch14_dinov2")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=42)
-    arguments = parser.parse_args()
-    torch.manual_seed(arguments.seed)
+    options = parser.parse_args(arguments)
+    torch.manual_seed(options.seed)
     config = StudentConfig(drop_path=0.05)
-    state = dict(build_student(config).state_dict()) | select_weights(load_file(arguments.teacher), config)
-    save_file({k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}, arguments.out)
+    try:
+        teacher = find_tensors(read_weights_file(options.teacher).content)[1]
+        state = dict(build_student(config).state_dict()) | select_weights(teacher, config)
+        write_atomically(options.out, save({k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}))
+    except EdgeError as error:
+        print(f"error: {error}")
+        return error.exit_code
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
 
-
-__all__ = ["select_weights"]
+__all__ = ["TEACHER_GRID", "TEACHER_HEADS", "TEACHER_WIDTH", "select_weights"]

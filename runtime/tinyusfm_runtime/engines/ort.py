@@ -57,7 +57,7 @@ class Engine:
         """Builds the session from bytes and asserts provider, inputs and outputs (see engine.Engine)."""
         if config.rest_precision != "f32":
             raise UnsupportedError(
-                f"ONNX Runtime computes in f32 on a CPU, not in {config.rest_precision}: use an artefact whose rest is f32"
+                f"ONNX Runtime computes in f32 on a CPU, not in {config.rest_precision}: take one that rests on f32"
             )
         if set(files) != {MODEL_FILE}:
             raise EngineError(f"ONNX Runtime needs exactly {MODEL_FILE}, got {', '.join(sorted(files)) or 'nothing'}")

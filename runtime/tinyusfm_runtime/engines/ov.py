@@ -24,7 +24,6 @@ DEVICE = "CPU"
 """The only device used, and the one asserted after loading."""
 XML_FILE, BIN_FILE = "model.xml", "model.bin"
 """The two files of an artefact."""
-_TYPE_NAMES = {"f32": "f32", "bf16": "bf16"}  # rest precision -> openvino's element type name
 
 
 def probe() -> Probe:
@@ -45,8 +44,9 @@ def probe() -> Probe:
 def import_openvino() -> Any:
     """Imports OpenVINO with its telemetry left out; whoever needs the library takes it from here.
 
-    ``import openvino`` alone reports to a web analytics service and leaves an id in the home folder (openvino/tools/ovc,
-    seen with 2026.4.1). A None in ``sys.modules`` makes its own ``except ImportError`` take the stub that does nothing.
+    ``import openvino`` alone reports to a web analytics service and leaves an id in the home folder
+    (openvino/tools/ovc, seen with 2026.4.1). A None in ``sys.modules`` makes its own ``except
+    ImportError`` take the stub that does nothing.
 
     Raises:
         ImportError: OpenVINO is not installed.
@@ -137,7 +137,7 @@ class Engine:
 
 def _properties(config: EngineConfig) -> dict[str, Any]:
     return {
-        "INFERENCE_PRECISION_HINT": _TYPE_NAMES[config.rest_precision],
+        "INFERENCE_PRECISION_HINT": config.rest_precision,
         # PERFORMANCE, since ACCURACY would choose a precision of its own
         "EXECUTION_MODE_HINT": "PERFORMANCE",
         "PERFORMANCE_HINT": "LATENCY",
@@ -154,7 +154,7 @@ def _check_properties(compiled: Any, config: EngineConfig) -> None:
     if devices != [DEVICE]:
         raise EngineError(f"asked OpenVINO for {DEVICE}, got {devices}")
     precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-    if precision != _TYPE_NAMES[config.rest_precision]:
+    if precision != config.rest_precision:
         raise EngineError(f"asked OpenVINO for {config.rest_precision}, got {precision}")
     threads = compiled.get_property("INFERENCE_NUM_THREADS")
     if threads > config.threads:

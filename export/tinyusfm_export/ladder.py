@@ -1,0 +1,157 @@
+"""The rungs of a bundle: every target and precision asked for, built and checked; int8 under one decision for all.
+
+Int8 starts with all layers that the policy allows. Where that misses the gate on any target, the next policy is tried
+on all of them (by default: decoder convolutions stay float), so that the decision stays one. It does not know bundles
+or the PyTorch reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tinyusfm_calibration.ranges import Ranges
+from tinyusfm_export.checked import CheckedArtefact, Checks, build_checked
+from tinyusfm_export.decision import PRECISIONS, QuantDecision
+from tinyusfm_export.parity import ParityReport
+from tinyusfm_export.ptq import PtqPolicy, decide
+from tinyusfm_runtime import plugins
+from tinyusfm_runtime.errors import EngineError, GateError, InputError
+from tinyusfm_runtime.spec import Task
+
+if TYPE_CHECKING:
+    from tinyusfm_export.graph import ExportGraph
+
+Rung = tuple[str, str]
+"""(canonical target, precision)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ladder:
+    """Checked artefacts in the order of the fallback ladder.
+
+    Attributes:
+        artefacts: one a rung.
+        decisions: precision -> the decision all targets share.
+        notes: what a reader must know, such as layers that were kept float for the gate's sake.
+    """
+
+    artefacts: tuple[CheckedArtefact, ...]
+    decisions: Mapping[str, QuantDecision]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def reports(self) -> dict[str, ParityReport]:
+        """Artefact name -> parity report."""
+        return {artefact.name: artefact.report for artefact in self.artefacts}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MissedGates:
+    """What a GateError carries: every report of the export.
+
+    Attributes:
+        reports: artefact name -> parity report.
+    """
+
+    reports: Mapping[str, ParityReport] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, ready for ``json.dumps``."""
+        return {name: report.to_json() for name, report in self.reports.items()}
+
+
+def plan_rungs(targets: Sequence[str], precisions: Sequence[str]) -> list[Rung]:
+    """Order of the artefacts: the first precision on every target, then the next precision.
+
+    Args:
+        targets: names or aliases.
+        precisions: names.
+
+    Returns:
+        Rungs, none twice.
+
+    Raises:
+        InputError: nothing asked for, or an unknown name.
+    """
+    if not targets or not precisions:
+        raise InputError("nothing to export: name a target and a precision")
+    unknown = [precision for precision in precisions if precision not in PRECISIONS]
+    if unknown:
+        raise InputError(f"precision {unknown[0]!r} is not one of {', '.join(PRECISIONS)}")
+    stems = [plugins.canonical("targets", target) for target in targets]
+    return list(dict.fromkeys((stem, precision) for precision in precisions for stem in stems))
+
+
+def default_policies(task: Task) -> tuple[PtqPolicy, ...]:
+    """Policies to try in turn: decoder convolutions in int8, then in float; other tasks have no decoder."""
+    whole = PtqPolicy()
+    return (whole, PtqPolicy(decoder=False)) if task is Task.SEGMENT else (whole,)
+
+
+def build_ladder(
+    graph: ExportGraph,
+    rungs: Sequence[Rung],
+    ranges: Ranges | None,
+    checks: Checks,
+    *,
+    policies: Sequence[PtqPolicy],
+    gated: bool,
+    told: Callable[[str, float], None],
+) -> Ladder:
+    """Builds and checks every rung.
+
+    Args:
+        graph: the export graph.
+        rungs: what to build, in order.
+        ranges: activation ranges, for int8.
+        checks: what every artefact is put through.
+        policies: int8 policies to try in turn until all targets hold the gate.
+        gated: False takes the first policy whatever comes out.
+        told: called with what is being done and the share of the rungs done, 0..1.
+
+    Raises:
+        GateError: a rung misses the gate under every policy.
+        CalibrationError: int8 without ranges.
+        MissingExtra, UnsupportedError, EngineError: a target or engine does not work here, or gives NaN.
+    """
+    built: dict[Rung, CheckedArtefact] = {}
+    notes: list[str] = []
+    decisions: dict[str, QuantDecision] = {}
+    for precision in dict.fromkeys(precision for _, precision in rungs):
+        mine = [rung for rung in rungs if rung[1] == precision]
+        tries = list(policies) if precision == "int8" and gated else list(policies)[:1]
+        for number, policy in enumerate(tries):
+            decisions[precision] = _decide(graph, precision, ranges, policy)
+            for rung in mine:
+                told(f"building and checking {plugins.public_name(rung[0])} {precision}", len(built) / len(rungs))
+                built[rung] = build_checked(rung[0], graph, decisions[precision], checks)
+            missed = _missed([built[rung] for rung in mine])
+            if not missed:
+                break
+            if number + 1 < len(tries):
+                kept = _newly_float(decisions[precision], _decide(graph, precision, ranges, tries[number + 1]))
+                notes.append(f"{kept} layers are kept float: in int8 the gate was missed by {missed}")
+    artefacts = tuple(built[rung] for rung in rungs)
+    if gated and (missed := _missed(artefacts)):
+        reports = {artefact.name: artefact.report for artefact in artefacts}
+        raise GateError(f"nothing was published, the gate was missed by {missed}", MissedGates(reports=reports))
+    if broken := [artefact.name for artefact in artefacts if artefact.broken]:
+        raise EngineError(f"{', '.join(broken)}: outputs are not finite; that is not published even without a gate")
+    return Ladder(artefacts=artefacts, decisions=decisions, notes=tuple(notes))
+
+
+def _decide(graph: ExportGraph, precision: str, ranges: Ranges | None, policy: PtqPolicy) -> QuantDecision:
+    return decide(graph, precision, ranges, policy=policy)
+
+
+def _missed(artefacts: Sequence[CheckedArtefact]) -> str:
+    return " | ".join(f"{a.name}: {'; '.join(a.report.failures)}" for a in artefacts if not a.report)
+
+
+def _newly_float(before: QuantDecision, after: QuantDecision) -> int:
+    return len(set(before.quantized()) - set(after.quantized()))
+
+
+__all__ = ["Ladder", "MissedGates", "Rung", "build_ladder", "default_policies", "plan_rungs"]

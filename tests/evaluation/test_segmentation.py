@@ -1,0 +1,167 @@
+"""Scores are those of live frames: a perfect model scores perfectly, each fault shows in its own number."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tinyusfm_edge.evaluation.segmentation import Runner, evaluate_split, main, sweep_thresholds
+from tinyusfm_edge.training.data import Sample, resize_mask
+from tinyusfm_runtime.errors import InputError
+from tinyusfm_runtime.frame import Frame
+from tinyusfm_runtime.phantom import make_phantom
+from tinyusfm_runtime.preprocess import preprocess
+from tinyusfm_runtime.spec import ModelSpec, PostProcess, PreprocessSpec, Task
+
+SPEC = ModelSpec(
+    name="oracle",
+    task=Task.SEGMENT,
+    labels=("head",),
+    preprocess=PreprocessSpec(height=96, width=96),
+    postprocess=PostProcess.ELLIPSE_HC,
+)
+Change = Callable[[np.ndarray], np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
+    found = []
+    for seed in range(8):
+        phantom = make_phantom(seed, height=160, width=220)
+        found.append(
+            Sample(
+                id=f"{seed}.png",
+                group=f"p{seed // 2}",
+                frame=phantom.frame,
+                mask_HW=phantom.mask_HW,
+                hc_mm=phantom.hc_mm,
+                sha256=f"{seed:064x}",
+            )
+        )
+    return found
+
+
+def oracle(samples: list[Sample], change: Change = lambda mask: mask) -> Runner:
+    """A model that knows the label masks by their picture and answers with them, changed."""
+    known = {
+        preprocess(s.frame, SPEC.preprocess)[0].tobytes(): resize_mask(s.mask_HW, s.frame, SPEC.preprocess)
+        for s in samples
+    }
+
+    def run(tensor: np.ndarray) -> np.ndarray:
+        return ((change(known[tensor.tobytes()]).astype(np.float32) - 0.5) * 20)[None, None]
+
+    return run
+
+
+def test_a_perfect_model_scores_perfectly(samples: list[Sample]) -> None:
+    report = evaluate_split(oracle(samples), SPEC, samples, "val")
+    assert (report.dice.mean, report.iou.mean, report.worst_dice, report.not_found) == (1.0, 1.0, 1.0, 0)
+    assert (report.dice.num_values, report.dice.num_groups) == (8, 4)
+    assert report.hc_mae_mm is not None and report.label_bias_mm is not None and report.hc_bias_mm is not None
+    assert report.hc_mae_mm.mean < 1.0
+    assert report.hc_bias_mm == report.label_bias_mm
+
+
+def test_a_grown_mask_shows_as_a_bias(samples: list[Sample]) -> None:
+    def grow(mask: np.ndarray) -> np.ndarray:
+        padded = np.pad(mask, 1)
+        return np.maximum.reduce([padded[i : i + 96, j : j + 96] for i in range(3) for j in range(3)])
+
+    report = evaluate_split(oracle(samples, grow), SPEC, samples, "val")
+    assert report.hc_bias_mm is not None and report.label_bias_mm is not None
+    assert report.hc_bias_mm.mean > report.label_bias_mm.mean + 2
+    assert report.iou.mean < report.dice.mean < 1.0
+
+
+def test_an_empty_mask_is_counted_and_has_no_circumference(samples: list[Sample]) -> None:
+    report = evaluate_split(oracle(samples, np.zeros_like), SPEC, samples, "val")
+    assert (report.dice.mean, report.not_found, report.hc_mae_mm, report.hc_p95_mm) == (0.0, 8, None, None)
+    assert ("no mask found", "8") in report.table()
+
+
+def test_outputs_that_are_not_finite_score_nothing(samples: list[Sample]) -> None:
+    def broken(tensor: np.ndarray) -> np.ndarray:
+        return np.full((1, 1, 96, 96), np.nan, np.float32)
+
+    assert evaluate_split(broken, SPEC, samples, "val").not_found == 8
+
+
+def test_islands_are_dropped_as_live_and_borders_flagged(samples: list[Sample]) -> None:
+    def island(mask: np.ndarray) -> np.ndarray:
+        out = mask.copy()
+        out[:3, :3] = 1
+        return out
+
+    assert evaluate_split(oracle(samples, island), SPEC, samples, "val").worst_dice > 0.99
+    plain = replace(SPEC, postprocess=PostProcess.MASK)
+    kept = evaluate_split(oracle(samples, island), plain, samples, "val")
+    assert kept.worst_dice < 1.0
+    assert kept.hc_mae_mm is None
+    flagged = evaluate_split(oracle(samples, np.ones_like), SPEC, samples, "val")
+    assert flagged.border == 1.0
+
+
+def test_frames_without_spacing_are_scored_in_pixels_only(samples: list[Sample]) -> None:
+    bare = [replace(s, frame=Frame(pixels=s.frame.pixels)) for s in samples]
+    report = evaluate_split(oracle(samples), SPEC, bare, "val")
+    assert report.dice.mean == 1.0
+    assert report.hc_mae_mm is None and report.label_bias_mm is None
+
+
+def test_thresholds_share_one_run_of_the_model(samples: list[Sample]) -> None:
+    calls = []
+    soft = oracle(samples)
+
+    def run(tensor: np.ndarray) -> np.ndarray:
+        calls.append(1)
+        return soft(tensor) / 10
+
+    reports = sweep_thresholds(run, SPEC, samples, "val", [0.5, 0.9])
+    assert len(calls) == 8
+    assert [r.dice.mean for r in reports] == [1.0, 0.0], "probabilities are 0.73 inside"
+
+
+def test_only_binary_masks_are_scored(samples: list[Sample]) -> None:
+    with pytest.raises(InputError, match="one mask"):
+        evaluate_split(oracle(samples), replace(SPEC, task=Task.CLASSIFY), samples, "val")
+    with pytest.raises(InputError, match="no frames"):
+        evaluate_split(oracle(samples), SPEC, [], "val")
+
+
+def test_report_is_plain_data(samples: list[Sample]) -> None:
+    text = json.dumps(evaluate_split(oracle(samples), SPEC, samples, "val").to_json())
+    assert "0.png" not in text, "hashes stand for files"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--split", "test"], "--final"),
+        (["--split", "test", "--final", "--thresholds", "0.4"], "no --thresholds"),
+        (["--thresholds", "0.5,x"], "give numbers"),
+        (["--thresholds", "1.5"], "between 0 and 1"),
+        ([], "cannot read weights"),
+    ],
+)
+def test_command_line_refuses_in_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--student", str(tmp_path / "none.safetensors"), "--data", str(tmp_path), *arguments]) == 2
+    out = capsys.readouterr().out
+    assert message in out and out.count("\n") == 1
+
+
+def test_label_masks_of_hc18_overstate_the_circumference(shared_folder: Path) -> None:
+    """The reason for the card's remark: the filled outline lies outside the stated ellipse."""
+    from tinyusfm_edge.training.data import read_table
+
+    found = read_table(shared_folder / "data" / "hc18", "val", limit=20)
+    report = evaluate_split(oracle(found), SPEC, found, "val")
+    assert report.label_bias_mm is not None
+    assert 0.8 < report.label_bias_mm.mean < 1.7

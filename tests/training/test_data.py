@@ -1,0 +1,116 @@
+"""Tables are read whole or refused by row; spacing belongs to the picture as it is stored."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tinyusfm_edge.training.data import read_table, resize_mask, table_counts, to_arrays
+from tinyusfm_runtime.errors import InputError
+from tinyusfm_runtime.frame import Frame
+from tinyusfm_runtime.measure import measure_head
+from tinyusfm_runtime.phantom import make_phantom
+from tinyusfm_runtime.preprocess import preprocess
+from tinyusfm_runtime.spec import AspectPolicy, PreprocessSpec
+
+SPEC = PreprocessSpec(height=64, width=64)
+
+
+@pytest.fixture
+def spoilt(table: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(table, tmp_path / "table"))
+
+
+def edit(folder: Path, old: str, new: str, count: int = 1) -> None:
+    text = (folder / "split.csv").read_text(encoding="utf-8")
+    assert old in text
+    (folder / "split.csv").write_text(text.replace(old, new, count), encoding="utf-8")
+
+
+def test_samples_are_what_the_table_says(table: Path) -> None:
+    samples = read_table(table, "train")
+    assert [s.id for s in samples] == [f"{seed}.png" for seed in range(500, 524)]
+    assert [s.group for s in samples[:3]] == ["train0", "train0", "train1"]
+    phantom = make_phantom(500, height=96, width=128)
+    assert np.array_equal(samples[0].frame.pixels, phantom.frame.pixels)
+    assert np.array_equal(samples[0].mask_HW, phantom.mask_HW)
+    assert samples[0].hc_mm == phantom.hc_mm
+    assert samples[0].sha256 == hashlib.sha256((table / "500.png").read_bytes()).hexdigest()
+    assert len(read_table(table, "train", limit=5)) == 5
+    assert table_counts(table)["val"] == {"frames": 4, "groups": 2}
+
+
+def test_spacing_is_scaled_from_the_original_picture_row_and_column_apart(spoilt: Path) -> None:
+    assert read_table(spoilt, "train")[0].frame.spacing_mm == pytest.approx(
+        make_phantom(500, height=96).frame.spacing_mm
+    )
+    edit(spoilt, "256,192", "256,96")
+    rows, cols = read_table(spoilt, "train")[0].frame.spacing_mm or (0.0, 0.0)
+    assert rows == pytest.approx(cols / 2)
+
+
+def test_table_without_sizes_gives_no_millimetres(spoilt: Path) -> None:
+    (spoilt / "split.csv").write_text("file,mask,split\n500.png,500_mask.png,train\n", encoding="utf-8")
+    sample = read_table(spoilt, "train")[0]
+    assert (sample.frame.spacing_mm, sample.hc_mm, sample.group) == (None, None, "500.png")
+
+
+def test_circumference_of_the_stored_masks_is_the_stated_one(table: Path) -> None:
+    for sample in read_table(table, "val"):
+        assert measure_head(sample.mask_HW, sample.frame.spacing_mm).hc_mm == pytest.approx(sample.hc_mm, rel=0.01)
+
+
+def test_missing_table_split_or_column(spoilt: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no readable split.csv"):
+        read_table(tmp_path / "none", "train")
+    with pytest.raises(InputError, match="no row with split 'holdout'"):
+        read_table(spoilt, "holdout")
+    edit(spoilt, ",mask,", ",outline,")
+    with pytest.raises(InputError, match="lacks the columns mask"):
+        read_table(spoilt, "train")
+
+
+def test_broken_rows_are_named(spoilt: Path) -> None:
+    (spoilt / "501.png").unlink()
+    with pytest.raises(InputError, match=r"'501.png': picture or mask is missing"):
+        read_table(spoilt, "train")
+    (spoilt / "501.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"'501.png'.*cannot be decoded"):
+        read_table(spoilt, "train")
+    cv2.imwrite(str(spoilt / "501.png"), np.zeros((96, 100), np.uint8))
+    with pytest.raises(InputError, match=r"'501.png': mask \(96, 128\) and picture \(96, 100\)"):
+        read_table(spoilt, "train")
+    edit(spoilt, "256,192", "wide,192")
+    with pytest.raises(InputError, match=r"'500.png': a size in mm or pixels .*wide"):
+        read_table(spoilt, "train")
+
+
+def test_arrays_are_the_runtimes_preprocessing(table: Path) -> None:
+    samples = read_table(table, "val")
+    images, masks = to_arrays(samples, SPEC)
+    assert images.shape == masks.shape == (4, 64, 64)
+    assert np.array_equal(images[1], preprocess(samples[1].frame, SPEC)[0][0, 0])
+    assert set(np.unique(masks)) == {0, 1}
+
+
+@pytest.mark.parametrize("aspect", list(AspectPolicy))
+def test_resized_masks_keep_place_and_area(aspect: AspectPolicy) -> None:
+    rows, cols = np.mgrid[0:200, 0:300]
+    mask = (((rows - 90) / 60) ** 2 + ((cols - 160) / 80) ** 2 <= 1).astype(np.uint8)
+    frame = Frame(pixels=mask * np.uint8(255), spacing_mm=(0.5, 0.4))
+    spec = PreprocessSpec(height=96, width=96, aspect=aspect)
+    small = resize_mask(mask, frame, spec)
+    _, placement = preprocess(frame, spec)
+    assert placement.spacing_mm is not None
+    area_mm2 = small.sum() * placement.spacing_mm[0] * placement.spacing_mm[1]
+    assert area_mm2 == pytest.approx(mask.sum() * 0.5 * 0.4, rel=0.01)
+    wide, narrow = measure_head(mask, (0.5, 0.4)), measure_head(small, placement.spacing_mm)
+    assert narrow.hc_mm == pytest.approx(wide.hc_mm, rel=0.004)
+    row, col, height, width = placement.box
+    assert narrow.centre_px[0] == pytest.approx(row + (90.5 / 200) * height - 0.5, abs=0.2)
+    assert narrow.centre_px[1] == pytest.approx(col + (160.5 / 300) * width - 0.5, abs=0.2)

@@ -1,0 +1,223 @@
+"""Packaging: what is stored is scored, the test split is looked at once, the card holds only measured numbers."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tinyusfm_calibration.ranges import Ranges
+from tinyusfm_edge import students
+from tinyusfm_edge.models.student import StudentConfig, build_student
+from tinyusfm_edge.training.card import render_card
+from tinyusfm_edge.training.data import read_table
+from tinyusfm_edge.training.package_student import PackagePlan, add_gates, main, package, size_stratified
+from tinyusfm_edge.training.supervised import SupervisedConfig, train
+from tinyusfm_export.graph import build_graph
+from tinyusfm_runtime.errors import CalibrationError, InputError
+
+SMALL = SupervisedConfig(
+    steps=2,
+    batch=4,
+    num_phantoms=6,
+    held_phantoms=2,
+    evaluate_every=1,
+    student=StudentConfig(image_size=32, width=48, heads=3),
+)
+
+
+@pytest.fixture(scope="module")
+def run(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "small"
+    train(table, out, SMALL)
+    return out
+
+
+@pytest.fixture
+def plan(run: Path, table: Path, tmp_path: Path) -> PackagePlan:
+    return PackagePlan(
+        weights=run / "last.safetensors",
+        data=table,
+        name="fetal-head",
+        out=tmp_path / "students" / "fetal-head",
+        recipe=run / "config.json",
+        threshold=0.4,
+        start="random",
+    )
+
+
+@pytest.fixture(scope="module")
+def packaged(run: Path, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of shipped students with one in it, not scored on the test split; copy it before changing it."""
+    folder = tmp_path_factory.mktemp("students")
+    package(
+        PackagePlan(
+            weights=run / "last.safetensors",
+            data=table,
+            name="fetal-head",
+            out=folder / "fetal-head",
+            recipe=run / "config.json",
+            provisional=True,
+            sweep=(0.3, 0.7),
+        )
+    )
+    return folder
+
+
+def gate(card: dict[str, Any], target: str = "openvino", precision: str = "int8", **summary: Any) -> dict[str, Any]:
+    found = {
+        "passed": True,
+        "failures": [],
+        "statistics": {"dice_mean": 0.9912, "dice_worst": 0.9634, "hc_p95_mm": 0.71},
+    }
+    return {
+        "target": target,
+        "precision": precision,
+        "weights_sha256": card["weights"]["sha256"],
+        "summary": {**found, **summary},
+    }
+
+
+def test_package_loads_as_a_shipped_student(packaged: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(students, "_FOLDER", packaged)
+    assert students.names() == ["fetal-head"]
+    student = students.load("fetal-head")
+    card = students.card("fetal-head")
+    assert student.weights_sha256 == card["weights"]["sha256"] == student.ranges.weights_sha256
+    assert students.find_by_hash(student.weights_sha256.upper()) == "fetal-head"
+    assert students.find_by_hash("0" * 64) is None
+    trained = load_file(run / "last.safetensors")
+    own = student.module.state_dict()
+    assert all(torch.equal(own[name], tensor.half().float()) for name, tensor in trained.items())
+    assert set(student.ranges.tensors) == set(build_graph(student.module, student.spec).linear_inputs)
+
+
+def test_ranges_come_from_training_frames_alone(packaged: Path, table: Path) -> None:
+    ranges = Ranges.from_json(json.loads((packaged / "fetal-head" / students.RANGES).read_text()))
+    files = {split: {s.sha256 for s in read_table(table, split)} for split in ("train", "val", "test")}
+    named = set(ranges.frame_sha256)
+    assert len(named & files["train"]) == 24
+    assert not named & (files["val"] | files["test"])
+
+
+def test_frames_shared_with_the_test_split_are_refused(plan: PackagePlan, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(plan.data, tmp_path / "leak"))
+    shutil.copy(data / "528.png", data / "500.png")
+    with pytest.raises(CalibrationError, match="test"):
+        package(replace(plan, data=data))
+    assert not plan.out.exists()
+
+
+def test_packaging_twice_gives_the_same_bytes(plan: PackagePlan, tmp_path: Path) -> None:
+    package(plan)
+    package(replace(plan, out=tmp_path / "again"))
+    for path in plan.out.iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
+
+
+def test_test_split_is_looked_at_once(plan: PackagePlan, table: Path, tmp_path: Path) -> None:
+    assert package(plan)["metrics"]["test"] is None
+    first = package(replace(plan, final=True))
+    assert first["metrics"]["test"]["dice"]["num_values"] == 4
+    data = Path(shutil.copytree(table, tmp_path / "blind"))
+    for seed in range(528, 532):
+        (data / f"{seed}_mask.png").write_bytes((data / "500_mask.png").read_bytes())
+    again = package(replace(plan, data=data, final=True))
+    assert again["metrics"]["test"] == first["metrics"]["test"], "the earlier look is kept"
+    torch.manual_seed(9)
+    save_file(build_student(SMALL.student).state_dict(), tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match="looked at once"):
+        package(replace(plan, weights=tmp_path / "other.safetensors", final=True))
+
+
+def test_card_says_what_was_measured(packaged: Path) -> None:
+    card = json.loads((packaged / "fetal-head" / students.CARD).read_text())
+    text = (packaged / "fetal-head" / students.CARD_TEXT).read_text()
+    assert "Provisional" in text and "not a medical device" in text and "CC BY 4.0" in text
+    assert card["weights"]["sha256"] in text
+    assert f"{card['metrics']['val']['dice']['mean']:.4f}" in text
+    assert [row["threshold"] for row in card["thresholds"]] == [0.3, 0.7]
+    assert card["data"]["splits"]["train"] == {"frames": 24, "groups": 12}
+    assert "The test split has not been looked at." in text
+    assert "Not measured yet" in text
+
+
+def test_every_number_of_the_text_comes_from_the_card(packaged: Path) -> None:
+    """Numbers that stay when every number of the card changes would be typed by hand."""
+    card = json.loads((packaged / "fetal-head" / students.CARD).read_text())
+    card["gates"] = [gate(card)]
+
+    def shifted(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: shifted(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [shifted(item) for item in value]
+        return value if isinstance(value, bool | str) or value is None else value * 1000.7 + 13
+
+    changed = shifted(copy.deepcopy(card))
+    changed["weights"]["sha256"], changed["ranges"]["set_id"] = "f" * 64, "e" * 64
+    numbers = re.compile(r"(?<![\w.])\d[\d,]*\.?\d*")
+    kept = set(numbers.findall(render_card(card))) & set(numbers.findall(render_card(changed)))
+    sources = set(numbers.findall(json.dumps(card["data"]) + card["spec"]["origin"] + card["spec"]["licence"]))
+    # 95 % intervals, float32 and float16, 8-connected, 8-bit arithmetic, p95, and the copies' 256 pixels are words
+    words = {"95", "32", "16", "8", "256"}
+    assert not {n.strip(",.") for n in kept} - {n.strip(",.") for n in sources} - words
+
+
+def test_gates_are_added_replaced_and_checked(packaged: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(packaged / "fetal-head", tmp_path / "fetal-head"))
+    card = json.loads((out / students.CARD).read_text())
+    add_gates(out, [gate(card), gate(card, "onnx")])
+    failed = gate(card, passed=False, failures=["mean Dice 0.98, at least 0.99 wanted"])
+    found = add_gates(out, [failed])
+    assert [(g["target"], g["summary"]["passed"]) for g in found["gates"]] == [("onnx", True), ("openvino", False)]
+    text = (out / students.CARD_TEXT).read_text()
+    assert "mean Dice 0.98, at least 0.99 wanted" in text and "| onnx | int8 | 0.9912 |" in text
+    with pytest.raises(InputError, match="other weights"):
+        add_gates(out, [{**gate(card), "weights_sha256": "0" * 64}])
+    with pytest.raises(InputError, match="lacks summary"):
+        add_gates(out, [{"target": "onnx", "precision": "fp16", "weights_sha256": card["weights"]["sha256"]}])
+    with pytest.raises(InputError, match="package the student first"):
+        add_gates(tmp_path / "none", [])
+
+
+def test_gates_of_other_weights_do_not_survive_a_new_package(plan: PackagePlan, tmp_path: Path) -> None:
+    add_gates(plan.out, [gate(package(plan))])
+    assert len(package(plan)["gates"]) == 1
+    torch.manual_seed(9)
+    save_file(build_student(SMALL.student).state_dict(), tmp_path / "other.safetensors")
+    assert package(replace(plan, weights=tmp_path / "other.safetensors"))["gates"] == []
+
+
+def test_strata_are_even_over_head_sizes(table: Path) -> None:
+    frames = size_stratified(read_table(table, "train"))
+    counts = {stratum: sum(f.stratum == stratum for f in frames) for stratum in {f.stratum for f in frames}}
+    assert set(counts) == {"size1", "size2", "size3", "size4"}
+    assert all(count == 6 for count in counts.values())
+
+
+def test_command_line(plan: PackagePlan, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["--name", "fetal-head", "--out", str(plan.out)]
+    assert main([*common, "--weights", str(plan.weights), "--data", str(plan.data), "--provisional"]) == 0
+    card = json.loads((plan.out / students.CARD).read_text())
+    (tmp_path / "gates.json").write_text(json.dumps([gate(card)]))
+    assert main([*common, "--gates", str(tmp_path / "gates.json")]) == 0
+    assert "| openvino | int8 |" in (plan.out / students.CARD_TEXT).read_text()
+    capsys.readouterr()
+    for wrong in (
+        common,
+        [*common, "--gates", str(tmp_path / "none")],
+        ["--name", "liver", "--weights", str(plan.weights), "--data", str(plan.data), "--out", str(tmp_path / "liver")],
+    ):
+        assert main(wrong) == 2
+        out = capsys.readouterr().out
+        assert out.startswith("error: ") and out.count("\n") == 1
+    assert not (tmp_path / "liver").exists()
