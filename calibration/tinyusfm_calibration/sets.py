@@ -206,8 +206,10 @@ def load_declaration(name: str) -> SetDeclaration:
     Raises:
         InputError: no such set, or a file with unknown keys.
     """
-    import tomllib
-
+    try:
+        import tomllib
+    except ImportError as error:  # Python 3.10
+        raise InputError("declared calibration sets are .toml files, which need Python 3.11") from error
     path = Path(name) if name.endswith(".toml") else _DECLARATIONS / f"{name}.toml"
     if not path.is_file() or (path.parent == _DECLARATIONS and path.stem not in declared_names()):
         raise InputError(f"no calibration set {name!r}: declared are {', '.join(declared_names())}")

@@ -92,6 +92,7 @@ def save_checked(data: bytes, out: Path) -> Path:
     try:
         out.write_bytes(data)
     except OSError as error:
+        out.unlink(missing_ok=True)
         raise OutputError(f"cannot write {out}: {error.strerror or error}") from error
     try:
         onnx.checker.check_model(str(out), full_check=True)

@@ -20,6 +20,7 @@ Shapes: SHW = frames, rows, columns; SKHW = frames, classes, rows, columns; SK =
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import stat
 from pathlib import Path
@@ -47,7 +48,7 @@ MAX_MANIFEST_BYTES = 16 << 20
 """The manifest is parsed before anything vouches for it, so it is kept small."""
 MAX_DEPTH = 8
 """Folders inside folders."""
-_ATTEMPTS = 3  # a bundle that is replaced while it is read is read anew
+_ATTEMPTS = 10  # a bundle that is replaced while it is read is read anew
 
 
 class Bundle:
@@ -75,20 +76,16 @@ class Bundle:
             TamperedError: a file was changed, added, removed, or is a link.
             BundleError: not a bundle, or of another schema version, or unreadable.
         """
-        folder = Path(path)
-        for attempt in range(_ATTEMPTS):
-            root = _open_root(folder)
+        folder, left = Path(path), _ATTEMPTS
+        while True:
+            root, left = _open_root(folder), left - 1
             try:
-                manifest, content = _read_all(root)
-                return cls(folder, manifest, content)
+                return cls(folder, *_read_all(root))
             except BundleError:
-                if attempt + 1 == _ATTEMPTS or not _was_replaced(folder, root):
+                if not left or not _was_replaced(folder, root):
                     raise
-            except OSError as error:
-                raise BundleError(f"{folder} cannot be read: {error.strerror or error}") from error
             finally:
                 os.close(root)
-        raise BundleError(f"{folder} is being replaced again and again")  # pragma: no cover
 
     def read(self, relpath: str) -> bytes:
         """The verified bytes of one file.
@@ -177,6 +174,15 @@ def _was_replaced(folder: Path, root: int) -> bool:
 
 
 def _read_all(root: int) -> tuple[Manifest, dict[str, bytes]]:
+    try:
+        return _verified(root)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise TamperedError(f"{error.filename!r} vanished while the bundle was read") from error
+    except OSError as error:
+        raise BundleError(f"{error.filename!r} in the bundle cannot be read: {error.strerror or error}") from error
+
+
+def _verified(root: int) -> tuple[Manifest, dict[str, bytes]]:
     files, folders = _walk(root, "", 0)
     if MANIFEST_NAME not in files:
         raise BundleError(f"the folder holds no {MANIFEST_NAME}, so it is no bundle")
@@ -254,8 +260,6 @@ def _read_file(root: int, path: str, entry: FileEntry | None) -> bytes:
                 os.close(folder)
             folder = inner
         handle = os.open(name, flags, dir_fd=folder)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise TamperedError(f"{path} vanished while the bundle was read") from error
     finally:
         if folder != root:
             os.close(folder)
@@ -271,10 +275,10 @@ def _read_file(root: int, path: str, entry: FileEntry | None) -> bytes:
     return raw
 
 
-def _read_up_to(file: object, limit: int) -> bytes:
+def _read_up_to(file: io.FileIO, limit: int) -> bytes:
     parts, left = [], limit
     while left > 0:
-        part = file.read(left)  # type: ignore[attr-defined]
+        part = file.read(left)
         if not part:
             break
         parts.append(part)

@@ -1,7 +1,7 @@
 """Small random students with awkward weights, for the tests of the export graph.
 
 Width 48, 3 heads, 80x80 pixels: a grid of 5x5 patches, which is odd, so that the coarsest level (2x2) loses a row.
-LayerNorm affines, BatchNorm statistics and biases are far from their initial values, so that a fold that forgets one shows.
+LayerNorm affines, BatchNorm statistics and biases are far from their initial values, so that a forgotten fold shows.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from tinyusfm_export.ptq import activation_taps
 from tinyusfm_runtime.phantom import make_phantom
 from tinyusfm_runtime.preprocess import preprocess
 from tinyusfm_runtime.spec import ModelSpec, PreprocessSpec, Task
+
+torch.set_num_threads(1)
+"""Nets this small only make threads wait for each other."""
 
 SMALL: dict[str, Any] = {"width": 48, "heads": 3, "image_size": 80}
 

@@ -157,4 +157,6 @@ def test_preprocess_normalisation_is_used() -> None:
     other = ModelSpec.from_json({**spec.to_json(), "preprocess": {"height": 80, "width": 80, "mean": (0.1, 0.1, 0.1)}})
     assert isinstance(other.preprocess, PreprocessSpec)
     tensor = torch.from_numpy(phantom_inputs(spec, 1)[0])
-    assert not torch.allclose(build_graph(student, spec).module(tensor)[0], build_graph(student, other).module(tensor)[0])
+    assert not torch.allclose(
+        build_graph(student, spec).module(tensor)[0], build_graph(student, other).module(tensor)[0]
+    )

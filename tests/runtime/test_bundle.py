@@ -378,21 +378,38 @@ def test_an_artefact_without_its_gate_is_not_trusted(fake_parts: Parts) -> None:
     assert not replace(artefact, state=ArtefactState.UNVERIFIED).trusted
 
 
+@pytest.mark.parametrize("moment", ["_walk", "_read_file"])
 def test_a_bundle_that_is_replaced_while_it_is_read_is_read_anew(
+    fake_parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    path = fake_parts.publish(tmp_path / "b.bundle")
+    real, calls = getattr(bundle_module, moment), []
+
+    def replacing(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            # before anything is listed, or listed and not yet read: the publisher takes the old files away
+            fake_parts.publish(path, created_utc="2027-01-01T00:00:00Z")
+        return real(*arguments)
+
+    monkeypatch.setattr(bundle_module, moment, replacing)
+    assert Bundle.open(path).manifest.created_utc.startswith("2027")
+
+
+def test_a_bundle_that_is_replaced_again_and_again_ends_in_one_line(
     fake_parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = fake_parts.publish(tmp_path / "b.bundle")
-    real_walk, calls = bundle_module._walk, []
+    real = bundle_module._read_file
 
-    def walk(folder: int, prefix: str, depth: int) -> Any:
-        found = real_walk(folder, prefix, depth)
-        if depth == 0 and not calls:
-            calls.append(1)
-            fake_parts.publish(path, created_utc="2027-01-01T00:00:00Z")
-        return found
+    def replacing(*arguments: Any) -> Any:
+        monkeypatch.setattr(bundle_module, "_read_file", real)
+        fake_parts.publish(path)
+        monkeypatch.setattr(bundle_module, "_read_file", replacing)
+        return real(*arguments)
 
-    monkeypatch.setattr(bundle_module, "_walk", walk)
-    assert Bundle.open(path).manifest.created_utc.startswith("2027")
+    monkeypatch.setattr(bundle_module, "_read_file", replacing)
+    assert "vanished" in refusal(path)
 
 
 def test_golden_files_that_make_no_sense_are_refused(fake_parts: Parts, tmp_path: Path) -> None:

@@ -490,3 +490,25 @@ def test_a_missing_library_names_its_extra(monkeypatch: pytest.MonkeyPatch, tmp_
     for location, extra in (("a.png", "opencv"), ("a.mp4", "video"), ("a.dcm", "dicom")):
         with pytest.raises(MissingExtra, match=rf"pip install 'tinyusfm-edge\[{extra}\]'"):
             open_source(str(tmp_path / location))
+
+
+def test_damaged_dicom_gives_typed_errors_only(
+    jpeg_clip: Path, write_dicom: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(11)
+    plain = write_dicom(CINE, region={}).read_bytes()
+    refused = 0
+    for whole, span in ((plain, 1500), (jpeg_clip.read_bytes(), 3000)):
+        for _ in range(25):
+            data = bytearray(whole)
+            for at in rng.integers(128, span, 3):
+                data[at] = rng.integers(0, 256)
+            (tmp_path / "damaged.dcm").write_bytes(data)
+            try:
+                read(tmp_path / "damaged.dcm")
+            except (SourceError, MissingExtra, UnsupportedError) as error:
+                refused += 1
+                assert "\n" not in str(error) and "Doe" not in str(error)
+    assert refused > 5, "some of the damage was seen"
+    captured = capfd.readouterr()
+    assert captured.out == "" and "Doe" not in captured.err

@@ -53,12 +53,16 @@ def export(
     compare: Annotated[bool, typer.Option(help="Measure float siblings beside INT8 for the verdict.")] = True,
 ) -> None:
     """Export a student to a verified bundle."""
+    from tinyusfm_calibration.methods import METHODS
     from tinyusfm_export.gate import Gate
 
     targets, precisions = split_names(target), chosen_precisions(int8=int8, bf16=bf16, fp16=fp16, fp32=fp32)
-    _check_targets(targets)
+    _check_names(targets)
     thresholds = Gate.from_file(gate) if gate is not None else Gate()
+    if method not in METHODS:
+        raise InputError(f"--method {method}: choose one of {', '.join(METHODS)}")
     require("export", ("torch", "safetensors", "onnx", "onnxscript"), "export")
+    _check_libraries(targets)
     options = ForeignOptions(
         task=task, num_classes=num_classes, labels=split_names(labels) or None, name=name, postprocess=postprocess
     )
@@ -137,12 +141,19 @@ def patient_line(row: Mapping[str, Any]) -> str:
     return f"{row['target']} {row['precision']}: {', '.join(shown)}, {numbers['frames']:.0f} frames, gate {verdict}"
 
 
-def _check_targets(targets: list[str]) -> None:
-    """Names and libraries, before anything slow starts."""
-    from tinyusfm_export.pipeline import load_target
+def _check_names(targets: list[str]) -> None:
+    from tinyusfm_runtime import plugins
 
     if not targets:
         raise InputError("no target: give --target openvino, --target onnx or both with a comma between")
+    for target in targets:
+        plugins.canonical("targets", target)
+
+
+def _check_libraries(targets: list[str]) -> None:
+    """Before anything slow starts."""
+    from tinyusfm_export.checked import load_target
+
     for target in targets:
         load_target(target)
 

@@ -48,6 +48,25 @@ class AugmentConfig:
     blur: float = 1.0
     erase: float = 0.3
 
+    def halved(self) -> AugmentConfig:
+        """Every range at half its width, for the last steps of a training."""
+
+        def root(pair: tuple[float, float]) -> tuple[float, float]:
+            return pair[0] ** 0.5, pair[1] ** 0.5
+
+        return AugmentConfig(
+            geometry=self.geometry / 2,
+            rotate_deg=self.rotate_deg / 2,
+            scale=root(self.scale),
+            aspect=self.aspect**0.5,
+            shift=self.shift / 2,
+            gamma=root(self.gamma),
+            contrast=root(self.contrast),
+            gain=self.gain / 2,
+            noise=self.noise / 2,
+            erase=self.erase / 2,
+        )
+
 
 def augment(
     image_B1HW: Tensor, mask_B1HW: Tensor, config: AugmentConfig, generator: torch.Generator

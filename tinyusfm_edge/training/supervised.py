@@ -60,6 +60,7 @@ class SupervisedConfig:
         seed: of everything.
         student: architecture.
         augment: ranges.
+        polish_from: step from which the ranges of the augmentation are halved, or None.
     """
 
     steps: int = 5000
@@ -75,6 +76,7 @@ class SupervisedConfig:
     seed: int = 42
     student: StudentConfig = field(default_factory=lambda: StudentConfig(drop_path=0.05))
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    polish_from: int | None = None
 
     def __post_init__(self) -> None:
         """Checks what would otherwise fail late.
@@ -195,7 +197,9 @@ class _Run:
     def advance(self, pools: list[Tensor], spec: PreprocessSpec) -> float:
         """One optimiser step; returns the loss."""
         image, mask = self._batch(pools)
-        image, mask = augment(image, mask, self.config.augment, self.generator)
+        polish = self.config.polish_from is not None and self.step >= self.config.polish_from
+        ranges = self.config.augment.halved() if polish else self.config.augment
+        image, mask = augment(image, mask, ranges, self.generator)
         rate = self._learning_rate()
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -287,11 +291,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; a run in it is resumed")
     parser.add_argument("--steps", type=int, default=_DEFAULTS.steps)
     parser.add_argument("--init", type=Path, default=None, help="weights to start from")
+    parser.add_argument("--polish-from", type=int, default=None, help="step from which augmentation is halved")
     parser.add_argument("--learning-rate", type=float, default=_DEFAULTS.learning_rate)
     parser.add_argument("--seed", type=int, default=_DEFAULTS.seed)
     options = parser.parse_args(arguments)
     try:
-        config = SupervisedConfig(steps=options.steps, seed=options.seed, learning_rate=options.learning_rate)
+        config = SupervisedConfig(
+            steps=options.steps,
+            seed=options.seed,
+            learning_rate=options.learning_rate,
+            polish_from=options.polish_from,
+        )
         train(options.data, options.out, config, init=options.init)
     except EdgeError as error:
         print(f"error: {error}")

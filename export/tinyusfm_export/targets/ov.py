@@ -67,17 +67,13 @@ class Target:
             openvino = import_openvino()
         except ImportError as error:
             raise MissingExtra("target openvino", LIBRARY, "openvino") from error
-        half = decision.precision in ("fp16", "bf16")
         try:
             model = openvino.Core().read_model(graph.onnx_bytes)
             insert_int8(model, graph, decision)
-            files = _save(openvino, model, out, half=half)
-        except OSError as error:
-            raise OutputError(f"cannot write {out}: {error.strerror or error}") from error
         except RuntimeError as error:  # openvino raises nothing more precise
             raise UnsupportedError(f"OpenVINO cannot express the model: {str(error).splitlines()[0]}") from error
         return BuiltArtefact(
-            files=files,
+            files=_save(openvino, model, out, half=decision.precision in ("fp16", "bf16")),
             form=_form(decision),
             rest_precision=decision.rest_precision,
             requirements=Requirements(
@@ -156,16 +152,28 @@ def _replace(op: Any, add: Any, old: Any, new: Any, layer: Any, correction: np.n
 
 
 def _save(openvino: Any, model: Any, out: Path, *, half: bool) -> tuple[Path, Path]:
-    """Writes the two files; names that OpenVINO numbers per process are replaced first, so that bytes repeat."""
+    """Writes the two files; names that OpenVINO numbers per process are replaced first, so that bytes repeat.
+
+    OpenVINO creates missing folders and does not notice a full disk, so the folder is checked before and the files
+    are read back after.
+    """
+    if not out.is_dir():
+        raise OutputError(f"cannot write {out}: no such folder")
     for index, node in enumerate(model.get_ordered_ops()):
         if node.get_friendly_name() == node.get_name():
             node.set_friendly_name(f"{node.get_type_name()}/{index}")
     model.set_friendly_name("tinyusfm")
     paths = out / XML_FILE, out / BIN_FILE
-    if half:
-        openvino.save_model(model, str(paths[0]), compress_to_fp16=True)
-    else:
-        openvino.serialize(model, str(paths[0]), str(paths[1]))
+    try:
+        if half:
+            openvino.save_model(model, str(paths[0]), compress_to_fp16=True)
+        else:
+            openvino.serialize(model, str(paths[0]), str(paths[1]))
+        openvino.Core().read_model(str(paths[0]), str(paths[1]))
+    except (OSError, RuntimeError) as error:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        raise OutputError(f"cannot write {out}: no room, or no permission ({str(error).splitlines()[0]})") from error
     return paths
 
 

@@ -36,8 +36,10 @@ def probe() -> Probe:
         import av
 
         return Probe(works=True, reason=f"PyAV {av.__version__}, {_choose_codec(av)}", extra="video")
-    except Exception as error:  # a broken install raises more than ImportError
-        return Probe(works=False, reason=f"PyAV cannot be imported ({type(error).__name__})", extra="video")
+    except ImportError:
+        return Probe(works=False, reason="PyAV is not installed", extra="video")
+    except Exception as error:  # a broken installation may raise anything
+        return Probe(works=False, reason=f"PyAV is broken: {type(error).__name__}", extra="video")
 
 
 def open_sink(location: str, *, rate_hz: float = 25.0) -> VideoSink:

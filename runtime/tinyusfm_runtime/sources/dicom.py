@@ -91,8 +91,10 @@ def probe() -> Probe:
         from pydicom.pixels import get_decoder
 
         found = get_decoder(pydicom.uid.JPEGBaseline8Bit).available_plugins
-    except Exception as error:  # a broken install raises more than ImportError
-        return Probe(works=False, reason=f"pydicom cannot be imported ({type(error).__name__})", extra="dicom")
+    except ImportError:
+        return Probe(works=False, reason="pydicom is not installed", extra="dicom")
+    except Exception as error:  # a broken installation may raise anything
+        return Probe(works=False, reason=f"pydicom is broken: {type(error).__name__}", extra="dicom")
     jpeg = next((name for name in DECODERS if name in found), None)
     decoder = f"JPEG by {jpeg}" if jpeg else "no JPEG decoder: compressed files cannot be read"
     return Probe(works=True, reason=f"pydicom {pydicom.__version__}, {decoder}", extra="dicom")

@@ -35,8 +35,10 @@ def probe() -> Probe:
     """Works where OpenCV is installed."""
     try:
         import cv2
-    except Exception as error:  # a broken install raises more than ImportError
-        return Probe(works=False, reason=f"OpenCV cannot be imported ({type(error).__name__})", extra="opencv")
+    except ImportError:
+        return Probe(works=False, reason="OpenCV is not installed", extra="opencv")
+    except Exception as error:  # a broken installation may raise anything
+        return Probe(works=False, reason=f"OpenCV is broken: {type(error).__name__}", extra="opencv")
     return Probe(works=True, reason=f"OpenCV {cv2.__version__}", extra="opencv")
 
 

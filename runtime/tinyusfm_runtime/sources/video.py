@@ -46,7 +46,7 @@ def probe() -> Probe:
             return Probe(works=True, reason=f"{title} {import_module(name).__version__}", extra="video")
         except Exception:  # a broken install raises more than ImportError; the next reader is tried
             continue
-    return Probe(works=False, reason="neither PyAV nor OpenCV can be imported", extra="video")
+    return Probe(works=False, reason="neither PyAV nor OpenCV is installed", extra="video")
 
 
 def accepts(location: str) -> bool:

@@ -1,0 +1,225 @@
+"""``export`` and ``verify`` on a small random student in a real engine: gate, data folder, verdict, exit codes."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tinyusfm_edge.cli.data_folder import read_data
+from tinyusfm_edge.cli.export import bundle_place, chosen_precisions
+from tinyusfm_edge.cli.main import main
+from tinyusfm_runtime import plugins
+from tinyusfm_runtime.bundle import Bundle
+from tinyusfm_runtime.errors import CalibrationError, InputError
+from tinyusfm_runtime.overlay import encode_png
+from tinyusfm_runtime.phantom import make_phantom
+
+SPLITS = {"train": range(300, 320), "val": range(320, 356), "test": range(356, 360)}
+"""Split -> phantom seeds."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder of phantoms with a table like that of HC18: the pixel size is that of pictures twice as large."""
+    pytest.importorskip("cv2", reason="install tinyusfm-edge[opencv]")
+    folder = tmp_path_factory.mktemp("data")
+    rows = []
+    for split, seeds in SPLITS.items():
+        for seed in seeds:
+            frame = make_phantom(seed, height=96, width=128).frame
+            (folder / f"{seed}.png").write_bytes(encode_png(frame.pixels))
+            assert frame.spacing_mm is not None
+            rows.append(
+                {"file": f"{seed}.png", "split": split, "group": str(seed), "label": "head",
+                 "pixel_size_mm": frame.spacing_mm[0] / 2, "orig_w": 256, "orig_h": 192}
+            )  # fmt: skip
+    with (folder / "split.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small student file whose mask covers part of every phantom."""
+    torch = pytest.importorskip("torch", reason="install tinyusfm-edge[export]")
+    from tinyusfm_edge.models.checkpoint import save_student
+    from tinyusfm_edge.models.student import StudentConfig, build_student
+    from tinyusfm_runtime.spec import ModelSpec, PostProcess, PreprocessSpec, Task
+
+    torch.manual_seed(7)
+    config = StudentConfig(image_size=64, width=24, heads=3)
+    spec = ModelSpec(
+        name="small", task=Task.SEGMENT, labels=("head",), preprocess=PreprocessSpec(height=64, width=64),
+        postprocess=PostProcess.ELLIPSE_HC, architecture=config.to_json(),
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("student") / "small.safetensors"
+    save_student(path, build_student(config).eval(), spec)
+    return path
+
+
+@pytest.fixture(scope="module")
+def target() -> str:
+    """A target that can be built and run here."""
+    for name in plugins.names("targets"):
+        if plugins.probe("targets", name).works and plugins.probe("engines", name).works:
+            return plugins.public_name(name)
+    pytest.skip("no target works here: pip install 'tinyusfm-edge[export,onnxruntime]'")
+
+
+@pytest.fixture(scope="module")
+def bundle(student: Path, data: Path, target: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The student exported in float32 with its gate."""
+    out = tmp_path_factory.mktemp("bundles") / "small.bundle"
+    assert main(["export", str(student), "--target", target, "--fp32", "--data", str(data), "--out", str(out)]) == 0
+    return out
+
+
+def test_data_folder_knows_its_splits_and_spacing(data: Path) -> None:
+    found = read_data(data, calibrate=True)
+    assert [named.id for named in found.validation] == [f"{seed}.png" for seed in SPLITS["val"]]
+    assert {named.id for named in found.calibration} == {f"{seed}.png" for seed in SPLITS["train"]}
+    assert found.test_sha256 == {hashlib.sha256((data / f"{s}.png").read_bytes()).hexdigest() for s in SPLITS["test"]}
+    truth = make_phantom(320, height=96, width=128).frame.spacing_mm
+    assert found.validation[0].frame.spacing_mm == pytest.approx(truth)
+    assert read_data(data, calibrate=False).calibration == ()
+
+
+def test_data_folder_without_a_table_is_dealt_out(data: Path, tmp_path: Path) -> None:
+    for seed in range(300, 306):
+        (tmp_path / f"{seed}.png").write_bytes((data / f"{seed}.png").read_bytes())
+    found = read_data(tmp_path, calibrate=True)
+    assert len(found.calibration) == len(found.validation) == 3
+    names = [{named.id for named in side} for side in (found.calibration, found.validation)]
+    assert not names[0] & names[1]
+
+
+@pytest.mark.parametrize("row", ["../out.png,val", "/etc/passwd,val", "gone.png,val"])
+def test_table_that_points_elsewhere_is_refused(tmp_path: Path, row: str) -> None:
+    (tmp_path / "split.csv").write_text(f"file,split\n{row}\n", encoding="utf-8")
+    with pytest.raises(InputError, match="outside its folder|cannot be read"):
+        read_data(tmp_path, calibrate=False)
+
+
+@pytest.mark.parametrize("text", ["", "file,kind\na,b\n", "file,split\na.png\n", "\xff\n"])
+def test_table_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "split.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=r"split\.csv"):
+        read_data(tmp_path, calibrate=False)
+
+
+def test_names_of_bundles_and_the_order_of_precisions() -> None:
+    assert chosen_precisions(int8=False, bf16=False, fp16=False, fp32=False) == ["int8"]
+    assert chosen_precisions(int8=True, bf16=False, fp16=True, fp32=True) == ["int8", "fp16", "fp32"]
+    assert bundle_place(None, "fetal-head", ["openvino"], ["int8"]) == Path("fetal-head-openvino-int8.bundle")
+    assert bundle_place(Path("build"), "a", ["x", "y"], ["fp16"]) == Path("build/a-x-y-fp16.bundle")
+    assert bundle_place(Path("b/my.bundle"), "a", ["x"], ["fp16"]) == Path("b/my.bundle")
+
+
+def test_export_publishes_a_verified_bundle_of_these_frames(bundle: Path, data: Path, student: Path) -> None:
+    opened = Bundle.open(bundle)
+    artefact = opened.manifest.artefacts[0]
+    assert artefact.trusted and artefact.precision == "fp32"
+    assert opened.manifest.weights_sha256 == hashlib.sha256(student.read_bytes()).hexdigest()
+    assert artefact.gate is not None
+    frames = artefact.gate["frames"]
+    assert (frames["kind"], frames["count"], frames["source"]) == ("data", len(SPLITS["val"]), data.name)
+    assert "320.png" not in json.dumps(artefact.gate), "file names stay at home"
+
+
+def test_verify_runs_the_live_reference_with_the_student_and_says_otherwise_without(
+    bundle: Path, data: Path, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "report.json"
+    assert main(["verify", str(bundle), "--student", str(student), "--data", str(data), "--json", str(report)]) == 0
+    said = json.loads(report.read_text(encoding="utf-8"))
+    assert said["live"] and said["passed"]
+    assert "full gate against the live PyTorch reference" in capsys.readouterr().out
+    exit_code = main(["verify", str(bundle), "--json", str(report)])
+    captured = capsys.readouterr()
+    said = json.loads(report.read_text(encoding="utf-8"))
+    assert exit_code == (0 if said["passed"] else 1), "the exit code is the verdict"
+    assert not said["live"] and "not the full gate" in captured.out and "stored in the bundle" in captured.err
+
+
+def test_verify_misses_a_gate_that_is_out_of_reach(
+    bundle: Path, data: Path, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gate = tmp_path / "gate.json"
+    gate.write_text(json.dumps({"min_frames": 1000}), encoding="utf-8")
+    arguments = ["verify", str(bundle), "--student", str(student), "--data", str(data), "--gate", str(gate)]
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert "MISSED" in captured.out and captured.err.startswith("error: ")
+
+
+def test_verify_refuses_another_student(bundle: Path, student: Path, data: Path, tmp_path: Path, capsys: Any) -> None:
+    from tinyusfm_edge.models.checkpoint import load_student_file, save_student
+
+    other = load_student_file(student)
+    with __import__("torch").no_grad():
+        next(other.module.parameters()).add_(0.01)
+    save_student(tmp_path / "other.safetensors", other.module, other.spec)
+    assert main(["verify", str(bundle), "--student", str(tmp_path / "other.safetensors"), "--data", str(data)]) == 2
+    assert "not the one this bundle was made of" in capsys.readouterr().err
+
+
+def test_missed_gate_publishes_nothing_and_exits_1(
+    student: Path, data: Path, target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gate = tmp_path / "gate.json"
+    gate.write_text(json.dumps({"min_frames": 1000}), encoding="utf-8")
+    out = tmp_path / "out" / "small.bundle"
+    arguments = ["export", str(student), "--target", target, "--fp32", "--data", str(data), "--out", str(out)]
+    assert main([*arguments, "--gate", str(gate)]) == 1
+    assert "nothing was published" in capsys.readouterr().err
+    assert not out.parent.exists()
+
+
+def test_no_gate_is_written_into_the_bundle_and_every_result(
+    student: Path, data: Path, target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "small.bundle"
+    arguments = ["export", str(student), "--target", target, "--fp32", "--data", str(data), "--out", str(out)]
+    assert main([*arguments, "--no-gate", "--name", "renamed"]) == 0
+    assert "UNVERIFIED" in capsys.readouterr().out
+    opened = Bundle.open(out)
+    assert not opened.manifest.artefacts[0].trusted and opened.manifest.spec.name == "renamed"
+    assert main(["run", str(out), "phantom:0"]) == 2
+    assert "gate switched off" in capsys.readouterr().err
+    lines = tmp_path / "out.jsonl"
+    assert main(["run", str(out), "phantom:0", "--allow-unverified", "--jsonl", str(lines)]) == 0
+    assert "UNVERIFIED" in capsys.readouterr().out
+    assert json.loads(lines.read_text(encoding="utf-8"))["verified"] is False
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ([], "give --data DIR"),
+        (["--data", "gone"], "no such folder"),
+        (["--int8", "--data", "{data}", "--method", "magic"], "magic"),
+    ],
+)
+def test_export_says_what_it_lacks(
+    student: Path,
+    data: Path,
+    target: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    words: str,
+) -> None:
+    arguments = [part.replace("{data}", str(data)) for part in more]
+    precision = [] if "--int8" in arguments else ["--fp32"]
+    code = main(["export", str(student), "--target", target, *precision, *arguments, "--out", str(tmp_path / "o")])
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if not line.startswith("note: ")]
+    assert code == InputError.exit_code == CalibrationError.exit_code and len(lines) == 1 and words in lines[0]
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,179 @@
+"""Every target keeps the contract of target.py; a new file in targets/ is picked up by itself."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import child_environment
+from tests.export.students import make_student, observed, phantom_inputs
+from tinyusfm_export.decision import PRECISIONS, QuantDecision
+from tinyusfm_export.engine_run import open_engine
+from tinyusfm_export.graph import ExportGraph, build_graph
+from tinyusfm_export.ptq import decide
+from tinyusfm_export.target import BuiltArtefact, Requirements, Target
+from tinyusfm_runtime import plugins
+from tinyusfm_runtime.errors import EdgeError, OutputError
+from tinyusfm_runtime.machine import machine_card
+
+TARGETS = plugins.names("targets")
+
+
+@pytest.fixture(scope="module")
+def graph() -> ExportGraph:
+    return build_graph(*make_student(), auxiliary=("tokens_block4",))
+
+
+@pytest.fixture(scope="module")
+def decisions(graph: ExportGraph) -> dict[str, QuantDecision]:
+    ranges = observed(graph)
+    return {precision: decide(graph, precision, ranges) for precision in PRECISIONS}
+
+
+@pytest.fixture(params=TARGETS)
+def name(request: pytest.FixtureRequest) -> str:
+    """A target that works here."""
+    answer = plugins.probe("targets", request.param)
+    if not answer.works:
+        pytest.skip(answer.reason)
+    return str(request.param)
+
+
+def precisions(target: Target) -> list[str]:
+    """What the target can write on this machine."""
+    return [p for p in target.precisions if p != "bf16" or machine_card().has_bf16]
+
+
+def build(name: str, graph: ExportGraph, decision: QuantDecision, out: Path) -> BuiltArtefact:
+    out.mkdir()
+    target: Target = plugins.load("targets", name).Target()
+    return target.build(graph, decision, out)
+
+
+def hashes(built: BuiltArtefact) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in built.files}
+
+
+def test_there_are_targets() -> None:
+    assert {"ort", "ov"} <= set(TARGETS)
+
+
+@pytest.mark.parametrize("typed", TARGETS)
+def test_probe_answers_and_never_raises(typed: str) -> None:
+    answer = plugins.load("targets", typed).probe()
+    assert isinstance(answer, plugins.Probe) and answer.reason and answer.extra
+
+
+def test_target_describes_itself(name: str) -> None:
+    target = plugins.load("targets", name).Target()
+    assert isinstance(target, Target)
+    assert target.name == plugins.public_name(name)
+    assert target.suffix.startswith(".")
+    assert set(target.precisions) <= set(PRECISIONS) and {"fp32", "int8"} <= set(target.precisions)
+
+
+def test_files_requirements_and_form(
+    name: str, graph: ExportGraph, decisions: dict[str, QuantDecision], tmp_path: Path
+) -> None:
+    target = plugins.load("targets", name).Target()
+    sizes = {}
+    for precision in precisions(target):
+        built = build(name, graph, decisions[precision], tmp_path / precision)
+        assert sorted(built.files) == sorted((tmp_path / precision).iterdir())
+        assert built.files[0].suffix == target.suffix
+        assert built.form and built.form.isascii()
+        assert built.rest_precision in ("f32", "bf16")
+        assert isinstance(built.requirements, Requirements)
+        assert built.requirements.cpu_features == machine_card().features
+        assert built.requirements.library_version[0].isdigit()
+        sizes[precision] = sum(path.stat().st_size for path in built.files)
+    assert sizes["int8"] < 0.6 * sizes["fp32"]
+
+
+def test_same_arguments_give_the_same_bytes(
+    name: str, graph: ExportGraph, decisions: dict[str, QuantDecision], tmp_path: Path
+) -> None:
+    for precision in ("int8", "fp16"):
+        first = build(name, graph, decisions[precision], tmp_path / f"{precision}-1")
+        again = build_graph(*make_student(), auxiliary=("tokens_block4",))
+        assert hashes(build(name, again, decisions[precision], tmp_path / f"{precision}-2")) == hashes(first)
+
+
+def test_another_process_gives_the_same_bytes(
+    name: str, graph: ExportGraph, decisions: dict[str, QuantDecision], tmp_path: Path
+) -> None:
+    code = (
+        "import sys, pathlib; from tests.contracts.test_targets import *\n"
+        "g = build_graph(*make_student(), auxiliary=('tokens_block4',)); d = decide(g, 'int8', observed(g))\n"
+        "print(hashes(build(sys.argv[1], g, d, pathlib.Path(sys.argv[2]))))"
+    )
+    here = hashes(build(name, graph, decisions["int8"], tmp_path / "here"))
+    command = [sys.executable, "-c", code, name, str(tmp_path / "there")]
+    there = subprocess.run(command, capture_output=True, text=True, env=child_environment(), check=True)
+    assert there.stdout.strip() == str(here)
+
+
+def relative(found: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((found - wanted) ** 2)) / wanted.std())
+
+
+LIMITS = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 0.1, "int8": 0.2}
+"""Root mean square error on this random student, in standard deviations of the output."""
+
+
+def test_artefact_answers_like_the_module_in_its_own_engine(
+    name: str, graph: ExportGraph, decisions: dict[str, QuantDecision], tmp_path: Path
+) -> None:
+    inputs = phantom_inputs(graph.spec, 2)
+    wanted = [[value.numpy() for value in graph.module(torch.from_numpy(tensor))] for tensor in inputs]
+    for precision in precisions(plugins.load("targets", name).Target()):
+        built = build(name, graph, decisions[precision], tmp_path / precision)
+        files = {path.name: path.read_bytes() for path in built.files}
+        with open_engine(name, files, graph.spec, threads=1, rest_precision=built.rest_precision) as engine:
+            for tensor, want in zip(inputs, wanted, strict=True):
+                found = engine.run(tensor)
+                assert tuple(found) == graph.outputs
+                for output, value in zip(graph.outputs, want, strict=True):
+                    assert found[output].shape == value.shape
+                    assert relative(found[output], value) < LIMITS[precision], (precision, output)
+
+
+def test_unknown_precision_leaves_no_file(name: str, graph: ExportGraph, tmp_path: Path) -> None:
+    target = plugins.load("targets", name).Target()
+    missing = next((p for p in ("bf16",) if p not in target.precisions), None)
+    if missing is None:
+        pytest.skip(f"{target.name} writes every precision")
+    with pytest.raises(EdgeError):
+        target.build(graph, decide(graph, missing), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_folder_is_an_error_of_ours(
+    name: str, graph: ExportGraph, decisions: dict[str, QuantDecision], tmp_path: Path
+) -> None:
+    target: Any = plugins.load("targets", name).Target()
+    with pytest.raises(OutputError, match="cannot write"):
+        target.build(graph, decisions["fp32"], tmp_path / "missing" / "deeper")
+    assert not list(tmp_path.iterdir())
+
+
+def test_full_disk_is_an_error_of_ours(
+    name: str, graph: ExportGraph, decisions: dict[str, QuantDecision], tmp_path: Path
+) -> None:
+    resource = pytest.importorskip("resource", reason="this system has no file size limits to stand in for a full disk")
+    graph.onnx_bytes  # noqa: B018  made before the limit falls
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, hard))
+    try:
+        with pytest.raises(OutputError, match="cannot write"):
+            build(name, graph, decisions["int8"], tmp_path / "full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list((tmp_path / "full").iterdir())
