@@ -12,7 +12,9 @@ Shapes: SNCHW uint8 inputs.
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +70,8 @@ def write_nncf(stock: Path, codes_SNCHW: np.ndarray, spec: ModelSpec, out: Path)
 
     mean, std = (np.array(v, np.float32).reshape(3, 1, 1) for v in (spec.preprocess.mean, spec.preprocess.std))
     inputs = [((code.astype(np.float32).repeat(3, axis=1) / 255 - mean) / std) for code in codes_SNCHW]
-    model = nncf.quantize(openvino.Core().read_model(stock), nncf.Dataset(inputs), subset_size=len(inputs))
+    with redirect_stdout(sys.stderr):  # its progress bars
+        model = nncf.quantize(openvino.Core().read_model(stock), nncf.Dataset(inputs), subset_size=len(inputs))
     path = out / "nncf.xml"
     openvino.save_model(model, path, compress_to_fp16=False)
     return path

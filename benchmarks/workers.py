@@ -8,6 +8,7 @@ Shapes: SKHW logits.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -71,7 +72,9 @@ class Worker:
     def __init__(self, name: str, job: Job) -> None:
         self.name = name
         command = [sys.executable, str(SCRIPT), json.dumps(job)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        # a worker finds what this process finds, installed or not
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
         self.card = self.ask(do="card")
 
     def ask(self, **request: Any) -> dict[str, Any]:
