@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from prepare import prepare
-from tables import floors_ms, frontier, print_card, print_engines, print_frames, print_noise
+from tables import floors_ms, frontier, print_aims, print_card, print_engines, print_frames, print_noise
 from tinyusfm_edge import students
 from tinyusfm_edge.models.checkpoint import LoadedStudent, load_student_file
 from tinyusfm_edge.models.macs import static_card
@@ -69,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             frames = measure(workers, ("typical",), **times)
         print_noise(frames, options.runs)
         print_frames(frames)
+        print_aims(tensors, frames, prepared.gates)
     result: dict[str, object] = {
         "machine": machine_card().to_json(),
         "options": {name: str(value) for name, value in vars(options).items()},

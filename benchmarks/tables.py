@@ -20,6 +20,16 @@ GATE_WORDS = {True: "holds", False: "MISSED", None: "-"}
 """Verdict -> cell; rivals have no gate."""
 
 
+AIMS = (
+    ("ours openvino-int8", "ort fp32", 2.3),
+    ("ours openvino-int8", "eager", 4.5),
+    ("ours openvino-bf16", "ort fp32", 1.7),
+)
+"""Worker, rival and the ratio to reach: published head, 12x16, 224x224, one thread, AVX512-VNNI and -BF16."""
+FRAME_AIM = 1.4
+"""Largest time of a whole 1080p frame over the network's own."""
+
+
 def floors_ms(card: Mapping[str, Any], gops: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Precision -> time of all MACs at the measured peak, ms (one MAC is two operations)."""
     return {name: 2e-6 * card["macs"] / gops[name]["best"] for name in ("fp32", "bf16", "int8")}
@@ -93,15 +103,40 @@ def print_frames(measured: Measured) -> None:
         print(f"{name:24} {pre:7.2f} {net:7.2f} {post:7.2f} {total:7.2f} {total / net:7.2f} {ratio:9.2f}  {loaded}")
 
 
+def print_aims(tensors: Measured, frames: Measured, gates: Mapping[str, bool]) -> None:
+    """Prints what was to be reached and what was."""
+    print("\naims, medians over the counted rounds")
+    for name, rival, aim in AIMS:
+        if name in tensors.statistics:
+            ratio = tensors.statistics[name].ratios[rival][0]
+            print(
+                f"  {name} at least {aim} x {rival}: {ratio:.2f}, {_reached(ratio >= aim)}; gate {GATE_WORDS[gates[name]]}"
+            )
+    for name, stages in frames.stage_medians().items():
+        if name in gates:
+            share = stages["total"] / stages["infer"]
+            print(
+                f"  {name} whole frame at most {FRAME_AIM} x its network: {share:.2f}, {_reached(share <= FRAME_AIM)}"
+            )
+
+
+def _reached(held: bool) -> str:
+    return "reached" if held else "NOT REACHED"
+
+
 def _fastest_first(figures: Mapping[str, Statistics]) -> list[tuple[str, Statistics]]:
     return sorted(figures.items(), key=lambda item: item[1].quiet_p50_ms)
 
 
 __all__ = [
+    "AIMS",
+    "FRAME_AIM",
+    "GATE_WORDS",
     "Agreement",
     "floor_of",
     "floors_ms",
     "frontier",
+    "print_aims",
     "print_card",
     "print_engines",
     "print_frames",

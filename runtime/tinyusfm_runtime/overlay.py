@@ -105,7 +105,7 @@ def draw(frame: Frame, prediction: Prediction, *, text: bool = True) -> np.ndarr
         _paint(picture_HWC, _thick(ellipse_HW, unit - 1), ELLIPSE_RGB)
     if text:
         for line, (words, colour) in enumerate(captions(prediction)):
-            write(picture_HWC, words, 3 * unit, (3 + (_GLYPH_ROWS + 4) * line) * unit, unit, colour)
+            write(picture_HWC, words, 4 * unit, (4 + (_GLYPH_ROWS + 4) * line) * unit, unit, colour)
     return picture_HWC
 
 
@@ -184,13 +184,12 @@ def write(picture_HWC: np.ndarray, words: str, left: int, top: int, scale: int, 
     if not columns:
         return
     dots = np.kron(np.concatenate(columns, axis=1), np.ones((scale, scale), bool))
-    # a dark rim keeps the words readable on bright tissue
-    height = min(dots.shape[0], max(0, picture_HWC.shape[0] - top))
-    width = min(dots.shape[1], max(0, picture_HWC.shape[1] - left))
-    canvas = np.zeros(picture_HWC.shape[:2], bool)
-    canvas[top : top + height, left : left + width] = dots[:height, :width]
-    _paint(picture_HWC, _thick(canvas, scale), (0, 0, 0))
-    _paint(picture_HWC, canvas, colour)
+    pad = 2 * scale
+    # a darkened box keeps the words readable on bright, noisy tissue
+    box = picture_HWC[max(0, top - pad) : top + dots.shape[0] + pad, max(0, left - pad) : left + dots.shape[1] + pad]
+    box //= 4
+    room = picture_HWC[top : top + dots.shape[0], left : left + dots.shape[1]]
+    _paint(room, dots[: room.shape[0], : room.shape[1]], colour)
 
 
 def encode_png(pixels: np.ndarray) -> bytes:

@@ -202,6 +202,7 @@ def test_no_gate_is_written_into_the_bundle_and_every_result(
 @pytest.mark.parametrize(
     ("more", "words"),
     [
+        (["--data", "{data}", "--out", "{data}/300.png/o"], "not a folder"),
         ([], "give --data DIR"),
         (["--data", "gone"], "no such folder"),
         (["--int8", "--data", "{data}", "--method", "magic"], "magic"),
@@ -218,7 +219,8 @@ def test_export_says_what_it_lacks(
 ) -> None:
     arguments = [part.replace("{data}", str(data)) for part in more]
     precision = [] if "--int8" in arguments else ["--fp32"]
-    code = main(["export", str(student), "--target", target, *precision, *arguments, "--out", str(tmp_path / "o")])
+    place = [] if "--out" in arguments else ["--out", str(tmp_path / "o")]
+    code = main(["export", str(student), "--target", target, *precision, *arguments, *place])
     captured = capsys.readouterr()
     lines = [line for line in captured.err.splitlines() if not line.startswith("note: ")]
     assert code == InputError.exit_code == CalibrationError.exit_code and len(lines) == 1 and words in lines[0]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -74,6 +75,14 @@ def test_each_range_acts(change: dict[str, object]) -> None:
     image, mask = batch(32)
     moved, _ = augment(image, mask, replace(STILL, **change), seeded())  # type: ignore[arg-type]
     assert (moved - image).abs().max() > 0.05
+
+
+def test_halved_ranges_are_all_nearer_to_nothing() -> None:
+    full, half = AugmentConfig(), AugmentConfig().halved()
+    none = replace(STILL, rotate_deg=0.0, shift=0.0, aspect=1.0, scale=(1.0, 1.0))
+    for field in fields(AugmentConfig):
+        values = [np.ravel(getattr(config, field.name)) for config in (full, half, none)]
+        assert all(abs(h - n) < abs(f - n) for f, h, n in zip(*values, strict=True)), field.name
 
 
 def test_same_state_same_batch() -> None:

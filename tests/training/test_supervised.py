@@ -122,6 +122,25 @@ def test_impossible_settings(change: dict[str, object]) -> None:
         replace(SMALL, **change)  # type: ignore[arg-type]
 
 
+def test_settings_of_a_run_can_be_read_back(whole: Path) -> None:
+    recorded = json.loads((whole / "config.json").read_text(encoding="utf-8"))
+    assert SupervisedConfig.from_json(recorded) == SMALL
+    assert SupervisedConfig.from_json({"augment": {"scale": [0.9, 1.1]}}).augment.scale == (0.9, 1.1)
+    for wrong in ({"stepz": 1}, {"version": 2}, {"augment": {"zoom": 2}}, {"student": 3}, {"steps": "many"}):
+        with pytest.raises(InputError):
+            SupervisedConfig.from_json(wrong)
+
+
+def test_command_line_takes_settings_and_options(
+    table: Path, tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--data", str(table), "--out", str(tmp_path / "run"), "--config", str(whole / "config.json")]
+    assert main([*common, "--steps", "1", "--init", str(whole / "best.safetensors")]) == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["steps"] == 1
+    assert main([*common[:-1], str(tmp_path / "none.json")]) == 2
+    assert "cannot be read" in capsys.readouterr().out
+
+
 def test_command_line_reports_bad_data_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--data", str(tmp_path), "--out", str(tmp_path / "run")]) == 2
     assert capsys.readouterr().out.startswith("error: ")

@@ -6,6 +6,7 @@ Standard output carries results, standard error everything else. It does not kno
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tinyusfm_runtime.errors import InputError
+from tinyusfm_runtime.errors import InputError, OutputError
 
 Item = TypeVar("Item")
 
@@ -27,8 +28,8 @@ def version() -> str:
 
 
 def say(text: str = "") -> None:
-    """Prints a line of result."""
-    print(text)
+    """Prints a line of result, at once."""
+    print(text, flush=True)
 
 
 def note(text: str) -> None:
@@ -124,6 +125,23 @@ def write_file(location: str | Path, content: bytes, what: str) -> None:
     except OSError as error:
         raise pending.failed(error) from error
     pending.publish()
+
+
+def check_writable(place: Path, what: str) -> None:
+    """Looks whether something could be written there, before slow work starts; the writing itself may still fail.
+
+    Args:
+        place: what is to be written.
+        what: what it is, for messages.
+
+    Raises:
+        OutputError: a file is in the way, or the nearest folder that exists may not be written to.
+    """
+    nearest = next(folder for folder in place.absolute().parents if os.path.lexists(folder))
+    if not nearest.is_dir():
+        raise OutputError(f"cannot write {what}: a part of its path is a file, not a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write {what}: no permission in its folder")
 
 
 def numbers(text: str, count: int, what: str) -> tuple[float, ...]:

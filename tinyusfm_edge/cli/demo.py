@@ -8,7 +8,8 @@ itself is put together in demo_report.py.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,10 +18,9 @@ import typer
 
 from tinyusfm_edge.cli import console
 from tinyusfm_edge.cli.student import DEFAULT_STUDENT, load, require
-from tinyusfm_runtime.errors import GateError, MissingExtra
+from tinyusfm_runtime.errors import GateError, MissingExtra, OutputError
 
 if TYPE_CHECKING:
-    from tinyusfm_edge.models.checkpoint import LoadedStudent
     from tinyusfm_export.pipeline import ExportResult
     from tinyusfm_export.verify import VerifyReport
     from tinyusfm_runtime.frame import Frame
@@ -84,15 +84,16 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for what the demo leaves.")] = Path("demo-out"),
 ) -> None:
     """Export, verify and replay the shipped student; leaves a picture, a video and a report."""
-    from tinyusfm_edge.cli.demo_report import write_outputs
-
     require("the demo", ("torch", "safetensors", "onnx", "onnxscript"), "demo")
     require("the demo", ("pydicom", "av"), "demo")
     targets = _targets_here()
-    _make_folder(out)
-    student, _ = load(DEFAULT_STUDENT)
-    console.say(f"student    {student.name}, {student.weights_sha256[:12]}: {student.spec.intended_use}")
-    found = _run(student, targets, out / f"{student.name}-int8.bundle")
+    with _output_folder(out):
+        _tell(_run(targets, out), out)
+
+
+def _tell(found: Demo, out: Path) -> None:
+    from tinyusfm_edge.cli.demo_report import write_outputs
+
     console.say()
     console.say(console.table(HEADER, table_rows(found)))
     console.say()
@@ -166,22 +167,33 @@ def _targets_here() -> list[str]:
     return working
 
 
-def _make_folder(out: Path) -> None:
-    from tinyusfm_runtime.errors import OutputError
-
+@contextmanager
+def _output_folder(out: Path) -> Iterator[None]:
+    """Makes the folder before anything slow starts, and takes it away again if nothing came of it."""
+    made = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{out} cannot be made: {error.strerror}") from error
+    try:
+        yield
+    except BaseException:
+        if made:
+            with suppress(OSError):
+                out.rmdir()
+        raise
 
 
-def _run(student: LoadedStudent, targets: list[str], bundle: Path) -> Demo:
+def _run(targets: list[str], out: Path) -> Demo:
     from tinyusfm_export.gate_frames import clip_path, shipped_gate_frames
     from tinyusfm_export.pipeline import export_bundle
     from tinyusfm_export.verify import verify_bundle
     from tinyusfm_runtime.phantom import make_phantom
     from tinyusfm_runtime.sources import open_source
 
+    student, _ = load(DEFAULT_STUDENT)
+    bundle = out / f"{student.name}-int8.bundle"
+    console.say(f"student    {student.name}, {student.weights_sha256[:12]}: {student.spec.intended_use}")
     frames = shipped_gate_frames()
     console.say(f"export     {', '.join(targets)} in INT8, judged on {len(frames.frames)} frames: {frames.source}")
     with console.progress() as told:

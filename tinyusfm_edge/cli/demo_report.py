@@ -93,13 +93,17 @@ def page(found: Demo) -> Page:
     return Page(
         title=f"{found.name} on this machine",
         passed=passed,
-        headline=f"{'Passed' if passed else 'Failed'}: {agrees} on this machine ({len(found.replays)} target(s)).",
+        headline=f"{'Passed' if passed else 'Failed'}: {agrees} on this machine, for {_listed(found)}.",
         lead=(
             "Research software, not a medical device. Conversion on this machine and accuracy on patients are two "
             "different questions and stand in two different tables.",
         ),
         blocks=blocks,
     )
+
+
+def _listed(found: Demo) -> str:
+    return " and ".join(replay.artefact.target for replay in found.replays)
 
 
 def _agreement(found: Demo) -> list[Block]:
@@ -110,9 +114,7 @@ def _agreement(found: Demo) -> list[Block]:
         name: [_value(f, "hc_diff_mm") if f.counted else None for f in frames] for name, frames in rows.items()
     }
     limits = next((c.report.limits for c in found.verified.checks if c.report is not None), {})
-    counted = (
-        "Phantoms whose reference mask covers at least 1 % of the picture; the clip shows no head and is not counted."
-    )
+    counted = "Frames whose reference mask covers at least 1 % of the picture: phantoms first, then what the clip adds."
     return [
         Chart(
             title="Dice against the reference, frame by frame",
@@ -182,7 +184,8 @@ def _pictures(found: Demo) -> Block:
         (f"Phantom {i + 1}, true circumference {truth:.1f} mm", frame, prediction)
         for i, (truth, frame, prediction) in enumerate(zip(found.truth_mm, found.known, first.known, strict=True))
     ][:SHOWN_PHANTOMS]
-    shown += [("Real clip (no fetal head in it), first frame", found.clip[0], first.clip[0])]
+    caption = "Real cardiac clip: no fetal head is in it, anything marked is a false find"
+    shown += [(caption, found.clip[0], first.clip[0])]
     pictures = [(caption, encode_png(draw(frame, prediction))) for caption, frame, prediction in shown]
     return Pictures(
         title="What it looks like",

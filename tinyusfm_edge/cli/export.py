@@ -72,6 +72,7 @@ def export(
     if folder is not None:
         console.note(f"note: {folder.note}")
     place = bundle_place(out, loaded.spec.name, targets, precisions)
+    console.check_writable(place, "the bundle")
     with console.progress() as told:
         result = _export(
             loaded,

@@ -16,6 +16,10 @@ BAD = frozenset({"missed", "no", "unverified", "failed"})
 """Cells of a table that are shown in green and red, in any case of letters."""
 
 
+LONG_CELL = 28
+"""Letters from which a cell may break into lines."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
     """A table with a heading.
@@ -120,6 +124,8 @@ def _block(block: Block) -> str:
 
 def _content(block: Block) -> str:
     if isinstance(block, Table):
+        if not block.rows:
+            return ""
         head = "".join(f"<th>{escape(name)}</th>" for name in block.header)
         rows = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in block.rows)
         return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
@@ -133,6 +139,7 @@ def _content(block: Block) -> str:
 def _cell(text: str) -> str:
     lowered = text.strip().lower()
     kind = "good" if lowered in GOOD else "bad" if lowered in BAD else "number" if _is_number(lowered) else ""
+    kind = kind or ("long" if len(text) > LONG_CELL else "")
     return f'<td class="{kind}">{escape(text)}</td>' if kind else f"<td>{escape(text)}</td>"
 
 
@@ -162,7 +169,7 @@ section{background:#fff;border:1px solid #dde3e8;border-radius:10px;padding:16px
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.9rem}
 th,td{text-align:left;padding:7px 6px;border-bottom:1px solid #e6ebef;white-space:nowrap}
 th{color:#52606d;font-weight:600}td.number{text-align:right;font-variant-numeric:tabular-nums}
-td.good{color:#1f7a3a;font-weight:600}td.bad{color:#b02a2a;font-weight:600}
+td.long{white-space:normal;min-width:11em}td.good{color:#1f7a3a;font-weight:600}td.bad{color:#b02a2a;font-weight:600}
 svg{width:100%;height:auto}svg text{font:12px system-ui,sans-serif;fill:#3e4c59}
 .grid{stroke:#e6ebef}.axis{stroke:#9aa5b1}.limit{stroke:#b02a2a;stroke-dasharray:5 4}
 svg .limit-label{fill:#b02a2a}
@@ -174,4 +181,4 @@ dt{color:#52606d}dd{margin:0;overflow-wrap:anywhere;font-family:ui-monospace,Men
 """
 
 
-__all__ = ["BAD", "GOOD", "Block", "Chart", "Facts", "Page", "Pictures", "Table", "render"]
+__all__ = ["BAD", "GOOD", "LONG_CELL", "Block", "Chart", "Facts", "Page", "Pictures", "Table", "render"]

@@ -1,0 +1,1 @@
+"""Training recipes, the tables they read, and the packaging of what they make."""

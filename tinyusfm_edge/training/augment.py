@@ -63,7 +63,9 @@ class AugmentConfig:
             gamma=root(self.gamma),
             contrast=root(self.contrast),
             gain=self.gain / 2,
+            ramp=self.ramp / 2,
             noise=self.noise / 2,
+            blur=self.blur / 2,
             erase=self.erase / 2,
         )
 

@@ -110,12 +110,15 @@ def _training(card: Mapping[str, Any]) -> str:
     if recipe is None:
         return "The run left no configuration." + start
     share = 100 * recipe["phantom_share"]
+    since = recipe.get("polish_from")
+    polish = f" From step {since} on the ranges of the augmentation are halved." if since is not None else ""
+    note = f" {recipe['note'][:1].upper()}{recipe['note'][1:]}." if recipe.get("note") else ""
     return (
         f"Supervised, AdamW, {recipe['steps']} steps of {recipe['batch']} frames, peak learning rate "
         f"{recipe['learning_rate']:g}, BCE and soft Dice, moving average of the weights {recipe['ema']:g}, seed "
         f"{recipe['seed']}. The weights kept are those of the best validation Dice. {share:g} % of a batch are "
         f"synthetic phantoms ({recipe['num_phantoms']} drawn), so that self-tests and demonstrations need no patient "
-        "image; phantoms say nothing about accuracy on patients." + start
+        "image; phantoms say nothing about accuracy on patients." + start + polish + note
     )
 
 

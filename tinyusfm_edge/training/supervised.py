@@ -17,9 +17,10 @@ import copy
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,8 +94,26 @@ class SupervisedConfig:
         if self.student.task != "segment" or self.student.outputs != 1:
             raise InputError("this recipe trains binary segmentation only")
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> SupervisedConfig:
+        """Reads settings, such as a run's ``config.json``; what is not named keeps its default.
 
-_DEFAULTS = SupervisedConfig()
+        Raises:
+            InputError: unknown keys, another version or impossible values.
+        """
+        values = {key: value for key, value in data.items() if key not in ("version", "init")}
+        if data.get("version", RUN_VERSION) != RUN_VERSION:
+            raise InputError(f"run settings of version {data['version']!r}; this release reads {RUN_VERSION}")
+        try:
+            start = cls()
+            student = {**start.student.to_json(), **values.pop("student", {})}
+            changes = values.pop("augment", {})
+            pairs: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()
+            }
+            return cls(student=StudentConfig.from_json(student), augment=AugmentConfig(**pairs), **values)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise InputError(f"run settings are not usable: {error}") from error
 
 
 def normalise(image_B1HW: Tensor, spec: PreprocessSpec) -> Tensor:
@@ -128,7 +147,7 @@ def train(data: Path, out: Path, config: SupervisedConfig, *, init: Path | None 
     run = _Run(config)
     start = None
     if init is not None:
-        report = load_weights(run.model, init)
+        report = load_weights(run.model, init, resize_positions=True)
         run.average.load_state_dict(run.model.state_dict())
         start = {"sha256": report.sha256, "missing": len(report.missing_heads)}
     _settle(out, config, start)
@@ -289,24 +308,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="supervised training of a segmentation student")
     parser.add_argument("--data", type=Path, required=True, help="folder with split.csv")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; a run in it is resumed")
-    parser.add_argument("--steps", type=int, default=_DEFAULTS.steps)
+    parser.add_argument("--config", type=Path, default=None, help="JSON of settings; the options below go before it")
+    parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--init", type=Path, default=None, help="weights to start from")
     parser.add_argument("--polish-from", type=int, default=None, help="step from which augmentation is halved")
-    parser.add_argument("--learning-rate", type=float, default=_DEFAULTS.learning_rate)
-    parser.add_argument("--seed", type=int, default=_DEFAULTS.seed)
+    parser.add_argument("--learning-rate", type=float, default=None)
+    parser.add_argument("--seed", type=int, default=None)
     options = parser.parse_args(arguments)
     try:
-        config = SupervisedConfig(
-            steps=options.steps,
-            seed=options.seed,
-            learning_rate=options.learning_rate,
-            polish_from=options.polish_from,
-        )
+        given = {name: getattr(options, name) for name in ("steps", "learning_rate", "seed", "polish_from")}
+        settings = {**_read_settings(options.config), **{k: v for k, v in given.items() if v is not None}}
+        config = SupervisedConfig.from_json(settings)
         train(options.data, options.out, config, init=options.init)
     except EdgeError as error:
         print(f"error: {error}")
         return error.exit_code
     return 0
+
+
+def _read_settings(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"settings {path} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"settings {path} hold no table")
+    return found
 
 
 if __name__ == "__main__":
