@@ -109,9 +109,8 @@ def print_aims(tensors: Measured, frames: Measured, gates: Mapping[str, bool]) -
     for name, rival, aim in AIMS:
         if name in tensors.statistics:
             ratio = tensors.statistics[name].ratios[rival][0]
-            print(
-                f"  {name} at least {aim} x {rival}: {ratio:.2f}, {_reached(ratio >= aim)}; gate {GATE_WORDS[gates[name]]}"
-            )
+            verdict = f"{ratio:.2f}, {_reached(ratio >= aim)}; gate {GATE_WORDS[gates[name]]}"
+            print(f"  {name} at least {aim} x {rival}: {verdict}")
     for name, stages in frames.stage_medians().items():
         if name in gates:
             share = stages["total"] / stages["infer"]

@@ -106,8 +106,8 @@ def load_target(typed: str) -> Any:
     found = plugins.probe("targets", name)
     if found.works:
         return plugins.load("targets", name).Target()
-    if found.extra:
-        raise MissingExtra(f"target {typed}", f"its library ({found.reason})", found.extra)
+    if found.extra and found.reason.endswith("is not installed"):
+        raise MissingExtra(f"target {typed}", found.reason.split()[0], found.extra)
     raise UnsupportedError(f"target {typed} does not work here: {found.reason}")
 
 

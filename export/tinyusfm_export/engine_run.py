@@ -45,8 +45,8 @@ def open_engine(
     found = plugins.probe("engines", name)
     if not found.works:
         public = plugins.public_name(plugins.canonical("engines", name))
-        if found.extra:
-            raise MissingExtra(f"running an artefact for {public}", f"its library ({found.reason})", found.extra)
+        if found.extra and found.reason.endswith("is not installed"):
+            raise MissingExtra(f"running an artefact for {public}", found.reason.split()[0], found.extra)
         raise EngineError(f"the engine of {public} does not work here: {found.reason}")
     engine: Engine = plugins.load("engines", name).Engine()
     try:

@@ -17,7 +17,7 @@ Shapes: B = 1, N tokens, D width, H heads; NCHW pictures.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,10 +51,10 @@ class ExportGraph:
         linear_inputs: activation tensor that may be quantized -> path of the linear or convolution that reads it.
     """
 
-    module: nn.Module
+    module: nn.Module = field(repr=False)
     spec: ModelSpec
     outputs: tuple[str, ...]
-    linear_inputs: dict[str, str]
+    linear_inputs: dict[str, str] = field(repr=False)
 
     @cached_property
     def onnx_bytes(self) -> bytes:

@@ -170,6 +170,15 @@ def test_onnx_runtime_fuses_every_dynamic_linear(graph: ExportGraph, decision: Q
     assert "MatMulInteger" not in fused
 
 
+@pytest.mark.parametrize("form", ["float", "qdq"])
+def test_tensorrt_parses_it(graph: ExportGraph, decision: QuantDecision, form: str) -> None:
+    tensorrt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    network = tensorrt.Builder(tensorrt.Logger(tensorrt.Logger.ERROR)).create_network(0)
+    parser = tensorrt.OnnxParser(network, tensorrt.Logger(tensorrt.Logger.ERROR))
+    parsed = parser.parse(qdq_onnx(graph, decision) if form == "qdq" else graph.onnx_bytes)
+    assert parsed, [str(parser.get_error(i)) for i in range(parser.num_errors)]
+
+
 @pytest.mark.parametrize("write", [ort_onnx, qdq_onnx])
 def test_int8_forms_stay_close_to_float(graph: ExportGraph, decision: QuantDecision, write: Any) -> None:
     for tensor in phantom_inputs(graph.spec):

@@ -92,7 +92,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     room = furnish(tmp_path_factory.mktemp("room"))
     bundle = room.folder / "fetal-head.bundle"
     done = room.run(
-        "-m", "tinyusfm_edge", "export", "--target", "openvino,onnx", "--int8", "--out", str(bundle)
+        "-m", "tinyusfm_edge", "export", "--target", "openvino,onnx", "--int8", "--no-compare", "--out", str(bundle)
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return Exported(bundle=bundle, room=room, output=done.stdout + done.stderr)

@@ -10,8 +10,12 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from conftest import Exported
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "runtime/README.md")
@@ -110,6 +114,14 @@ def test_imports_of_the_code_exist(page: str, code: str) -> None:
         if isinstance(node, ast.ImportFrom):
             module = __import__(node.module or "", fromlist=["_"])
             assert not [alias.name for alias in node.names if not hasattr(module, alias.name)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "code"), python_blocks(), ids=[p for p, _ in python_blocks()])
+def test_code_runs_beside_a_bundle(page: str, code: str, exported: Exported) -> None:
+    done = exported.room.run("-c", code)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert page != "README.md" or len(done.stdout.splitlines()) >= 3, "the student finds heads in phantoms"
 
 
 def test_a_wrong_option_is_caught() -> None:

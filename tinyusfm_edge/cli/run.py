@@ -6,11 +6,14 @@ It reads the whole source, in order; live policies (newest frame only) are not i
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sized
+from collections import Counter
+from collections.abc import Iterator, Sequence, Sized
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 import typer
 
 from tinyusfm_edge.cli import console
@@ -63,59 +66,77 @@ def run(
             sinks.append(stack.enter_context(video_sink.open_sink(overlay, rate_hz=rate_hz)))
         if jsonl is not None:
             sinks.append(stack.enter_context(jsonl_sink.open_sink(jsonl)))
-        results = []
+        tally = Tally()
         total = len(opened) if isinstance(opened, Sized) else None
-        for frame in console.track(
-            itertools.islice(frames, limit), "frames", min(filter(None, (total, limit)), default=None)
-        ):
+        expected = min(filter(None, (total, limit)), default=None)
+        for frame in console.track(itertools.islice(frames, limit), "frames", expected):
             prediction = session.predict(frame)
             for sink in sinks:
                 sink.write(frame, prediction)
-            results.append(_slim(prediction))
-        print_line = console.note if jsonl == "-" else console.say
-        for line in summary(results, session.description):
-            print_line(line)
+            tally.add(prediction)
+    print_line = console.note if jsonl == "-" else console.say
+    for line in tally.lines(session.description, session.spec.labels):
+        print_line(line)
     for place, what in ((overlay, "overlay video"), (jsonl, "JSON lines")):
         if place not in (None, "-"):
             print_line(f"{what:<14}{place}")
 
 
-def summary(results: list[Prediction], description: str) -> list[str]:
-    """Lines that tell how a run went.
+@dataclass(kw_only=True, slots=True)
+class Tally:
+    """What is kept of each result for the summary: numbers only, so that hours of frames fit in memory."""
 
-    Args:
-        results: predictions, at least one.
-        description: artefact and engine.
-    """
-    import numpy as np
+    total_ms: list[float] = field(default_factory=list)
+    hc_mm: list[float] = field(default_factory=list)
+    hc_px: list[float] = field(default_factory=list)
+    invalid: int = 0
+    measured: int = 0
+    at_border: int = 0
+    unverified: int = 0
+    winners: Counter[int] = field(default_factory=Counter)
 
-    total_ms = [prediction.timings.total_ms for prediction in results]
-    p50, p90, p99 = np.percentile(total_ms, (50, 90, 99))
-    lines = [
-        f"{'engine':<14}{description}",
-        f"{'frames':<14}{len(results)}, {sum(not p.valid for p in results)} invalid",
-        f"{'frame to mask':<14}p50 {p50:.1f} ms, p90 {p90:.1f} ms, p99 {p99:.1f} ms",
-    ]
-    measured = [p.measurement for p in results if p.measurement is not None]
-    if measured:
-        found = [m for m in measured if m.found]
-        text = f"{len(found)} of {len(results)} frames, {sum(m.touches_border for m in found)} at the border"
-        in_mm = [m.hc_mm for m in found if m.hc_mm is not None]
-        if in_mm:
-            text += f", HC median {np.median(in_mm):.1f} mm ({min(in_mm):.1f} to {max(in_mm):.1f})"
-        elif found:
-            text += f", HC median {np.median([m.hc_px for m in found]):.0f} input pixels (no spacing)"
-        lines.append(f"{'head found':<14}{text}")
-    if not results[0].verified:
-        lines.append(f"{'UNVERIFIED':<14}this artefact passed no gate: do not rely on what it says")
-    return lines
+    def add(self, prediction: Prediction) -> None:
+        """Counts one result."""
+        self.total_ms.append(prediction.timings.total_ms)
+        self.invalid += not prediction.valid
+        self.unverified += not prediction.verified
+        if prediction.scores is not None:
+            self.winners[int(prediction.scores.argmax())] += 1
+        measured = prediction.measurement
+        if measured is not None:
+            self.measured += 1
+            self.at_border += measured.touches_border
+            if measured.found:
+                self.hc_px.append(measured.hc_px)
+            if measured.hc_mm is not None:
+                self.hc_mm.append(measured.hc_mm)
 
+    def lines(self, description: str, labels: Sequence[str]) -> list[str]:
+        """The summary for people.
 
-def _slim(prediction: Prediction) -> Prediction:
-    """A prediction without its pictures, so that an hour of frames fits in memory."""
-    from dataclasses import replace
+        Args:
+            description: artefact and engine.
+            labels: of the model.
+        """
+        lines = [f"{'engine':<14}{description}", f"{'frames':<14}{len(self.total_ms)}, {self.invalid} invalid"]
+        if self.total_ms:
+            p50, p90, p99 = np.percentile(self.total_ms, (50, 90, 99))
+            lines.append(f"{'frame to mask':<14}p50 {p50:.1f} ms, p90 {p90:.1f} ms, p99 {p99:.1f} ms")
+        if self.measured:
+            lines.append(f"{'head found':<14}{self._heads()}")
+        if self.winners and len(labels) > 1:
+            shown = (f"{labels[index]} {count}" for index, count in self.winners.most_common())
+            lines.append(f"{'labels':<14}{', '.join(shown)}")
+        if self.unverified:
+            lines.append(f"{'UNVERIFIED':<14}this artefact passed no gate: do not rely on what it says")
+        return lines
 
-    return replace(prediction, mask_HW=None, auxiliary={})
+    def _heads(self) -> str:
+        text = f"{len(self.hc_px)} of {self.measured} frames, {self.at_border} at the border"
+        if self.hc_mm:
+            low, high = min(self.hc_mm), max(self.hc_mm)
+            return f"{text}, HC median {np.median(self.hc_mm):.1f} mm ({low:.1f} to {high:.1f})"
+        return f"{text}, HC median {np.median(self.hc_px):.0f} input pixels (no spacing)" if self.hc_px else text
 
 
 def _with_rate(frames: Iterator[Frame]) -> tuple[Iterator[Frame], float]:

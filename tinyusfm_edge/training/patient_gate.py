@@ -1,0 +1,137 @@
+"""The gate on patients: every target and precision of a shipped student, judged on a validation split.
+
+``python -m tinyusfm_edge.training.patient_gate --name fetal-head --data DIR`` exports each artefact into a temporary
+folder with the very pipeline users run, judged on the validation split of ``DIR`` against the PyTorch float32
+reference, and writes the verdicts into the student's model card. Where the export's own gate (phantoms) shows that a
+conversion is right on this machine, this one says what it costs on patients. Nothing but numbers and hashes is kept.
+
+It does not know training and never reads the test split's pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from tinyusfm_calibration.sets import NamedFrame
+from tinyusfm_edge import students
+from tinyusfm_edge.training.data import read_table
+from tinyusfm_edge.training.package_student import add_gates
+from tinyusfm_export.checked import load_target
+from tinyusfm_export.gate_frames import GateFrames, choose_gate_frames
+from tinyusfm_export.pipeline import ExportOptions, export_bundle
+from tinyusfm_runtime import plugins
+from tinyusfm_runtime.errors import EdgeError, GateError, MissingExtra, UnsupportedError
+from tinyusfm_runtime.machine import machine_card
+
+TARGETS = ("openvino", "onnx")
+"""Targets whose engines run on a CPU."""
+
+
+def patient_frames(data: Path) -> GateFrames:
+    """The validation split as gate frames.
+
+    Args:
+        data: folder with ``split.csv``.
+
+    Raises:
+        InputError: no table, or nothing in the split.
+    """
+    named = [
+        NamedFrame(id=s.id, frame=s.frame, sha256=s.sha256, stratum="", group=s.group) for s in read_table(data, "val")
+    ]
+    return choose_gate_frames(data=named, source=data.name)
+
+
+def judge_on_patients(
+    student: Any, frames: GateFrames, target: str, precision: str, *, test_sha256: frozenset[str] = frozenset()
+) -> dict[str, Any]:
+    """Exports one artefact and judges it.
+
+    Args:
+        student: a LoadedStudent with ranges.
+        frames: patients.
+        target: public name.
+        precision: fp32, fp16, bf16 or int8.
+        test_sha256: hashes that calibration must not hold.
+
+    Returns:
+        Entry for the card's ``gates``: target, precision, weights_sha256, frames' hash, machine, summary. A missed gate
+        is an entry like any other.
+
+    Raises:
+        EdgeError: anything else that keeps the artefact from being built.
+    """
+    with TemporaryDirectory() as folder:
+        try:
+            result = export_bundle(
+                student.module,
+                student.spec,
+                targets=[target],
+                precisions=[precision],
+                out=Path(folder) / "patients.bundle",
+                gate_frames=frames,
+                ranges=student.ranges,
+                advanced=ExportOptions(compare=False, rounds=1, runs=1, test_sha256=test_sha256),
+            )
+            reports, notes = result.reports, list(result.notes)
+        except GateError as error:
+            reports, notes = getattr(error.report, "reports", {}), [str(error)]
+    (report,) = reports.values()
+    return {
+        "target": target,
+        "precision": precision,
+        "weights_sha256": student.weights_sha256,
+        "machine": machine_card().cpu_class,
+        "notes": notes,
+        "summary": report.summary(),
+    }
+
+
+def offered(target: str) -> list[str]:
+    """Precisions of a target that this machine can run, best known first."""
+    names: Sequence[str] = load_target(target).precisions
+    return [name for name in names if name != "bf16" or machine_card().has_bf16]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code: 1 if an artefact missed the gate."""
+    parser = argparse.ArgumentParser(description="judge every artefact of a shipped student on patients")
+    parser.add_argument("--name", default="fetal-head")
+    parser.add_argument("--data", type=Path, required=True, help="folder with split.csv; its val split judges")
+    parser.add_argument("--dry-run", action="store_true", help="print, do not write the card")
+    options = parser.parse_args(arguments)
+    entries: list[dict[str, Any]] = []
+    try:
+        student = students.load(options.name)
+        frames = patient_frames(options.data)
+        test = frozenset(sample.sha256 for sample in read_table(options.data, "test"))
+        for target in TARGETS:
+            for precision in offered(target):
+                try:
+                    entry = judge_on_patients(student, frames, target, precision, test_sha256=test)
+                except (MissingExtra, UnsupportedError) as error:
+                    print(f"{target} {precision}: not run, {error}")
+                    continue
+                entries.append(entry)
+                numbers = entry["summary"]["statistics"]
+                print(
+                    json.dumps({"target": plugins.public_name(target), "precision": precision, **numbers}), flush=True
+                )
+        if not options.dry_run:
+            add_gates(students.folder(options.name), entries)
+    except EdgeError as error:
+        print(f"error: {error}")
+        return error.exit_code
+    return 0 if all(entry["summary"]["passed"] for entry in entries) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
+
+
+__all__ = ["TARGETS", "judge_on_patients", "offered", "patient_frames"]
