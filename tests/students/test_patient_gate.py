@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import shared_folder
 from tinyusfm_edge import students
 from tinyusfm_edge.training.patient_gate import TARGETS, judge_on_patients, main, offered, patient_frames
 
@@ -26,8 +25,8 @@ def test_the_card_holds_a_passed_gate_for_every_artefact_of_these_weights() -> N
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_int8_holds_the_gate_on_patients_as_the_card_says(target: str) -> None:
-    frames = patient_frames(shared_folder() / "data" / "hc18")
+def test_int8_holds_the_gate_on_patients_as_the_card_says(target: str, shared_folder: Path) -> None:
+    frames = patient_frames(shared_folder / "data" / "hc18")
     entry = judge_on_patients(students.load("fetal-head"), frames, target, "int8")
     known = _entries()[target, "int8"]
     assert entry["summary"]["passed"], entry["summary"]["failures"]
