@@ -146,7 +146,9 @@ def without_second_opencv(python: Path, extras: list[str]) -> list[str]:
 def install(python: Path, extras: list[str]) -> None:
     """Installs this checkout, editable, with the tested versions of what the extras bring."""
     target = f"{ROOT}[{','.join(extras)}]"
-    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    # someone who watches sees pip's progress; a log keeps errors only
+    quiet = [] if sys.stdout.isatty() else ["--quiet", "--quiet"]
+    command = [str(python), "-m", "pip", "install", *quiet, "--disable-pip-version-check"]
     subprocess.run([*command, "--constraint", str(ROOT / "constraints.txt"), "--editable", target], check=True)
 
 

@@ -1,9 +1,9 @@
 """Exact rewrites of weights: pure functions from the student's parameters to those of the export graph.
 
 Each computes in float64 and rounds once to float32, so the rewritten net differs from the student only by
-float32 rounding (measured on the segmentation student: max abs 2e-5 on logits of up to 23, masks equal). They buy little
-in float32 (2 % with ONNX Runtime) and more where products are cheap: of OpenVINO's int8 time, one Zen 5 core, chunked
-attention saves 11 %, thin resizes as products 5 %, patches as a linear 3 to 6 %, the rest together 2 %.
+float32 rounding (measured on the segmentation student: max abs 2e-5 on logits of up to 23, masks equal). They buy
+little in float32 (2 % with ONNX Runtime) and more where products are cheap: of OpenVINO's int8 time, one Zen 5 core,
+chunked attention saves 11 %, thin resizes as products 5 %, patches as a linear 3 to 6 %, the rest together 2 %.
 
 They know parameters, not graphs: where a fold is placed is graph.py's business.
 

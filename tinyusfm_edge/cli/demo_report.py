@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from tinyusfm_edge.report.page import Block, Chart, Facts, Page, Pictures, Table
 
 if TYPE_CHECKING:
     from tinyusfm_edge.cli.demo import Demo, Replay
+    from tinyusfm_export.verdict import Side
     from tinyusfm_runtime.frame import Frame
     from tinyusfm_runtime.session import Prediction
 
@@ -80,8 +81,8 @@ def page(found: Demo) -> Page:
         Table(
             title="Was INT8 worth it here?",
             note=" ".join(f"{v.target}: {v.recommendation}" for v in found.exported.verdicts),
-            header=("target", "precision", "computes in", "MB", "against the reference", "p50", "p90", "p99", "gate"),
-            rows=[row for verdict in found.exported.verdicts for row in verdict.table()],
+            header=("target", "precision", "computes in", "MB", "Dice mean", "worst", "HC p95 mm", "p50 ms", "gate"),
+            rows=[_side(verdict.target, side) for verdict in found.exported.verdicts for side in verdict.sides],
         ),
         *_agreement(found),
         _latency(found),
@@ -100,6 +101,25 @@ def page(found: Demo) -> Page:
         ),
         blocks=blocks,
     )
+
+
+def _side(target: str, side: Side) -> tuple[str, ...]:
+    numbers = side.report.comparison.statistics
+    return (
+        target,
+        side.precision,
+        side.computes_in,
+        f"{side.size_bytes / 1e6:.1f}",
+        *_agreement_cells(numbers),
+        f"{side.percentile(50):.1f}",
+        "passed" if side.report else "MISSED",
+    )
+
+
+def _agreement_cells(numbers: Mapping[str, float]) -> tuple[str, str, str]:
+    """Mean Dice, worst Dice and HC p95 as text; a dash for what was not measured."""
+    mean, worst = (f"{numbers[key]:.4f}" if key in numbers else "-" for key in ("dice_mean", "dice_worst"))
+    return mean, worst, f"{numbers['hc_p95_mm']:.2f}" if "hc_p95_mm" in numbers else "-"
 
 
 def _listed(found: Demo) -> str:
@@ -149,8 +169,7 @@ def _patients(found: Demo) -> Block:
             (
                 row["target"],
                 row["precision"],
-                *(f"{numbers[key]:.4f}" if key in numbers else "-" for key in ("dice_mean", "dice_worst")),
-                f"{numbers['hc_p95_mm']:.2f}" if "hc_p95_mm" in numbers else "-",
+                *_agreement_cells(numbers),
                 f"{numbers['frames']:.0f}",
                 "passed" if row["summary"]["passed"] else "MISSED",
             )

@@ -126,7 +126,11 @@ def _content(block: Block) -> str:
     if isinstance(block, Table):
         if not block.rows:
             return ""
-        head = "".join(f"<th>{escape(name)}</th>" for name in block.header)
+        numeric = [all(_is_number(row[i].strip().lower()) for row in block.rows) for i in range(len(block.header))]
+        head = "".join(
+            f'<th class="number">{escape(name)}</th>' if right else f"<th>{escape(name)}</th>"
+            for name, right in zip(block.header, numeric, strict=True)
+        )
         rows = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in block.rows)
         return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
     if isinstance(block, Chart):
@@ -168,8 +172,8 @@ section{background:#fff;border:1px solid #dde3e8;border-radius:10px;padding:16px
 .note{margin:.1em 0 .8em;color:#52606d;font-size:.95rem}
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.9rem}
 th,td{text-align:left;padding:7px 6px;border-bottom:1px solid #e6ebef;white-space:nowrap}
-th{color:#52606d;font-weight:600}td.number{text-align:right;font-variant-numeric:tabular-nums}
-td.long{white-space:normal;min-width:11em}td.good{color:#1f7a3a;font-weight:600}td.bad{color:#b02a2a;font-weight:600}
+th{color:#52606d;font-weight:600}.number{text-align:right;font-variant-numeric:tabular-nums}
+td.long{white-space:normal;min-width:8em}td.good{color:#1f7a3a;font-weight:600}td.bad{color:#b02a2a;font-weight:600}
 svg{width:100%;height:auto}svg text{font:12px system-ui,sans-serif;fill:#3e4c59}
 .grid{stroke:#e6ebef}.axis{stroke:#9aa5b1}.limit{stroke:#b02a2a;stroke-dasharray:5 4}
 svg .limit-label{fill:#b02a2a}
