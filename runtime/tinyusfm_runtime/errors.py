@@ -61,9 +61,7 @@ class MissingExtra(EdgeError):
 
     def __init__(self, feature: str, library: str, extra: str) -> None:
         self.feature, self.library, self.extra = feature, library, extra
-        super().__init__(
-            f"{feature} needs {library}, which is not installed: pip install 'tinyusfm-edge[{extra}]'"
-        )
+        super().__init__(f"{feature} needs {library}, which is not installed: pip install 'tinyusfm-edge[{extra}]'")
 
 
 class UnsupportedError(EdgeError):

@@ -42,7 +42,7 @@ MAX_SIDE = 16384
 MAX_FRAMES = 100_000
 MAX_SAMPLES = 1 << 37
 """rows * columns * channels * frames; 20 minutes of 1080p colour at 30 frames a second fit."""
-DECODERS = ("pylibjpeg", "pydicom", "pillow", "gdcm")
+DECODERS = ("pillow", "pydicom", "pylibjpeg", "gdcm")
 """Preference, fixed because decoders differ by a few codes on the same JPEG."""
 CENTIMETRE = 3
 """PhysicalUnitsXDirection code for cm (PS3.3 C.8.5.5.1.15)."""
@@ -316,9 +316,9 @@ def _choose_decoder(syntax: Any) -> str:
     for name in DECODERS:
         if name in decoder.available_plugins:
             return name
-    if any("pylibjpeg-libjpeg" in line for line in decoder.missing_dependencies):
-        raise MissingExtra(f"DICOM in {syntax.name}", "pylibjpeg-libjpeg", "dicom")
-    raise UnsupportedError(f"no decoder for DICOM in {syntax.name} is installed: Pillow brings one for JPEG 2000")
+    if any(line.startswith("pillow") for line in decoder.missing_dependencies):
+        raise MissingExtra(f"DICOM in {syntax.name}", "pillow", "dicom")
+    raise UnsupportedError(f"no decoder for DICOM in {syntax.name} is installed: re-save it as JPEG or uncompressed")
 
 
 def _native(file: BinaryIO, header: Header) -> Iterator[bytes]:
