@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print_aims(tensors, frames, prepared.gates)
     result: dict[str, object] = {
         "machine": machine_card().to_json(),
-        "options": {name: str(value) for name, value in vars(options).items()},
+        "options": {name: plain(value) for name, value in vars(options).items()},
         "weights_sha256": loaded.weights_sha256,
         "card": card,
         "floor_gops": gops,
@@ -134,6 +134,13 @@ def agreements(loaded: LoadedStudent, logits: Mapping[str, np.ndarray]) -> dict[
         rows = [compare_frame(str(index), before, after, spec) for index, (before, after) in enumerate(pairs)]
         found[name] = dict(summarise(rows, spec, engine=name, reference="eager", provenance={}).statistics)
     return found
+
+
+def plain(value: object) -> object:
+    """An option as data; of a path the last part only, since results are published."""
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return value.name if isinstance(value, Path) else value
 
 
 def write(result: dict[str, object], tensors: Measured, frames: Measured, out: Path | None) -> None:

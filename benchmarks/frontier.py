@@ -40,6 +40,7 @@ from tinyusfm_export.ptq import PtqPolicy, activation_taps, decide
 from tinyusfm_export.reference import reference_mode, run_reference
 from tinyusfm_runtime.machine import machine_card
 from tinyusfm_runtime.preprocess import preprocess
+from tinyusfm_runtime.spec import ModelSpec
 
 METHODS = ("minmax", "percentile", "mse", "entropy")
 POLICIES: dict[str, PtqPolicy] = {
@@ -54,7 +55,8 @@ POLICIES: dict[str, PtqPolicy] = {
     "everything": PtqPolicy(layers=("*",)),
     "rest f32": PtqPolicy(rest_precision="f32"),
 }
-"""What may be varied; every policy is tried with the best-known ranges, every range method with the default policy."""
+"""Every policy is tried with the ranges of ``--method``, the default one with all ranges."""
+SHOWN = ("dice_mean", "dice_worst", "hc_p95_mm", "hc_max_mm", "logit_max_abs")
 RUNS_OF_WARM_UP = 2
 
 Runner = Callable[[np.ndarray], object]
@@ -66,7 +68,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
     loaded, _ = load(options.student)
     graph = build_graph(loaded.module, loaded.spec)
-    variants = choose(make_variants(graph, collect(graph, options.data, options.calibration), options.method), options)
+    ranges = collect(graph, options.data, options.calibration)
+    ranges |= {"shipped": loaded.ranges} if loaded.ranges else {}
+    variants = choose(make_variants(graph, ranges, options.method), options)
     sets = reference_sets(loaded, options)
     rows: dict[str, dict[str, Any]] = {name: {} for name in variants}
     with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="tinyusfm-frontier-") as folder:
@@ -78,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             files = {path.name: path.read_bytes() for path in built.files}
             config = {"threads": 1, "rest_precision": built.rest_precision}
             engine = stack.enter_context(open_engine(target, files, loaded.spec, **config))
-            rows[name] = agreement(engine, loaded, sets)
+            rows[name] = agreement(engine, loaded.spec, sets)
             rows[name] |= {"megabytes": sum(map(len, files.values())) / 1e6, "form": built.form}
             runners[name] = engine.run
             print(f"# {name}: {json.dumps(rows[name]['sets'])}", flush=True)
@@ -130,8 +134,8 @@ def make_variants(graph: ExportGraph, ranges: Mapping[str, Ranges], method: str)
     """Name -> target and decision."""
     floats = ("fp32", "bf16") if machine_card().has_bf16 else ("fp32",)
     variants: Variants = {f"ov {precision}": ("openvino", decide(graph, precision)) for precision in floats}
-    for name in METHODS:
-        variants[f"ov int8 {name}"] = ("openvino", decide(graph, "int8", ranges[name]))
+    for name, found in ranges.items():
+        variants[f"ov int8 {name}"] = ("openvino", decide(graph, "int8", found))
     for words, policy in POLICIES.items():
         if words:
             variants[f"ov int8 {method} {words}"] = ("openvino", decide(graph, "int8", ranges[method], policy=policy))
@@ -144,8 +148,7 @@ def make_variants(graph: ExportGraph, ranges: Mapping[str, Ranges], method: str)
 
 def choose(variants: Variants, options: argparse.Namespace) -> Variants:
     """The variants whose names hold one of the words."""
-    words = [word for word in options.only.split(",") if word]
-    return {name: value for name, value in variants.items() if not words or any(word in name for word in words)}
+    return {name: value for name, value in variants.items() if any(word in name for word in options.only.split(","))}
 
 
 def reference_sets(loaded: LoadedStudent, options: argparse.Namespace) -> dict[str, Expected]:
@@ -161,15 +164,13 @@ def reference_sets(loaded: LoadedStudent, options: argparse.Namespace) -> dict[s
     return {name: expect(loaded.module, loaded.spec, found) for name, found in frames.items()}
 
 
-def agreement(engine: Any, loaded: LoadedStudent, sets: Mapping[str, Expected]) -> dict[str, Any]:
+def agreement(engine: Any, spec: ModelSpec, sets: Mapping[str, Expected]) -> dict[str, Any]:
     """Statistics on every set, and whether the gate holds on all."""
     found: dict[str, Any] = {"sets": {}, "gate": True}
     for name, expected in sets.items():
-        outputs = run_engine(engine, loaded.spec, expected.inputs)
-        verdict = compare_outputs(loaded.spec, expected, outputs, Gate(), engine.description)
-        keys = ("dice_mean", "dice_worst", "hc_p95_mm", "hc_max_mm", "logit_max_abs")
+        verdict = compare_outputs(spec, expected, run_engine(engine, spec, expected.inputs), Gate(), engine.description)
         statistics = verdict.comparison.statistics
-        found["sets"][name] = {key: round(float(statistics[key]), 5) for key in keys if key in statistics}
+        found["sets"][name] = {key: round(float(statistics[key]), 5) for key in SHOWN if key in statistics}
         found["gate"] &= bool(verdict)
     return found
 

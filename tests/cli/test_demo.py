@@ -20,7 +20,7 @@ HERE = [target for target, _ in ENGINES if plugins.probe("engines", target).work
 @pytest.fixture(scope="module")
 def left(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """What one run of the demo left behind and printed."""
-    for name in ("torch", "safetensors", "onnx", "onnxscript", "pydicom", "av"):
+    for name in ("torch", "safetensors", "onnx", "pydicom", "av"):
         pytest.importorskip(name, reason="install tinyusfm-edge[demo]")
     if not HERE:
         pytest.skip("no engine is installed")
@@ -105,7 +105,7 @@ def test_phantoms_of_the_demo_are_seen_nowhere_else() -> None:
 def test_demo_into_a_place_that_cannot_be_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
 ) -> None:
-    for name in ("torch", "safetensors", "onnx", "onnxscript", "pydicom", "av"):
+    for name in ("torch", "safetensors", "onnx", "pydicom", "av"):
         pytest.importorskip(name, reason="install tinyusfm-edge[demo]")
     (tmp_path / "file").write_text("", encoding="utf-8")
     assert main(["demo", "--out", str(tmp_path / place)]) in (2, 3)
@@ -117,7 +117,7 @@ def test_demo_into_a_place_that_cannot_be_written(
 def test_demo_without_an_engine_names_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("torch", "safetensors", "onnx", "onnxscript", "pydicom", "av"):
+    for name in ("torch", "safetensors", "onnx", "pydicom", "av"):
         pytest.importorskip(name, reason="install tinyusfm-edge[demo]")
     import sys
 

@@ -12,6 +12,7 @@ from tests.export.students import observed, phantom_inputs, small_graph
 from tinyusfm_calibration.ranges import Ranges
 from tinyusfm_export.decision import QuantDecision, TensorQuant, float_decision
 from tinyusfm_export.graph import ExportGraph
+from tinyusfm_export.onnx_int8 import ort_onnx
 from tinyusfm_export.ptq import PtqPolicy, decide
 from tinyusfm_export.targets import ort as onnx_target
 from tinyusfm_export.targets import ov as openvino_target
@@ -94,6 +95,26 @@ def test_int8_stays_close_to_float(graph: ExportGraph, decision: QuantDecision, 
     int8 = compile_model(graph, decision)
     for tensor in phantom_inputs(graph.spec):
         assert 0 < relative(answer(int8, tensor), answer(exact, tensor)) < 0.15
+
+
+@pytest.mark.parametrize("task", ["classify", "features"])
+def test_other_tasks_have_an_int8_form(task: str) -> None:
+    other = small_graph(task)
+    decision = decide(other, "int8", observed(other), policy=PtqPolicy(rest_precision="f32"))
+    exact, int8 = compile_model(other, float_decision("fp32")), compile_model(other, decision)
+    # the classifier averages its tokens before the last fc2, which is one row and stays float
+    assert len(decision.quantized()) == (48 if task == "features" else 47)
+    for tensor in phantom_inputs(other.spec):
+        wanted = answer(exact, tensor)
+        assert 0 < relative(answer(int8, tensor), wanted) < 0.15
+        (dynamic,) = onnx_answer(ort_onnx(other, decision), tensor)
+        assert 0 < relative(dynamic, wanted) < 0.15
+
+
+def onnx_answer(data: bytes, tensor: np.ndarray) -> list[np.ndarray]:
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    session = runtime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    return list(session.run(None, {"image": tensor}))
 
 
 def test_ranges_are_used_as_they_are(graph: ExportGraph, ranges: Ranges, exact: Any) -> None:

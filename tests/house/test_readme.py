@@ -44,8 +44,12 @@ def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs the command line from the checkout."""
     roots = [str(ROOT / folder) for folder in (".", "export", "runtime", "calibration")]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(roots), "COLUMNS": "200", "NO_COLOR": "1"}
-    command = [sys.executable, "-m", "tinyusfm_edge", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=env, timeout=120)
+
+
+def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command line from the checkout."""
+    return run_python("-m", "tinyusfm_edge", *arguments)
 
 
 def missing_options(words: list[str], help_text: str) -> list[str]:
@@ -70,7 +74,7 @@ def test_command_exists_with_its_options(page: str, line: str) -> None:
         assert (ROOT / words[1]).is_dir()
     elif words[0] == "python":
         assert (ROOT / words[1]).is_file()
-        done = subprocess.run([sys.executable, str(ROOT / words[1]), "--help"], capture_output=True, text=True)
+        done = run_python(str(ROOT / words[1]), "--help")
         assert done.returncode == 0, done.stderr
         assert not missing_options(words, done.stdout)
     else:

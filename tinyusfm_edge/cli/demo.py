@@ -84,7 +84,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for what the demo leaves.")] = Path("demo-out"),
 ) -> None:
     """Export, verify and replay the shipped student; leaves a picture, a video and a report."""
-    require("the demo", ("torch", "safetensors", "onnx", "onnxscript"), "demo")
+    require("the demo", ("torch", "safetensors", "onnx"), "demo")
     require("the demo", ("pydicom", "av"), "demo")
     targets = _targets_here()
     with _output_folder(out):

@@ -61,7 +61,7 @@ def export(
     thresholds = Gate.from_file(gate) if gate is not None else Gate()
     if method not in METHODS:
         raise InputError(f"--method {method}: choose one of {', '.join(METHODS)}")
-    require("export", ("torch", "safetensors", "onnx", "onnxscript"), "export")
+    require("export", ("torch", "safetensors", "onnx"), "export")
     _check_libraries(targets)
     options = ForeignOptions(
         task=task, num_classes=num_classes, labels=split_names(labels) or None, name=name, postprocess=postprocess
