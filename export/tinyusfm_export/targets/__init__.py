@@ -1,1 +1,4 @@
-"""One file per target, by its short alias; ``openvino`` and ``onnx`` are what people type. Listed without being imported (runtime/plugins.py)."""
+"""One file per target, by its short alias; ``openvino`` and ``onnx`` are what people type.
+
+Listed without being imported (runtime/plugins.py).
+"""
