@@ -30,6 +30,7 @@ from tinyusfm_calibration.sets import (
     draw,
     exclude_test_frames,
     load_declaration,
+    pixels_sha256,
 )
 from tinyusfm_edge import students
 from tinyusfm_edge.evaluation.segmentation import SegmentationReport, parse_thresholds, score_student
@@ -103,7 +104,10 @@ def package(plan: PackagePlan) -> dict[str, Any]:
     val = score_student(student, read_table(plan.data, "val"), "val", [plan.threshold, *plan.sweep])
     test = _test_metrics(plan, student, old)
     frames = size_stratified(read_table(plan.data, "train"))
-    exclude_test_frames(frames, frozenset(s.sha256 for s in read_table(plan.data, "test")))
+    test_frames = read_table(plan.data, "test")
+    # by file and by pixels, so that a copy stored another way is caught as well
+    taken = {sample.sha256 for sample in test_frames} | {pixels_sha256(sample.frame) for sample in test_frames}
+    exclude_test_frames(frames, frozenset(taken))
     ranges, calibration = observe_ranges(student, frames, plan.method)
     card = {
         "version": CARD_VERSION,
