@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import pytest
-import torch
 
+from tests.one_thread import one_thread
 from tinyusfm_runtime.phantom import make_phantom
 
 COLUMNS = ("file", "label", "mask", "split", "group", "pixel_size_mm", "head_circumference_mm", "orig_w", "orig_h")
 SPLITS = {"train": 24, "val": 4, "test": 4}
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+__all__ = ["one_thread"]
 
 
 @pytest.fixture(scope="session")

@@ -48,23 +48,28 @@ def patient_frames(data: Path) -> GateFrames:
 
 
 def judge_on_patients(
-    student: Any, frames: GateFrames, target: str, precision: str, *, test_sha256: frozenset[str] = frozenset()
-) -> dict[str, Any]:
-    """Exports one artefact and judges it.
+    student: Any,
+    frames: GateFrames,
+    target: str,
+    precisions: Sequence[str],
+    *,
+    test_sha256: frozenset[str] = frozenset(),
+) -> list[dict[str, Any]]:
+    """Exports the artefacts of one target and judges each; the PyTorch reference runs once for all of them.
 
     Args:
         student: a LoadedStudent with ranges.
         frames: patients.
         target: public name.
-        precision: fp32, fp16, bf16 or int8.
+        precisions: any of fp32, fp16, bf16 and int8.
         test_sha256: hashes that calibration must not hold.
 
     Returns:
-        Entry for the card's ``gates``: target, precision, weights_sha256, frames' hash, machine, summary. A missed gate
-        is an entry like any other.
+        Entries for the card's ``gates``, one a precision: target, precision, weights_sha256, machine, notes, and the
+        summary, which holds the frames' hashes. A missed gate is an entry like any other.
 
     Raises:
-        EdgeError: anything else that keeps the artefact from being built.
+        EdgeError: anything else that keeps an artefact from being built.
     """
     with TemporaryDirectory() as folder:
         try:
@@ -72,7 +77,7 @@ def judge_on_patients(
                 student.module,
                 student.spec,
                 targets=[target],
-                precisions=[precision],
+                precisions=precisions,
                 out=Path(folder) / "patients.bundle",
                 gate_frames=frames,
                 ranges=student.ranges,
@@ -81,15 +86,17 @@ def judge_on_patients(
             reports, notes = result.reports, list(result.notes)
         except GateError as error:
             reports, notes = getattr(error.report, "reports", {}), [str(error)]
-    (report,) = reports.values()
-    return {
-        "target": target,
-        "precision": precision,
-        "weights_sha256": student.weights_sha256,
-        "machine": machine_card().cpu_class,
-        "notes": notes,
-        "summary": report.summary(),
-    }
+    return [
+        {
+            "target": target,
+            "precision": precision,
+            "weights_sha256": student.weights_sha256,
+            "machine": machine_card().cpu_class,
+            "notes": notes,
+            "summary": report.summary(),
+        }
+        for precision, report in zip(precisions, reports.values(), strict=True)
+    ]
 
 
 def offered(target: str) -> list[str]:
@@ -111,17 +118,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         frames = patient_frames(options.data)
         test = frozenset(sample.sha256 for sample in read_table(options.data, "test"))
         for target in TARGETS:
-            for precision in offered(target):
-                try:
-                    entry = judge_on_patients(student, frames, target, precision, test_sha256=test)
-                except (MissingExtra, UnsupportedError) as error:
-                    print(f"{target} {precision}: not run, {error}")
-                    continue
-                entries.append(entry)
-                numbers = entry["summary"]["statistics"]
-                print(
-                    json.dumps({"target": plugins.public_name(target), "precision": precision, **numbers}), flush=True
-                )
+            try:
+                judged = judge_on_patients(student, frames, target, offered(target), test_sha256=test)
+            except (MissingExtra, UnsupportedError) as error:
+                print(f"{target}: not run, {error}")
+                continue
+            entries += judged
+            for entry in judged:
+                head = {"target": plugins.public_name(target), "precision": entry["precision"]}
+                print(json.dumps(head | entry["summary"]["statistics"]), flush=True)
         if not options.dry_run:
             add_gates(students.folder(options.name), entries)
     except EdgeError as error:
