@@ -8,7 +8,7 @@ Shapes: HW = rows, columns; HWC = rows, columns, channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from types import TracebackType
@@ -54,6 +54,7 @@ class Frame:
         t_source_ns: the source's own clock, or None.
         t_recv_ns: ``time.monotonic_ns`` at reception, or None.
         orientation: PLUS letters (MF, UF, MN, UN) or None.
+        crop: (row, column, height, width) of these pixels in the picture as it was received, or None for all of it.
     """
 
     pixels: np.ndarray
@@ -64,6 +65,7 @@ class Frame:
     t_source_ns: int | None = None
     t_recv_ns: int | None = None
     orientation: str | None = None
+    crop: tuple[int, int, int, int] | None = None
 
     def __post_init__(self) -> None:
         """Checks that the pixels are what the format says.
@@ -99,4 +101,27 @@ class FrameSource(Protocol):
     def __iter__(self) -> Iterator[Frame]: ...
 
 
-__all__ = ["Frame", "FrameSource", "PixelFormat", "VideoRange"]
+@runtime_checkable
+class LiveSource(FrameSource, Protocol):
+    """A source whose frames are lost if nobody takes them: a probe, a link, a camera.
+
+    Its iteration blocks until a new frame is there, reconnects by itself and ends only after ``close``, which may be
+    called from any thread. A source without these two is a file: its frames wait.
+    """
+
+    @property
+    def last_contact_ns(self) -> int | None:
+        """``time.monotonic_ns`` of the last sign of life (frame, keep-alive, heartbeat), or None before the first."""
+        ...
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """What was refused before it became a frame, by reason, and how often the link was made anew."""
+        ...
+
+    def close(self) -> None:
+        """Ends the iteration soon; closing twice is harmless."""
+        ...
+
+
+__all__ = ["Frame", "FrameSource", "LiveSource", "PixelFormat", "VideoRange"]

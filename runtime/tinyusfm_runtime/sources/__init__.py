@@ -108,7 +108,9 @@ def cropped(frame: Frame, crop: Box) -> Frame:
         raise SourceError(
             f"crop {crop} does not lie inside a frame of {rows}x{cols} rows x columns (8 pixels at least)"
         )
-    return replace(frame, pixels=frame.pixels[row : row + height, col : col + width])
+    top, left = (frame.crop or (0, 0))[:2]
+    window = frame.pixels[row : row + height, col : col + width]
+    return replace(frame, pixels=window, crop=(top + row, left + col, height, width))
 
 
 __all__ = ["Box", "CroppedSource", "cropped", "open_source"]
