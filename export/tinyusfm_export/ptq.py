@@ -138,20 +138,21 @@ def activation_taps(graph: ExportGraph) -> Callable[[np.ndarray], Mapping[str, n
     return run
 
 
-def quantize_weight(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def quantize_weight(weight: np.ndarray, *, limit: int = 127) -> tuple[np.ndarray, np.ndarray]:
     """Symmetric int8 codes with one scale per output channel.
 
     Args:
         weight: float32, output channels first.
+        limit: largest code, 127, or 63 for engines that add two products in 16 bits (2 * 255 * 63 < 2^15).
 
     Returns:
-        int8 codes in -127..127 of the same shape, and float32 scales (O,), positive.
+        int8 codes in -limit..limit of the same shape, and float32 scales (O,), positive.
     """
     rows = np.abs(weight.reshape(weight.shape[0], -1)).max(1).astype(np.float64)
-    scales = np.where(rows > 0.0, rows / 127.0, 1.0).astype(np.float32)
+    scales = np.where(rows > 0.0, rows / limit, 1.0).astype(np.float32)
     shape = (-1,) + (1,) * (weight.ndim - 1)
     codes = np.rint(weight.astype(np.float64) / scales.reshape(shape).astype(np.float64))
-    return np.clip(codes, -127, 127).astype(np.int8), scales
+    return np.clip(codes, -limit, limit).astype(np.int8), scales
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

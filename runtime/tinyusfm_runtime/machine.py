@@ -25,6 +25,10 @@ WATCHED_FEATURES = (
 """Features by which engines choose kernels, as Linux spells them."""
 BF16_FEATURES = frozenset({"avx512_bf16", "avx_ne_convert", "amx_bf16", "bf16", "svebf16"})
 """Any of these means that the CPU computes bfloat16 itself."""
+INT8_DOT_FEATURES = frozenset(
+    {"avx_vnni", "avx512_vnni", "avx_vnni_int8", "amx_int8", "asimd", "asimddp", "i8mm", "sve", "sve2", "svei8mm"}
+)
+"""Any of these means that sums of 8-bit products are kept in 32 bits (Arm's older widening products do that too)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +58,11 @@ class MachineCard:
     def has_bf16(self) -> bool:
         """True if the CPU is known to compute bfloat16 itself."""
         return not BF16_FEATURES.isdisjoint(self.features)
+
+    @property
+    def has_int8_dot(self) -> bool:
+        """True if the CPU is known to sum 8-bit products without saturating at 16 bits."""
+        return not INT8_DOT_FEATURES.isdisjoint(self.features)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, ready for ``json.dumps``."""
@@ -149,6 +158,7 @@ def _name(blocks: list[dict[str, str]]) -> str:
 
 __all__ = [
     "BF16_FEATURES",
+    "INT8_DOT_FEATURES",
     "WATCHED_FEATURES",
     "MachineCard",
     "card_from_cpuinfo",

@@ -108,7 +108,7 @@ def _insert_layer(operations: dict[str, Any], path: str, layer: Any, quant: Tens
     """Replaces one product by FakeQuantize, int8 weights and the same product, and corrects the bias."""
     op = import_openvino().opset13
     weight = as_array(layer.weight)
-    codes, scales = quantize_weight(weight)
+    codes, scales = quantize_weight(weight, limit=_weight_limit())
     old = operations[f"{path}/matmul" if weight.ndim == 2 else f"{path}/WithoutBiases"]
     padded = weight.ndim == 4 and any(layer.padding)
     source, low = _fake_quantize(op, old.input_value(0), quant, shift=not padded)
@@ -123,6 +123,14 @@ def _insert_layer(operations: dict[str, Any], path: str, layer: Any, quant: Tens
         new = op.convolution(source, narrow, [1, 1], pads, pads, [1, 1], name=old.get_friendly_name())
     sums = codes.reshape(len(codes), -1).astype(np.float64).sum(1) * scales
     _replace(op, operations.get(f"{path}/bias" if weight.ndim == 2 else path), old, new, layer, low * sums)
+
+
+def _weight_limit() -> int:
+    """Largest weight code that OpenVINO's kernels multiply without overflow on this CPU.
+
+    Without 8-bit dot products they add two products in 16 bits, which saturates; 7-bit weights cannot reach that.
+    """
+    return 127 if machine_card().has_int8_dot else 63
 
 
 def _fake_quantize(op: Any, source: Any, quant: TensorQuant, *, shift: bool) -> tuple[Any, float]:
@@ -179,7 +187,8 @@ def _save(openvino: Any, model: Any, out: Path, *, half: bool) -> tuple[Path, Pa
 def _form(decision: QuantDecision) -> str:
     rest = _REST[decision.rest_precision]
     if decision.precision == "int8":
-        return f"static int8 by FakeQuantize, u8 activations with the offset in the bias, rest {rest}"
+        weights = "" if machine_card().has_int8_dot else ", 7-bit weights (no 8-bit dot products on this CPU)"
+        return f"static int8 by FakeQuantize, u8 activations with the offset in the bias{weights}, rest {rest}"
     if decision.precision == "fp32":
         return "float32"
     return f"float16 storage, computed in {rest}" + (" on a CPU" if rest == "float32" else "")
