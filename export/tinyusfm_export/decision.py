@@ -77,6 +77,7 @@ class QuantDecision:
         tensors: activation tensor name -> how it is represented; names that are absent are float.
         set_id: calibration set the ranges came from, or None.
         method: how the ranges were found (``minmax``, ``percentile``, ...), or ``none``.
+        weight_limit: largest weight code: 127 for 8-bit weights, 7 for 4-bit ones (stored in 8 bits all the same).
         version: version of this form.
     """
 
@@ -85,6 +86,7 @@ class QuantDecision:
     tensors: dict[str, TensorQuant] = field(default_factory=dict)
     set_id: str | None = None
     method: str = "none"
+    weight_limit: int = 127
     version: int = DECISION_VERSION
 
     def __post_init__(self) -> None:
@@ -92,6 +94,8 @@ class QuantDecision:
             raise InputError(f"quantization decision of version {self.version}: this toolkit reads {DECISION_VERSION}")
         if self.precision not in PRECISIONS:
             raise InputError(f"precision {self.precision!r} is not one of {', '.join(PRECISIONS)}")
+        if type(self.weight_limit) is not int or not 1 <= self.weight_limit <= 127:
+            raise InputError(f"the largest weight code is 1 to 127, not {self.weight_limit!r}")
         if self.rest_precision not in ("f32", "bf16"):
             raise InputError(f"rest precision {self.rest_precision!r} is not f32 or bf16")
         if self.precision == "bf16" and self.rest_precision != "bf16":

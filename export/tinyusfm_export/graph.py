@@ -28,7 +28,7 @@ from tinyusfm_runtime.errors import InputError
 from tinyusfm_runtime.spec import ModelSpec, Task
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from torch.export import ExportedProgram
     from torch.fx import Node
 
@@ -105,17 +105,40 @@ def build_graph(student: nn.Module, spec: ModelSpec, *, auxiliary: tuple[str, ..
     Raises:
         InputError: not a grey model, or student, spec and auxiliary names do not fit together.
     """
+    import torch
+
+    with torch.no_grad():
+        recorder, logits = _record(student, spec, auxiliary)
+    outputs = {"logits": logits, **{name: recorder.auxiliary[name] for name in auxiliary}}
+    module = recorder.net.finish(outputs)
+    return ExportGraph(module=module, spec=spec, outputs=tuple(outputs), linear_inputs=dict(recorder.net.linear_inputs))
+
+
+def live_weights(student: nn.Module, spec: ModelSpec) -> dict[str, Tensor]:
+    """The weights of the export graph as differentiable functions of the student's parameters.
+
+    Args:
+        student: as in ``build_graph``.
+        spec: its spec.
+
+    Returns:
+        Name in ``ExportGraph.module``'s state -> tensor through which gradients reach the student.
+
+    Raises:
+        InputError: as ``build_graph``.
+    """
+    return dict(_record(student, spec, ())[0].net.tensors)
+
+
+def _record(student: nn.Module, spec: ModelSpec, auxiliary: tuple[str, ...]) -> tuple[_Recorder, Node]:
     if not spec.preprocess.grey:
         raise InputError(f"model {spec.name!r} is not grey: the export folds three equal channels into one")
     try:
         recorder = _Recorder(student, spec, auxiliary)
         heads = {Task.SEGMENT: _segment, Task.CLASSIFY: _classify, Task.FEATURES: _features}
-        logits = heads[spec.task](recorder)
+        return recorder, heads[spec.task](recorder)
     except (AttributeError, IndexError) as error:
         raise InputError(f"this is not a student for task {spec.task.value!r}: {error}") from error
-    outputs = {"logits": logits, **{name: recorder.auxiliary[name] for name in auxiliary}}
-    module = recorder.net.finish(outputs)
-    return ExportGraph(module=module, spec=spec, outputs=tuple(outputs), linear_inputs=dict(recorder.net.linear_inputs))
 
 
 class _Recorder:
@@ -289,4 +312,4 @@ def _features(r: _Recorder) -> Node:
     return net.reshape("logits", net.permute("norm.channels", normed, (0, 2, 1)), (1, r.width, *r.grid))
 
 
-__all__ = ["AUXILIARY_PREFIX", "PATCH", "TAPS", "ExportGraph", "build_graph"]
+__all__ = ["AUXILIARY_PREFIX", "PATCH", "TAPS", "ExportGraph", "build_graph", "live_weights"]

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class Net:
     """Records an export graph, node by node; every method takes and returns fx nodes.
 
+    ``tensors`` holds the weights as they came, by the names they have in the module, so that gradients can pass.
+
     Args:
         shape: static NCHW shape of the input ``image``, codes 0..255.
     """
@@ -30,6 +32,7 @@ class Net:
 
         self.graph = fx.Graph()
         self.modules: dict[str, Any] = {}
+        self.tensors: dict[str, Tensor] = {}
         self.linear_inputs: dict[str, str] = {}
         self.image = self.graph.placeholder("image")
         self._mark(self.image, "image", shape)
@@ -125,6 +128,7 @@ class Net:
 
         name = path.replace(".", "_")
         self.modules[name] = nn.Parameter(value.detach().clone(), requires_grad=False)
+        self.tensors[name] = value
         return self._mark(self.graph.get_attr(name), path, tuple(value.shape))
 
     def add(self, path: str, a: Node, b: Node) -> Node:
@@ -197,7 +201,8 @@ class Net:
         """Stores a module with its weight and bias under its path and calls it."""
         for name, value in zip(("weight", "bias"), weights, strict=False):
             if value is not None:
-                getattr(layer, name).data.copy_(value)
+                getattr(layer, name).data.copy_(value.detach())
+                self.tensors[f"{path}.{name}"] = value
         self.modules[path] = layer
         if quantizable:
             x.meta["path"] = f"{path}.input"

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _FLOAT = 1  # TensorProto.FLOAT
 _FLAT = TensorQuant(mode="float")
+Codes = tuple[np.ndarray, np.ndarray]
+"""int8 weight codes, and float32 scales (O,)."""
 
 
 def qdq_onnx(graph: ExportGraph, decision: QuantDecision) -> bytes:
@@ -79,6 +81,10 @@ class _Int8Form(FloatForm):
         """How the node's first argument is represented."""
         return self.decision.tensors.get(node.args[0].meta["path"], _FLAT)  # type: ignore[union-attr]
 
+    def codes(self, layer: Any) -> Codes:
+        """A layer's weight codes and scales, as narrow as the decision says."""
+        return quantize_weight(as_array(layer.weight), limit=self.decision.weight_limit)
+
 
 class _QdqForm(_Int8Form):
     """Symmetric Q/DQ on inputs and weights."""
@@ -89,7 +95,7 @@ class _QdqForm(_Int8Form):
             super().linear(w, node, layer)
             return
         path = str(node.target)
-        weight = _dequantized_weight(w, path, as_array(layer.weight), transpose=True)
+        weight = _dequantized_weight(w, path, self.codes(layer), transpose=True)
         product = f"{path}/product" if layer.bias is not None else w.values[node]
         w.raw("MatMul", f"{path}/matmul", [_qdq(w, path, w.source(node), quant), weight], [product])
         if layer.bias is not None:
@@ -102,7 +108,7 @@ class _QdqForm(_Int8Form):
             return
         path = str(node.target)
         source = _qdq(w, path, w.source(node), quant)
-        weight = _dequantized_weight(w, path, as_array(layer.weight), transpose=False)
+        weight = _dequantized_weight(w, path, self.codes(layer), transpose=False)
         inputs = [source, weight, w.weight(f"{path}.bias", layer.bias)]
         w.raw("Conv", path, inputs, [w.values[node]], **conv_attributes(layer))
 
@@ -116,9 +122,9 @@ def _qdq(w: Writer, path: str, source: str, quant: TensorQuant) -> str:
     return f"{path}/rounded"
 
 
-def _dequantized_weight(w: Writer, path: str, weight: np.ndarray, *, transpose: bool) -> str:
+def _dequantized_weight(w: Writer, path: str, quantized: Codes, *, transpose: bool) -> str:
     """int8 weights with a scale per output channel; ``transpose`` stores a linear's as (I, O)."""
-    codes, scales = quantize_weight(weight)
+    codes, scales = quantized
     names = [
         w.store(f"{path}.weight_codes", codes.T if transpose else codes),
         w.store(f"{path}.weight_scale", scales),
@@ -136,7 +142,7 @@ class _OrtForm(_Int8Form):
             super().linear(w, node, layer)
             return
         path = str(node.target)
-        codes, scales, middle = _stored_weight(as_array(layer.weight))
+        codes, scales, middle = _stored_weight(*self.codes(layer))
         found = [f"{path}/codes", f"{path}/scale", f"{path}/zero"]
         w.raw("DynamicQuantizeLinear", f"{path}/quantize", [w.source(node)], found)
         weight = w.store(f"{path}.weight_codes", codes.T)
@@ -168,7 +174,7 @@ class _OrtForm(_Int8Form):
         step = w.store(f"{path}.input_scale", np.float32(grid.scale))
         zero = w.store(f"{path}.input_zero", (np.int8 if grid.signed else np.uint8)(grid.zero))
         w.raw("QuantizeLinear", f"{path}/quantize", [source, step, zero], [f"{path}/codes"])
-        codes, scales, middle = _stored_weight(as_array(layer.weight))
+        codes, scales, middle = _stored_weight(*self.codes(layer))
         bias = np.rint(as_array(layer.bias).astype(np.float64) / (scales.astype(np.float64) * grid.scale))
         weight = [
             w.store(f"{path}.weight_codes", codes),
@@ -183,7 +189,7 @@ class _OrtForm(_Int8Form):
         w.raw("DequantizeLinear", f"{path}/dequantize", [f"{path}/output_codes", out_step, out_zero], [result])
 
 
-def _stored_weight(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.generic]:
+def _stored_weight(codes: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.generic]:
     """Weight codes as ONNX Runtime multiplies them without overflow on this CPU.
 
     Without 8-bit dot products its x86 kernels add two products of an unsigned and a signed code in 16 bits, which
@@ -193,7 +199,6 @@ def _stored_weight(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.gener
     Returns:
         codes int8 or uint8, scales float32 (O,), and the code of zero, of the codes' type.
     """
-    codes, scales = quantize_weight(weight)
     if machine_card().has_int8_dot:
         return codes, scales, np.int8(0)
     return (codes.astype(np.int16) + 128).astype(np.uint8), scales, np.uint8(128)

@@ -47,6 +47,7 @@ class PtqPolicy:
         symmetric: demand code grids symmetric about zero in every form, also where a target could use the range as
             it is.
         rest_precision: arithmetic of everything else; None is bf16 where this CPU computes it itself, else f32.
+        weight_limit: largest weight code, 127, or 7 for weights of 4 bits.
     """
 
     layers: tuple[str, ...] = BLOCK_LAYERS
@@ -55,6 +56,7 @@ class PtqPolicy:
     dynamic: tuple[str, ...] = ()
     symmetric: bool = False
     rest_precision: RestPrecision | None = None
+    weight_limit: int = 127
 
     def quantizes(self, layer: str) -> bool:
         """Whether a layer becomes int8."""
@@ -87,7 +89,12 @@ def decide(
         raise InputError("the quantization policy selects no layer of this model: check its patterns")
     rest = policy.rest_precision or ("bf16" if machine_card().has_bf16 else "f32")
     return QuantDecision(
-        precision="int8", rest_precision=rest, tensors=tensors, set_id=ranges.set_id, method=ranges.method
+        precision="int8",
+        rest_precision=rest,
+        tensors=tensors,
+        set_id=ranges.set_id,
+        method=ranges.method,
+        weight_limit=policy.weight_limit,
     )
 
 

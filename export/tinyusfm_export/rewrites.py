@@ -5,7 +5,8 @@ float32 rounding (measured on the segmentation student: max abs 2e-5 on logits o
 little in float32 (2 % with ONNX Runtime) and more where products are cheap: of OpenVINO's int8 time, one Zen 5 core,
 chunked attention saves 11 %, thin resizes as products 5 %, patches as a linear 3 to 6 %, the rest together 2 %.
 
-They know parameters, not graphs: where a fold is placed is graph.py's business.
+They know parameters, not graphs: where a fold is placed is graph.py's business. They are differentiable, so that
+quantization-aware training reaches the student through them; whoever only wants numbers calls them without gradients.
 
 Shapes: O outputs, I inputs of a layer; OIHW convolution weights.
 """
@@ -43,7 +44,7 @@ def fold_grey(proj: nn.Conv2d, mean: tuple[float, ...], std: tuple[float, ...]) 
 
     if proj.in_channels != 3 or tuple(proj.stride) != tuple(proj.kernel_size) or any(proj.padding):
         raise InputError("the grey fold needs a patch embedding of 3 channels, unpadded, with stride = patch size")
-    weight = proj.weight.detach().double()
+    weight = proj.weight.double()
     mean_C = torch.tensor(mean, dtype=torch.float64)
     std_C = torch.tensor(std, dtype=torch.float64)
     per_code = (weight / (255.0 * std_C)[None, :, None, None]).sum(1)
@@ -61,8 +62,8 @@ def fold_layer_norm(norm: nn.LayerNorm, linear: nn.Linear) -> Affine:
     Returns:
         Weight (O, I) and bias (O,) for the output of the same LayerNorm without affine.
     """
-    weight = linear.weight.detach().double()
-    scale, shift = norm.weight.detach().double(), norm.bias.detach().double()
+    weight = linear.weight.double()
+    scale, shift = norm.weight.double(), norm.bias.double()
     return (weight * scale[None]).float(), (_bias(linear) + weight @ shift).float()
 
 
@@ -91,7 +92,7 @@ def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Affine:
         InputError: the BatchNorm keeps no running statistics.
     """
     scale, shift = _batch_norm(norm)
-    weight = conv.weight.detach().double()
+    weight = conv.weight.double()
     return (weight * scale[:, None, None, None]).float(), (_bias(conv) * scale + shift).float()
 
 
@@ -110,8 +111,8 @@ def merge_neck_lateral(neck: nn.Conv2d, lateral: nn.Conv2d, norm: nn.BatchNorm2d
     if tuple(neck.kernel_size) != (1, 1) or tuple(lateral.kernel_size) != (1, 1):
         raise InputError("only 1x1 convolutions commute with a bilinear resize")
     scale, shift = _batch_norm(norm)
-    first = neck.weight.detach().double().flatten(1)
-    second = lateral.weight.detach().double().flatten(1)
+    first = neck.weight.double().flatten(1)
+    second = lateral.weight.double().flatten(1)
     weight = scale[:, None] * (second @ first)
     bias = scale * (second @ _bias(neck) + _bias(lateral)) + shift
     return weight.float(), bias.float()
@@ -127,7 +128,7 @@ def split_classifier(classifier: nn.Conv2d, levels: int) -> list[Affine]:
     """
     import torch
 
-    weight = classifier.weight.detach().clone()
+    weight = classifier.weight
     bias = _bias(classifier).float()
     return [(weight, bias if level == 0 else torch.zeros_like(bias)) for level in range(levels)]
 
@@ -143,8 +144,8 @@ def token_table(cls_token: Tensor, pos_embed: Tensor, patch_bias: Tensor) -> tup
     Returns:
         The first token (1, 1, D) and the patches' offsets (1, patches, D), the embedding's bias included.
     """
-    first = cls_token.detach().double() + pos_embed.detach()[:, :1].double()
-    return first.float(), (pos_embed.detach()[:, 1:].double() + patch_bias.double()).float()
+    first = cls_token.double() + pos_embed[:, :1].double()
+    return first.float(), (pos_embed[:, 1:].double() + patch_bias.double()).float()
 
 
 def bilinear_matrix(size: int, out: int) -> Tensor:
@@ -179,14 +180,14 @@ def _bias(layer: nn.Conv2d | nn.Linear) -> Tensor:
 
     if layer.bias is None:
         return torch.zeros(layer.weight.shape[0], dtype=torch.float64)
-    return layer.bias.detach().double()
+    return layer.bias.double()
 
 
 def _batch_norm(norm: nn.BatchNorm2d) -> Affine:
     if norm.running_mean is None or norm.running_var is None:
         raise InputError("a BatchNorm without running statistics cannot be folded")
-    scale = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
-    return scale, norm.bias.detach().double() - norm.running_mean.double() * scale
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    return scale, norm.bias.double() - norm.running_mean.double() * scale
 
 
 __all__ = [

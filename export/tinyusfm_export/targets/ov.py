@@ -100,15 +100,15 @@ def insert_int8(model: Any, graph: ExportGraph, decision: QuantDecision) -> None
         if name not in graph.linear_inputs:
             raise UnsupportedError(f"the decision names {name!r}, which this graph has not: decide anew")
         layer = graph.linear_inputs[name]
-        _insert_layer(operations, layer, graph.module.get_submodule(layer), quant)
+        _insert_layer(operations, layer, graph.module.get_submodule(layer), quant, decision.weight_limit)
     model.validate_nodes_and_infer_types()
 
 
-def _insert_layer(operations: dict[str, Any], path: str, layer: Any, quant: TensorQuant) -> None:
+def _insert_layer(operations: dict[str, Any], path: str, layer: Any, quant: TensorQuant, weight_limit: int) -> None:
     """Replaces one product by FakeQuantize, int8 weights and the same product, and corrects the bias."""
     op = import_openvino().opset13
     weight = as_array(layer.weight)
-    codes, scales = quantize_weight(weight, limit=_weight_limit())
+    codes, scales = quantize_weight(weight, limit=min(weight_limit, _weight_limit()))
     old = operations[f"{path}/matmul" if weight.ndim == 2 else f"{path}/WithoutBiases"]
     padded = weight.ndim == 4 and any(layer.padding)
     source, low = _fake_quantize(op, old.input_value(0), quant, shift=not padded)

@@ -1,0 +1,265 @@
+"""Quantization-aware training: a student learns to answer through its own int8 graph as it does in float.
+
+The student's parameters run through the same rewrites and the same grids as the export (graph.live_weights,
+fake_quant.py), so what is trained is what is exported, to one step of a grid. The frozen float student is the teacher;
+labels are not needed, any frames of the kind will do. Activation ranges stay those of the decision. BatchNorm keeps its
+statistics.
+
+Loss (our choice): segmentation, binary cross-entropy (or cross-entropy over classes) against the teacher's
+probabilities; classification, KL divergence; both plus the mean squared error of the logits over the teacher's
+variance; features, 1 - cosine. AdamW, cosine decay, gradient norm clipped at 1.
+
+A run with the same frames, settings and torch gives the same student; a stopped run goes on from its checkpoint to the
+same end. It does not know files of students, tables or the command line.
+
+Shapes: B batch; 1HW codes 0..255; BKHW or BK logits.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinyusfm_export.decision import QuantDecision
+from tinyusfm_export.fake_quant import FakeQuant
+from tinyusfm_export.graph import build_graph, live_weights
+from tinyusfm_runtime.errors import CalibrationError, InputError
+from tinyusfm_runtime.spec import ModelSpec, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+CHECKPOINT_VERSION = 1
+"""Version of a checkpoint's content."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QatConfig:
+    """Settings of one run.
+
+    Attributes:
+        steps: optimiser steps.
+        batch: frames a step.
+        learning_rate: peak learning rate.
+        weight_decay: on tensors of two or more axes.
+        warmup: steps of linear warm-up.
+        logit_weight: weight of the logits' squared error.
+        seed: of the order of the frames.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    steps: int = 200
+    batch: int = 4
+    learning_rate: float = 1e-5
+    weight_decay: float = 0.0
+    warmup: int = 10
+    logit_weight: float = 0.5
+    seed: int = 42
+    checkpoint_every: int = 25
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            InputError: no steps or no batch, or a rate that is not positive.
+        """
+        if min(self.steps, self.batch, self.checkpoint_every) < 1 or not self.learning_rate > 0:
+            raise InputError("QAT needs steps, batch and checkpoint_every of at least 1 and a positive learning rate")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QatResult:
+    """A trained student.
+
+    Attributes:
+        student: the module, float32, evaluation mode.
+        losses: loss of every step of this call.
+        first_loss: of the untrained student on the first batches, the PTQ loss.
+        last_loss: mean of the last tenth of the steps.
+    """
+
+    student: nn.Module
+    losses: tuple[float, ...]
+    first_loss: float
+    last_loss: float
+
+
+def finetune(
+    student: nn.Module,
+    spec: ModelSpec,
+    decision: QuantDecision,
+    frames_1HW: Sequence[np.ndarray],
+    config: QatConfig,
+    *,
+    checkpoint: Path | None = None,
+    progress: Callable[[str, float], None] | None = None,
+) -> QatResult:
+    """Trains a copy of a student through its int8 graph.
+
+    Args:
+        student: the float student; it is only read, and teaches.
+        spec: its spec.
+        decision: an int8 decision with static ranges.
+        frames_1HW: preprocessed frames, uint8 1xHxW of the model's input size.
+        config: settings.
+        checkpoint: file to resume from and to write to, or None.
+        progress: told how far it is.
+
+    Returns:
+        The trained student and its losses.
+
+    Raises:
+        CalibrationError: no frames.
+        InputError: the checkpoint belongs to another run, or student and spec do not fit.
+        UnsupportedError: the decision has dynamic tensors.
+    """
+    import torch
+
+    if not frames_1HW:
+        raise CalibrationError("QAT needs frames: give --data DIR with frames of the training split")
+    told = progress or (lambda what, share: None)
+    teacher = copy.deepcopy(student).eval().requires_grad_(False)
+    run = _Run(copy.deepcopy(student).eval(), teacher, spec, decision, config)
+    if checkpoint is not None and checkpoint.is_file():
+        run.resume(checkpoint)
+    losses: list[float] = []
+    with torch.random.fork_rng(devices=[]):
+        while run.step < config.steps:
+            losses.append(run.advance(frames_1HW))
+            told("quantization-aware training", run.step / config.steps)
+            if checkpoint is not None and (run.step % config.checkpoint_every == 0 or run.step == config.steps):
+                run.save(checkpoint)
+    history = [*run.history]
+    tail = history[-max(1, len(history) // 10) :]
+    return QatResult(
+        student=run.student.requires_grad_(False),
+        losses=tuple(losses),
+        first_loss=float(np.mean(history[: max(1, len(history) // 20)])),
+        last_loss=float(np.mean(tail)),
+    )
+
+
+class _Run:
+    """Everything that moves, so that it can be saved."""
+
+    def __init__(
+        self, student: nn.Module, teacher: nn.Module, spec: ModelSpec, decision: QuantDecision, config: QatConfig
+    ) -> None:
+        import torch
+
+        self.student, self.spec, self.config = student.requires_grad_(True), spec, config
+        self.teacher = FakeQuant(build_graph(teacher, spec), _nothing(decision))
+        self.fake = FakeQuant(build_graph(student, spec), decision)
+        plain = [p for p in student.parameters() if p.ndim < 2]
+        matrices = [p for p in student.parameters() if p.ndim >= 2]
+        groups = [
+            {"params": matrices, "weight_decay": config.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        self.optimiser = torch.optim.AdamW(groups, lr=config.learning_rate)
+        self.step, self.history = 0, []  # type: tuple[int, list[float]]
+        self.identity = {"decision": decision.to_json(), "config": asdict(config), "weights": spec.weights_sha256}
+
+    def advance(self, frames_1HW: Sequence[np.ndarray]) -> float:
+        """One optimiser step; returns the loss."""
+        import torch
+        from torch import nn
+
+        codes = torch.from_numpy(np.stack([frames_1HW[i] for i in self._batch(len(frames_1HW))])).float()
+        with torch.no_grad():
+            wanted = self.teacher(codes)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self._rate()
+        found = self.fake(codes, live_weights(self.student, self.spec))
+        loss = distance(found, wanted, self.spec.task, self.config.logit_weight)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
+        self.optimiser.step()
+        self.step += 1
+        self.history.append(float(loss.detach()))
+        return self.history[-1]
+
+    def _batch(self, count: int) -> list[int]:
+        """Frames of this step: a new seeded order every pass, whatever was run before."""
+        wanted = range(self.step * self.config.batch, (self.step + 1) * self.config.batch)
+        orders = {n // count: None for n in wanted}
+        shuffled = {turn: np.random.default_rng((self.config.seed, turn)).permutation(count) for turn in orders}
+        return [int(shuffled[n // count][n % count]) for n in wanted]
+
+    def _rate(self) -> float:
+        c = self.config
+        warm = min(1.0, (self.step + 1) / max(1, c.warmup))
+        return c.learning_rate * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * self.step / c.steps)))
+
+    def save(self, path: Path) -> None:
+        """Writes the checkpoint, whole or not at all."""
+        import torch
+
+        state = {
+            "version": CHECKPOINT_VERSION,
+            "identity": self.identity,
+            "step": self.step,
+            "history": self.history,
+            "student": self.student.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+        }
+        temporary = path.with_name(f".{path.name}.tmp")
+        torch.save(state, temporary)
+        temporary.replace(path)
+
+    def resume(self, path: Path) -> None:
+        """Takes up a checkpoint.
+
+        Raises:
+            InputError: it cannot be read, or belongs to another run.
+        """
+        import torch
+
+        try:
+            state: dict[str, Any] = torch.load(path, weights_only=True)
+        except Exception as error:  # torch raises many things for damaged files
+            raise InputError(f"the QAT checkpoint cannot be read ({type(error).__name__}): remove it") from error
+        if state.get("version") != CHECKPOINT_VERSION or state.get("identity") != self.identity:
+            raise InputError("the QAT checkpoint belongs to another run: remove it, or use the same settings")
+        self.step, self.history = int(state["step"]), list(state["history"])
+        self.student.load_state_dict(state["student"])
+        self.optimiser.load_state_dict(state["optimiser"])
+
+
+def distance(found: Tensor, wanted: Tensor, task: Task, logit_weight: float) -> Tensor:
+    """How far an answer lies from the teacher's, the loss of the module's docstring.
+
+    Args:
+        found: logits BKHW or BK.
+        wanted: the teacher's, without gradient.
+        task: what they answer.
+        logit_weight: weight of the squared error.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    if task is Task.FEATURES:
+        return (1 - F.cosine_similarity(found.flatten(1), wanted.flatten(1))).mean()
+    squared = F.mse_loss(found, wanted) / wanted.var().clamp_min(1e-6)
+    if found.shape[1] == 1:
+        soft = torch.sigmoid(wanted)
+        # without the teacher's own entropy, so that 0 is the best there is
+        floor = F.binary_cross_entropy_with_logits(wanted, soft)
+        return F.binary_cross_entropy_with_logits(found, soft) - floor + logit_weight * squared
+    kl = F.kl_div(found.log_softmax(1), wanted.log_softmax(1), log_target=True, reduction="none").sum(1).mean()
+    return kl + logit_weight * squared
+
+
+def _nothing(decision: QuantDecision) -> QuantDecision:
+    """The same decision without anything quantized."""
+    return QuantDecision(precision="fp32", rest_precision="f32", method=decision.method)
+
+
+__all__ = ["CHECKPOINT_VERSION", "QatConfig", "QatResult", "distance", "finetune"]
