@@ -1,4 +1,4 @@
-"""Charts as SVG text: a histogram of latencies and a strip of per-frame values. Standard library only.
+"""Charts as SVG text: a histogram of latencies, a strip of per-frame values and named points. Standard library only.
 
 They show what they are given and compute nothing beyond bins and scales. A colour goes with a
 name's position, so two charts with the same names in the same order agree.
@@ -88,6 +88,37 @@ def strip(
     return _frame([*parts, *_legend(list(values))], f"{label} of each frame: " + ", ".join(values))
 
 
+def scatter(points: Sequence[tuple[str, float, float, bool]], label_x: str, label_y: str) -> str:
+    """Named points, good ones filled and the others hollow.
+
+    Args:
+        points: (name, x, y, good).
+        label_x: of the horizontal axis.
+        label_y: of the vertical axis.
+
+    Returns:
+        An ``<svg>`` element.
+    """
+    if not points:
+        return _frame([_words(WIDTH / 2, HEIGHT / 2, "nothing measured", anchor="middle")], "empty chart")
+    (low_x, high_x), (low_y, high_y) = (_padded([point[axis] for point in points]) for axis in (1, 2))
+    parts = _axes(low_x, high_x, low_y, high_y, label_x, label_y)
+    for index, (name, x, y, good) in enumerate(points):
+        place, colour = (_x(x, low_x, high_x), _y(y, low_y, high_y)), COLOURS[index % len(COLOURS)]
+        fill = colour if good else "none"
+        parts.append(f'<circle cx="{place[0]:.1f}" cy="{place[1]:.1f}" r="5" fill="{fill}" stroke="{colour}"/>')
+        right = place[0] < WIDTH - 120
+        shift = 9 if right else -9
+        parts.append(_words(place[0] + shift, place[1] + 4, name, anchor="start" if right else "end"))
+    return _frame(parts, f"{label_y} against {label_x}: " + ", ".join(point[0] for point in points))
+
+
+def _padded(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    pad = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - pad, high + pad
+
+
 def _binned(values: Sequence[float], low: float, step: float, bins: int) -> list[float]:
     counts = [0] * bins
     for value in values:
@@ -149,4 +180,4 @@ def _frame(parts: Sequence[str], about: str) -> str:
     )
 
 
-__all__ = ["BOTTOM", "COLOURS", "HEIGHT", "LEFT", "RIGHT", "TOP", "WIDTH", "histogram", "strip"]
+__all__ = ["BOTTOM", "COLOURS", "HEIGHT", "LEFT", "RIGHT", "TOP", "WIDTH", "histogram", "scatter", "strip"]
