@@ -2,8 +2,8 @@
 
 A layer that the decision quantizes reads its input from the symmetric 8-bit grid of ``qdq_onnx`` and its weights from
 the per-channel grid of ``quantize_weight``; biases and everything else stay float32. Rounding passes gradients straight
-through inside the grid and stops them outside (Jacob et al., CVPR 2018, section 3). Weights may be handed in as functions of
-a student's parameters, so that training reaches the student itself.
+through inside the grid and stops them outside (Jacob et al., CVPR 2018, section 3). Weights may be handed in as
+functions of a student's parameters, so that training reaches the student itself.
 
 It does not know data, losses, files or engines.
 

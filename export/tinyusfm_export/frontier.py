@@ -141,9 +141,7 @@ def measure_frontier(
         inputs = [tensor for tensor, _ in checks.frames.inputs[:NUM_INPUTS]]
         samples = measure_interleaved(runners, inputs, rounds=rounds, runs=runs)
     return tuple(
-        FrontierPoint(
-            kept_float=count, report=item.report, size_bytes=item.size_bytes, samples_ms=samples[str(count)]
-        )
+        FrontierPoint(kept_float=count, report=item.report, size_bytes=item.size_bytes, samples_ms=samples[str(count)])
         for count, item in built.items()
     )
 

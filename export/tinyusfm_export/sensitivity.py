@@ -1,9 +1,9 @@
 """Sensitivity: which tensor costs how much, and the fewest layers that must stay float for the gate to hold.
 
 Each layer that the policy quantizes is quantized alone, in fake quantization (fake_quant.py: torch, the arithmetic of
-the exported Q/DQ graph), and its answers are compared with the float graph's on the same frames. A layer's *cost* is the
-loss of mean Dice (segmentation), the mean change of probability (classification) or 1 - mean cosine (features); equal
-costs are told apart by the mean absolute change of the logits. ``all`` is the cost of everything at once.
+the exported Q/DQ graph), and its answers are compared with the float graph's on the same frames. A layer's *cost* is
+the loss of mean Dice (segmentation), the mean change of probability (classification) or 1 - mean cosine (features);
+equal costs are told apart by the mean absolute change of the logits. ``all`` is the cost of everything at once.
 
 ``mixed_policies`` turns the order into policies that keep the 0, 1, 2, 4, ... most expensive layers float; the ladder
 takes the first that holds the gate on every target, measured on the artefact, and ``fewest`` then looks between the
@@ -147,13 +147,13 @@ def measure_sensitivity(
     if not inputs_NCHW or not quantized:
         raise CalibrationError("sensitivity needs frames and a decision that quantizes something")
     told = progress or (lambda what, share: None)
-    wanted = _answers(FakeQuant(graph, float_decision("fp32")), inputs_NCHW)
+    wanted = answers(FakeQuant(graph, float_decision("fp32")), inputs_NCHW)
     found = {name: dict(costs) for name, costs in (known or {}).items()}
     jobs = {graph.linear_inputs[name]: {name: quant} for name, quant in quantized.items()} | {"all": quantized}
     for number, (layer, tensors) in enumerate(jobs.items()):
         if layer not in found:
             alone = replace(decision, tensors=dict(tensors))
-            found[layer] = _cost(_answers(FakeQuant(graph, alone), inputs_NCHW), wanted, graph.spec)
+            found[layer] = answer_cost(answers(FakeQuant(graph, alone), inputs_NCHW), wanted, graph.spec)
             if keep is not None:
                 keep(found)
         told(f"quantizing {layer} alone" if layer != "all" else "quantizing all layers", (number + 1) / len(jobs))
@@ -229,14 +229,16 @@ def fewest(holds: Callable[[int], bool], most: int) -> int | None:
     return count
 
 
-def _answers(model: FakeQuant, inputs_NCHW: Sequence[np.ndarray]) -> list[np.ndarray]:
+def answers(model: FakeQuant, inputs_NCHW: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Logits of every frame, float32."""
     import torch
 
     with torch.inference_mode():
         return [model(torch.from_numpy(np.ascontiguousarray(codes)).float()).numpy() for codes in inputs_NCHW]
 
 
-def _cost(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray], spec: ModelSpec) -> dict[str, float]:
+def answer_cost(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray], spec: ModelSpec) -> dict[str, float]:
+    """``cost`` and ``logit_abs`` of answers against the wanted ones, see the module's docstring."""
     pairs = list(zip(found, wanted, strict=True))
     change = float(np.mean([np.abs(a.astype(np.float64) - b).mean() for a, b in pairs]))
     return {"cost": float(np.mean([_distance(a, b, spec) for a, b in pairs])), "logit_abs": change}
@@ -274,6 +276,8 @@ __all__ = [
     "SENSITIVITY_VERSION",
     "LayerCost",
     "Sensitivity",
+    "answer_cost",
+    "answers",
     "fewest",
     "keep_most_expensive",
     "measure_sensitivity",

@@ -51,7 +51,10 @@ def sensitivity(
         raise CalibrationError(f"{student} carries no activation ranges: tinyusfm-edge calibrate makes them")
     folder = None if data is None else read_data(data, calibrate=False)
     gate_frames = choose_gate_frames(
-        data=folder.validation if folder else None, calibration=None, shipped=shipped, source=folder.name if folder else ""
+        data=folder.validation if folder else None,
+        calibration=None,
+        shipped=shipped,
+        source=folder.name if folder else "",
     )
     console.check_writable(out, "the sensitivity file")
     graph = build_graph(loaded.module.eval(), loaded.spec)
@@ -147,7 +150,9 @@ def _page(name: str, found: Sensitivity, points: tuple[FrontierPoint, ...], targ
     headline = (
         f"The gate holds with {min(p.kept_float for p in passed)} layers kept float."
         if passed
-        else "No INT8 artefact was measured." if not points else "The gate is missed whatever was kept float."
+        else "No INT8 artefact was measured."
+        if not points
+        else "The gate is missed whatever was kept float."
     )
     blocks: list[Block] = []
     if points:
