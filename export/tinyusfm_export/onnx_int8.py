@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinyusfm_export.decision import QuantDecision, TensorQuant
+from tinyusfm_export.onnx_half import half_onnx, half_scale
 from tinyusfm_export.onnx_writer import FloatForm, Writer, as_array, conv_attributes, write_onnx
 from tinyusfm_export.ptq import natural_grid, quantize_weight, symmetric_grid
 from tinyusfm_runtime.errors import UnsupportedError
@@ -34,12 +35,13 @@ _FLOAT = 1  # TensorProto.FLOAT
 _FLAT = TensorQuant(mode="float")
 
 
-def qdq_onnx(graph: ExportGraph, decision: QuantDecision) -> bytes:
+def qdq_onnx(graph: ExportGraph, decision: QuantDecision, *, half: bool = False) -> bytes:
     """Writes explicit, symmetric Q/DQ.
 
     Args:
         graph: the export graph.
         decision: an int8 decision with static ranges; a float one gives the float32 file.
+        half: type everything that is not int8 in FP16 (onnx_half.py), with scales that are exact in it.
 
     Raises:
         UnsupportedError: the decision has a dynamic tensor, or names one that the graph has not.
@@ -48,7 +50,8 @@ def qdq_onnx(graph: ExportGraph, decision: QuantDecision) -> bytes:
     dynamic = [name for name, quant in decision.quantized().items() if quant.mode == "dynamic"]
     if dynamic:
         raise UnsupportedError(f"Q/DQ ONNX has static ranges only, {dynamic[0]!r} is dynamic: calibrate it")
-    return write_onnx(graph, form=_QdqForm(graph, decision))
+    data = write_onnx(graph, form=_QdqForm(graph, decision, half=half))
+    return half_onnx(data) if half else data
 
 
 def ort_onnx(graph: ExportGraph, decision: QuantDecision) -> bytes:
@@ -81,7 +84,11 @@ class _Int8Form(FloatForm):
 
 
 class _QdqForm(_Int8Form):
-    """Symmetric Q/DQ on inputs and weights."""
+    """Symmetric Q/DQ on inputs and weights; ``half`` takes scales that FP16 holds exactly."""
+
+    def __init__(self, graph: ExportGraph, decision: QuantDecision, *, half: bool) -> None:
+        super().__init__(graph, decision)
+        self.half = half
 
     def linear(self, w: Writer, node: Node, layer: Any) -> None:
         quant = self.quant(node)
@@ -89,9 +96,9 @@ class _QdqForm(_Int8Form):
             super().linear(w, node, layer)
             return
         path = str(node.target)
-        weight = _dequantized_weight(w, path, as_array(layer.weight), transpose=True)
+        weight = _dequantized_weight(w, path, as_array(layer.weight), transpose=True, half=self.half)
         product = f"{path}/product" if layer.bias is not None else w.values[node]
-        w.raw("MatMul", f"{path}/matmul", [_qdq(w, path, w.source(node), quant), weight], [product])
+        w.raw("MatMul", f"{path}/matmul", [_qdq(w, path, w.source(node), quant, self.half), weight], [product])
         if layer.bias is not None:
             w.raw("Add", f"{path}/bias", [product, w.weight(f"{path}.bias", layer.bias)], [w.values[node]])
 
@@ -101,24 +108,28 @@ class _QdqForm(_Int8Form):
             super().conv(w, node, layer)
             return
         path = str(node.target)
-        source = _qdq(w, path, w.source(node), quant)
-        weight = _dequantized_weight(w, path, as_array(layer.weight), transpose=False)
+        source = _qdq(w, path, w.source(node), quant, self.half)
+        weight = _dequantized_weight(w, path, as_array(layer.weight), transpose=False, half=self.half)
         inputs = [source, weight, w.weight(f"{path}.bias", layer.bias)]
         w.raw("Conv", path, inputs, [w.values[node]], **conv_attributes(layer))
 
 
-def _qdq(w: Writer, path: str, source: str, quant: TensorQuant) -> str:
+def _qdq(w: Writer, path: str, source: str, quant: TensorQuant, half: bool) -> str:
     """Rounds a tensor to its symmetric grid."""
-    scale = w.store(f"{path}.input_scale", np.float32(symmetric_grid(quant).scale))
+    step = np.float32(symmetric_grid(quant).scale)
+    scale = w.store(f"{path}.input_scale", half_scale(step) if half else step)
     zero = w.store(f"{path}.input_zero", np.int8(0))
     w.raw("QuantizeLinear", f"{path}/quantize", [source, scale, zero], [f"{path}/codes"])
     w.raw("DequantizeLinear", f"{path}/dequantize", [f"{path}/codes", scale, zero], [f"{path}/rounded"])
     return f"{path}/rounded"
 
 
-def _dequantized_weight(w: Writer, path: str, weight: np.ndarray, *, transpose: bool) -> str:
+def _dequantized_weight(w: Writer, path: str, weight: np.ndarray, *, transpose: bool, half: bool) -> str:
     """int8 weights with a scale per output channel; ``transpose`` stores a linear's as (I, O)."""
     codes, scales = quantize_weight(weight)
+    if half:
+        scales = half_scale(scales)
+        codes = np.clip(np.rint(weight / scales.reshape((-1,) + (1,) * (weight.ndim - 1))), -127, 127).astype(np.int8)
     names = [
         w.store(f"{path}.weight_codes", codes.T if transpose else codes),
         w.store(f"{path}.weight_scale", scales),
