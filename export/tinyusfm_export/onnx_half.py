@@ -2,8 +2,8 @@
 
 TensorRT builds strongly typed engines: it computes in the types that the file names and chooses none itself. So the
 casts stand in the file. FP16 carries the products, the residual adds and what only moves data. LayerNormalization (a
-variance squares its input), Softmax (exponentials) and ReduceMean (a sum over all tokens) read and write float32, with a
-Cast on either side; the outputs are float32, the input stays uint8 (codes up to 255 are exact in FP16). Scales of
+variance squares its input), Softmax (exponentials) and ReduceMean (a sum over all tokens) read and write float32, with
+a Cast on either side; the outputs are float32, the input stays uint8 (codes up to 255 are exact in FP16). Scales of
 QuantizeLinear and DequantizeLinear become FP16 with what they scale; onnx_int8.py writes them so that this is exact.
 
 It does not know graphs of other vocabularies than net.py's, nor engines.
@@ -48,7 +48,7 @@ def half_onnx(data: bytes) -> bytes:
     return typed
 
 
-def half_scale(scale: np.ndarray) -> np.ndarray:
+def half_scale(scale: np.ndarray | np.floating) -> np.ndarray:
     """The smallest float16 numbers that are not smaller, as float32: a grid with this step still covers the range.
 
     Args:

@@ -115,7 +115,9 @@ class Cuda:
         code = self._calls["cudaGetDeviceCount"](ctypes.byref(count))
         if code in (_NO_DEVICE, _OLD_DRIVER) or (not code and not count.value):
             why = self._said(code) if code else "no CUDA-capable device is detected"
-            raise UnsupportedError(f"no NVIDIA GPU can be used here ({why}): install its driver, or run where there is one")
+            raise UnsupportedError(
+                f"no NVIDIA GPU can be used here ({why}): install its driver, or run where there is one"
+            )
         if code:
             raise EngineError(f"CUDA: cudaGetDeviceCount failed with error {code}: {self._said(code)}")
         properties = ctypes.create_string_buffer(_PROPERTIES_BYTES)
@@ -300,7 +302,9 @@ def _places() -> list[str]:
     found = list(LIBRARIES)
     spec = importlib.util.find_spec("nvidia")
     for root in (spec.submodule_search_locations or []) if spec else []:
-        found += [str(path) for part in ("cu13", "cuda_runtime") for path in Path(root, part, "lib").glob("libcudart.so.*")]
+        found += [
+            str(path) for part in ("cu13", "cuda_runtime") for path in Path(root, part, "lib").glob("libcudart.so.*")
+        ]
     return [*found, *(str(path) for path in sorted(Path("/usr/local/cuda/lib64").glob("libcudart.so.1[23]")))]
 
 

@@ -11,7 +11,7 @@ installed where this was made, its calls are those that both editions document.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -127,7 +127,7 @@ def import_tensorrt() -> Library:
 def messages(module: Any) -> Any:
     """The process's one logger for a module: TensorRT keeps the first it gets. ``errors`` holds what it said."""
 
-    class Messages(module.ILogger):  # type: ignore[misc, name-defined]
+    class Messages(module.ILogger):
         def __init__(self) -> None:
             module.ILogger.__init__(self)
             self.errors: list[str] = []
@@ -187,7 +187,7 @@ def check_types(network: Network, precision: str, *, quantized: int | None = Non
     """
     found = network.count("QUANTIZE", "INT8")
     if precision == "int8" and not found:
-        raise UnsupportedError("the ONNX holds no QuantizeLinear, so it cannot become an INT8 engine: export with --int8")
+        raise UnsupportedError("the ONNX has no Q/DQ nodes, so it cannot become an INT8 engine: export with --int8")
     wanted = (quantized or 0) if precision != "int8" else (found if quantized is None else quantized)
     if found != wanted:
         raise UnsupportedError(f"TensorRT sees {found} quantized inputs and the decision has {wanted}: export again")
@@ -271,7 +271,9 @@ def _apply(library: Library, network: Network, config: Any, flags: BuildFlags, c
     config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32
     if flags.dla:
         if not network.builder.num_DLA_cores:
-            raise UnsupportedError(f"{_named(library)} finds no DLA core here (Orin with JetPack has one): leave --dla out")
+            raise UnsupportedError(
+                f"{_named(library)} finds no DLA core here (Orin with JetPack has one): leave --dla out"
+            )
         config.default_device_type, config.DLA_core = trt.DeviceType.DLA, 0
         config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
     if flags.hardware_compatible and not library.is_rtx:
@@ -287,7 +289,7 @@ def _apply(library: Library, network: Network, config: Any, flags: BuildFlags, c
 
 
 def _monitor(trt: Any, told: Progress) -> Any:
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+    class Monitor(trt.IProgressMonitor):
         """Reports the outermost phase; the builder calls it from its own threads."""
 
         def __init__(self) -> None:
