@@ -1,7 +1,7 @@
 """``build``: a bundle's TensorRT engines made on the device they run on, and the gate completed there.
 
 For every TensorRT artefact: the engine comes out of the cache, out of the bundle or is built; it is loaded as a session
-loads it; the golden frames are judged against the PyTorch reference stored in the bundle, by the gate of the export; and
+loads it; the golden frames are judged against the PyTorch reference stored in the bundle, by the gate of the export;
 the outcome is written next to the engine. A session opens the artefact only if that outcome is a pass of exactly this
 bundle on this device. The bundle itself is never written. numpy only: no torch, no onnx.
 """

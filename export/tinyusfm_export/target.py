@@ -2,7 +2,7 @@
 
 A target is one file in ``targets/``; its stem is the name people type (see plugins.py in the runtime). The file has
 ``probe()``, which tells whether it can build here, and a class ``Target``. Where the engine itself runs on other
-machines only, the file also has a class ``StandIn``, an engine that runs the artefact's own files here, and the target's
+machines only, the file also has a class ``StandIn``, an engine that runs the artefact's own files here, and its
 requirements say what is ``pending``. It does not know gates, bundles or frames.
 """
 

@@ -126,8 +126,8 @@ class Verdict:
         facts.append(f"{speed:.2f}x as fast as {best.precision.upper()}")
         # the size is set against the same side as the last speed
         facts.append(f"{smaller:.1f}x smaller ({int8.size_bytes / 1e6:.1f} against {best.size_bytes / 1e6:.1f} MB)")
-        agreement = agreement(int8.report)
-        told = f"{', '.join(facts)}, p50 {int8.percentile(50):.1f} ms on {self.threads} thread(s){agreement}"
+        shown = agreement(int8.report)
+        told = f"{', '.join(facts)}, p50 {int8.percentile(50):.1f} ms on {self.threads} thread(s){shown}"
         if self:
             return f"INT8 was worth it here: {told}."
         instead = f"take {best.precision.upper()} unless the file size matters" if smaller > 1 else "take FP32"

@@ -1,6 +1,6 @@
 """Device memory, a stream and a graph over the CUDA runtime, through ctypes; nothing is loaded before it is asked for.
 
-ctypes on libcudart and not cuda-bindings: JetPack brings the library and no such wheel for its Python 3.10, the eighteen
+ctypes on libcudart and not cuda-bindings: JetPack brings the library and no such wheel for its Python 3.10, the few
 calls needed here have kept their signatures since CUDA 11.4, and nothing has to match a Python version. The library is
 taken from the system, from the wheel ``nvidia-cuda-runtime``, or from /usr/local/cuda, CUDA 13 before 12.
 

@@ -34,7 +34,7 @@ class EngineConfig:
 
     Attributes:
         threads: threads inside one operator, at least 1.
-        rest_precision: one of ``REST_PRECISIONS``, passed to the library in so many words, since some pick one silently.
+        rest_precision: ``f32``, ``f16`` or ``bf16``, passed to the library in so many words: some pick one silently.
     """
 
     threads: int

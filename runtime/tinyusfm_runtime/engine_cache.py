@@ -283,7 +283,8 @@ class EngineCache:
             entry = CachedEngine.from_json(json.loads(_read_owned(folder / _ENTRY)))
             if entry.key.foreign_to(now):
                 raise UnsupportedError(
-                    f"the cached engine was built for {entry.key.device}, this is {now.device}: {BUILD_HINT} with --rebuild"
+                    f"the cached engine was built for {entry.key.device}, this is {now.device}: "
+                    f"{BUILD_HINT} with --rebuild"
                 )
             content = {}
             for role, digest in entry.files.items():
@@ -346,7 +347,7 @@ def _write(path: Path, raw: bytes) -> None:
             file.write(raw)
             file.flush()
             os.fsync(handle)
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -51,9 +51,12 @@ def examine() -> dict[str, Any]:
     pieces: list[dict[str, Any]] = []
     for kind in plugins.KINDS:
         for name in plugins.names(kind):
-            pieces += _pieces(kind, name)
+            mine = _pieces(kind, name)
+            pieces += mine
             probe = plugins.probe(kind, name)
             install = None if probe.works or probe.extra is None else f"pip install 'tinyusfm-edge[{probe.extra}]'"
+            if not probe.works and (missing := [row["mend"] for row in mine if not row["works"]]):
+                install = missing[0]
             found.append(
                 {
                     "kind": kind.removesuffix("s"),

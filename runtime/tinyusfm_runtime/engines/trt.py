@@ -172,7 +172,7 @@ class Engine:
                 self._outputs[name] = buffer
 
     def _prepare(self, lane: Lane, logger: Any) -> str:
-        """One plain run, in which the library settles what it has left open, then the graph; how it is run, in words."""
+        """One plain run, in which the library settles what is left open, then the graph; how it is run, in words."""
         self._queue(lane)
         lane.synchronise()
         try:
