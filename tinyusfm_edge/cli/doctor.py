@@ -36,8 +36,8 @@ def doctor(
     console.say(console.table(("kind", "name", "works", "how, or why not", "what brings it"), rows))
     if missing := [row for row in report["pieces"] if not row["works"]]:
         console.say()
-        rows = [(row["of"], row["name"], row["reason"], row["mend"]) for row in missing]
-        console.say(console.table(("for", "missing piece", "why", "what brings it"), rows))
+        lines = [(row["of"], row["name"], row["reason"], row["mend"]) for row in missing]
+        console.say(console.table(("for", "missing piece", "why", "what brings it"), lines))
 
 
 def examine() -> dict[str, Any]:
