@@ -108,7 +108,7 @@ def load_recipe(name: str) -> Recipe:
     except ImportError as error:  # Python 3.10
         raise InputError("recipes are .toml files, which need Python 3.11: give the options themselves") from error
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
-    if path.parent == FOLDER and path.stem not in recipe_names():
+    if not name.endswith(".toml") and name not in recipe_names():
         raise InputError(f"there is no recipe {name!r}; there is: {', '.join(recipe_names())}, or a .toml file")
     try:
         raw = path.read_bytes()

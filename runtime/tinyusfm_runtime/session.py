@@ -47,6 +47,7 @@ GOLDEN_FRAMES_AT_START = 4
 """Golden frames run at start-up on the class of CPU the artefact was verified on; elsewhere all of them."""
 WARM_UP_RUNS = 5
 """First runs are slower; they settle after three to four."""
+_GATE_NAMES = {"probability_drift": "drift_worst", "cosine": "cosine_worst"}  # gate.py of the export -> selfcheck.py
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -410,12 +411,13 @@ def _passed_here(engine: Engine, manifest: Manifest) -> bool:
 
 
 def gate_limits(artefact: Artefact) -> dict[str, float]:
-    """Thresholds the artefact was gated with, as far as its gate report names them under ``gate``."""
-    limits = (artefact.gate or {}).get("gate")
-    if not isinstance(limits, Mapping):
+    """Thresholds the artefact was gated with, as far as its gate report names them, under the names used here."""
+    report = artefact.gate or {}
+    found = report.get("limits", report.get("gate"))
+    if not isinstance(found, Mapping):
         return {}
-    numbers = ((name, value) for name, value in limits.items() if name in DEFAULT_LIMITS)
-    return {name: float(value) for name, value in numbers if type(value) in (int, float)}
+    named = {_GATE_NAMES.get(name, name): value for name, value in found.items()}
+    return {n: float(value) for n, value in named.items() if n in DEFAULT_LIMITS and type(value) in (int, float)}
 
 
 def _load_engine(bundle: Bundle, artefact: Artefact, config: EngineConfig) -> Engine:

@@ -29,7 +29,9 @@ RTX_ONLY = ("ComputeCapability", "IRuntimeCache", "IRuntimeConfig")
 
 def real_module() -> Any:
     """The installed TensorRT for RTX."""
-    return pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'tinyusfm-edge[tensorrt]'")
+    return pytest.importorskip(
+        "tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'tinyusfm-edge[tensorrt]'"
+    )
 
 
 def signatures(doc: str, name: str) -> list[inspect.Signature]:
@@ -61,7 +63,9 @@ def _parameter(text: str) -> inspect.Parameter:
     declared, _, default = text.partition(" = ")
     name, _, kind = declared.partition(":")
     value = default if default else inspect.Parameter.empty
-    return inspect.Parameter(name.strip(), inspect.Parameter.POSITIONAL_OR_KEYWORD, default=value, annotation=kind.strip())
+    return inspect.Parameter(
+        name.strip(), inspect.Parameter.POSITIONAL_OR_KEYWORD, default=value, annotation=kind.strip()
+    )
 
 
 def fits(value: Any, annotation: str) -> bool:
@@ -151,9 +155,7 @@ class World:
     compiled: list[bytes] = field(default_factory=list)
 
 
-def install(
-    monkeypatch: pytest.MonkeyPatch, *, edition: str = "tensorrt_rtx", version: str = "", **gpu: Any
-) -> World:
+def install(monkeypatch: pytest.MonkeyPatch, *, edition: str = "tensorrt_rtx", version: str = "", **gpu: Any) -> World:
     """Puts the fake library and a fake GPU in place.
 
     Args:
@@ -202,7 +204,9 @@ class _Parser:
 
 
 class _Builder:
-    """The real builder, aimed at SM86 where it would ask the GPU."""
+    """The real builder, aimed at SM86 where it would ask the GPU; the same network is built once a process."""
+
+    made: dict[tuple[str, int], bytes] = {}
 
     def __init__(self, real: Any, logger: Any, world: World) -> None:
         self._real, self._world, self._builder = real, world, real.Builder(logger)
@@ -211,11 +215,20 @@ class _Builder:
         if config.num_compute_capabilities == 0:
             config.num_compute_capabilities = 1
             config.set_compute_capability(self._real.ComputeCapability.SM86, 0)
-        plan = self._builder.build_serialized_network(network, config)
+        source = _Parser.sources[id(network)]
+        known = (hashlib.sha256(source).hexdigest(), config.num_compute_capabilities)
+        if known not in self.made:
+            plan = self._builder.build_serialized_network(network, config)
+            if plan is None:
+                return None
+            self.made[known] = bytes(plan)
+        elif (monitor := config.progress_monitor) is not None:
+            monitor.phase_start("Building engine", None, 1)
+            monitor.step_complete("Building engine", 0)
+            monitor.phase_finish("Building engine")
         self._world.builds += 1
-        if plan is not None:
-            self._world.plans[hashlib.sha256(bytes(plan)).hexdigest()] = _Parser.sources[id(network)]
-        return plan
+        self._world.plans[hashlib.sha256(self.made[known]).hexdigest()] = source
+        return self.made[known]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._builder, name)
@@ -249,7 +262,10 @@ def _engine(real: Any, world: World, onnx: bytes, *, rtx: bool) -> Fake:
         return Fake(
             real,
             "IRuntimeCache",
-            {"serialize": lambda: b"compiled kernels", "deserialize": lambda raw: not world.compiled.append(bytes(raw))},
+            {
+                "serialize": lambda: b"compiled kernels",
+                "deserialize": lambda raw: not world.compiled.append(bytes(raw)),
+            },
         )
 
     settings = {"create_runtime_cache": cache, "set_runtime_cache": lambda made: True}

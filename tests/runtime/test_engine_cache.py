@@ -28,7 +28,9 @@ OTHER_GPU = replace(KEY, gpu="RTX 4090 (128 SMs)", compute_capability="8.9")
 
 
 def entry(key: EngineKey = KEY) -> CachedEngine:
-    return CachedEngine(key=key, origin="built here", seconds=1.0, files={}, gates={}, created_utc="2026-01-01T00:00:00Z")
+    return CachedEngine(
+        key=key, origin="built here", seconds=1.0, files={}, gates={}, created_utc="2026-01-01T00:00:00Z"
+    )
 
 
 @pytest.fixture

@@ -70,7 +70,9 @@ def test_it_computes_the_model_logits_first(engine: trt.Engine, tensor: np.ndarr
     np.testing.assert_allclose(found["logits"], tiny_logits(tensor), atol=2e-5)
 
 
-def test_every_answer_is_that_of_its_own_input_and_belongs_to_the_caller(engine: trt.Engine, tensor: np.ndarray) -> None:
+def test_every_answer_is_that_of_its_own_input_and_belongs_to_the_caller(
+    engine: trt.Engine, tensor: np.ndarray
+) -> None:
     first = engine.run(tensor)["logits"]
     kept = first.copy()
     np.testing.assert_allclose(engine.run(255 - tensor)["logits"], tiny_logits(255 - tensor), atol=2e-5)
