@@ -40,9 +40,9 @@ REACH = 3
 """The blur averages a square of 2 * REACH + 1 pixels."""
 GOLDEN_SEEDS = tuple(range(8))
 """Phantoms in a test bundle; a real one holds 32 or more."""
-LIBRARY = {"ort": "onnxruntime", "ov": "openvino"}
+LIBRARY = {"ort": "onnxruntime", "ov": "openvino", "trt": "tensorrt-rtx"}
 """Engine -> distribution."""
-TARGET = {"ort": "onnx", "ov": "openvino", "fake": "fake"}
+TARGET = {"ort": "onnx", "ov": "openvino", "trt": "tensorrt", "fake": "fake"}
 """Engine -> target."""
 
 
@@ -264,7 +264,7 @@ def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict
 
     def build(engine: str) -> dict[str, bytes]:
         if engine not in made:
-            if engine == "ort":
+            if engine in ("ort", "trt"):
                 made[engine] = {"model.onnx": tiny_onnx()}
             elif engine == "ov":
                 xml, weights = tiny_openvino(tmp_path_factory.mktemp("ir"))

@@ -40,7 +40,7 @@ QUANT_FILE = "quant.json"
 QUANT_VERSION = 1
 """Version of ``quant.json``."""
 
-TOOLS = ("tinyusfm-edge", "numpy", "torch", "onnx", "onnxruntime", "openvino", "nncf")
+TOOLS = ("tinyusfm-edge", "numpy", "torch", "onnx", "onnxruntime", "openvino", "nncf", "tensorrt-rtx", "tensorrt")
 """Distributions whose versions a bundle names, where they are installed."""
 
 
@@ -110,13 +110,18 @@ def manifest_artefacts(
             },
             requirements=artefact.requirements,
             gate=artefact.report.summary(),
-            state=ArtefactState.VERIFIED if gated and artefact.report else ArtefactState.UNVERIFIED,
+            state=_state(artefact, gated),
             gated=gated,
             golden=golden_path(artefact.name),
             tolerance=artefact.tolerance,
         )
         for artefact in artefacts
     )
+
+
+def _state(artefact: CheckedArtefact, gated: bool) -> ArtefactState:
+    passed = gated and artefact.report and not artefact.pending
+    return ArtefactState.VERIFIED if passed else ArtefactState.UNVERIFIED
 
 
 def rehearse_and_publish(
@@ -156,6 +161,8 @@ def rehearse_and_publish(
     ).sealed()
     bundle = Bundle(out, manifest, dict(files))
     for artefact in artefacts:
+        if artefact.requirements.get("pending"):  # its engine runs elsewhere; its stand-in has run these bytes
+            continue
         Session.open(bundle, target=artefact.target, precision=artefact.precision, allow_unverified=True).close()
     return write_bundle(
         out,

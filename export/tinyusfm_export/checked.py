@@ -1,4 +1,4 @@
-"""One artefact, built by its target and checked in its own engine on the bytes that will be published.
+"""One artefact, built by its target and checked in its own engine or its stand-in on the bytes that will be published.
 
 The files are read back once; these bytes are loaded into the runtime's engine, run on the gate's frames and the golden
 frames, and later written into the bundle. It does not know PyTorch or how a bundle is laid out.
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyusfm_export.decision import QuantDecision
-from tinyusfm_export.engine_run import open_engine, run_engine
+from tinyusfm_export.engine_run import open_checker, run_engine
 from tinyusfm_export.expected import Expected
 from tinyusfm_export.gate import Gate, judge
 from tinyusfm_export.golden import find_tolerance
@@ -83,6 +83,11 @@ class CheckedArtefact:
         return f"{self.public_target}-{self.decision.precision}"
 
     @property
+    def pending(self) -> str:
+        """What has still to complete the gate; empty where the artefact ran in its own engine."""
+        return str(self.requirements.get("pending", ""))
+
+    @property
     def size_bytes(self) -> int:
         """All files together."""
         return sum(len(content) for content in self.files.values())
@@ -129,7 +134,7 @@ def build_checked(
     """
     built_files, built = _build(target, graph, decision)
     spec, stem, golden = graph.spec, plugins.canonical("targets", target), checks.golden
-    with open_engine(stem, built_files, spec, threads=checks.threads, rest_precision=built.rest_precision) as engine:
+    with open_checker(stem, built_files, spec, threads=checks.threads, rest_precision=built.rest_precision) as engine:
         found = run_engine(engine, spec, checks.frames.inputs)
         own = run_engine(engine, spec, golden.inputs)
         description = engine.description
@@ -148,7 +153,7 @@ def build_checked(
         files=built_files,
         form=built.form,
         rest_precision=built.rest_precision,
-        requirements={**asdict(built.requirements), "cpu_features": list(built.requirements.cpu_features)},
+        requirements=built.requirements.to_json(),
         report=report,
         broken=broken,
         golden=tuple(own),
@@ -188,7 +193,7 @@ def _build(target: str, graph: ExportGraph, decision: QuantDecision) -> tuple[di
 def _rerun(
     stem: str, files: Mapping[str, bytes], spec: ModelSpec, golden: Expected, threads: int, rest_precision: str
 ) -> list[Output]:
-    with open_engine(stem, files, spec, threads=threads, rest_precision=rest_precision) as engine:
+    with open_checker(stem, files, spec, threads=threads, rest_precision=rest_precision) as engine:
         return run_engine(engine, spec, golden.inputs)
 
 

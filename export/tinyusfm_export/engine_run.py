@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
 from tinyusfm_export.parity import Output, read_output
 from tinyusfm_runtime import plugins
 from tinyusfm_runtime.engine import Engine, EngineConfig
-from tinyusfm_runtime.errors import EngineError, MissingExtra
+from tinyusfm_runtime.errors import MissingExtra, UnsupportedError
 from tinyusfm_runtime.frame import Frame
 from tinyusfm_runtime.preprocess import Placement, preprocess
 from tinyusfm_runtime.spec import ModelSpec
@@ -35,7 +36,7 @@ def open_engine(
         files: file name -> content.
         spec: the model.
         threads: threads inside the engine.
-        rest_precision: ``f32`` or ``bf16``.
+        rest_precision: ``f32``, ``f16`` or ``bf16``.
 
     Raises:
         MissingExtra: the engine's library is not installed.
@@ -47,13 +48,49 @@ def open_engine(
         public = plugins.public_name(plugins.canonical("engines", name))
         if found.extra and found.reason.endswith("is not installed"):
             raise MissingExtra(f"running an artefact for {public}", found.reason.split()[0], found.extra)
-        raise EngineError(f"the engine of {public} does not work here: {found.reason}")
+        raise UnsupportedError(f"the engine of {public} does not work here: {found.reason}")
     engine: Engine = plugins.load("engines", name).Engine()
     try:
         engine.load(files, spec, EngineConfig(threads=threads, rest_precision=rest_precision))
         yield engine
     finally:
         engine.close()
+
+
+@contextmanager
+def open_checker(
+    target: str, files: Mapping[str, bytes], spec: ModelSpec, *, threads: int, rest_precision: str
+) -> Iterator[Engine]:
+    """Loads an artefact into what judges it at export: its own engine, or its target's stand-in.
+
+    Args:
+        target: name or alias.
+        files: file name -> content.
+        spec: the model.
+        threads: threads inside the engine.
+        rest_precision: arithmetic of what is not int8.
+
+    Raises:
+        MissingExtra: a library is not installed.
+        EngineError: the library refused the model.
+        UnsupportedError: this machine cannot run it.
+    """
+    stand_in = stand_in_of(target)
+    if stand_in is None:
+        with open_engine(target, files, spec, threads=threads, rest_precision=rest_precision) as engine:
+            yield engine
+        return
+    made: Engine = stand_in()
+    try:
+        made.load(files, spec, EngineConfig(threads=threads, rest_precision=rest_precision))
+        yield made
+    finally:
+        made.close()
+
+
+def stand_in_of(target: str) -> Any:
+    """The class that stands in for a target's engine where that cannot run at export, or None."""
+    return getattr(plugins.load("targets", target), "StandIn", None)
 
 
 def preprocess_all(frames: Sequence[Frame], spec: ModelSpec) -> list[tuple[np.ndarray, Placement]]:
@@ -90,4 +127,4 @@ def run_engine(engine: Engine, spec: ModelSpec, inputs: Inputs) -> list[Output]:
     return outputs
 
 
-__all__ = ["Inputs", "open_engine", "preprocess_all", "run_engine"]
+__all__ = ["Inputs", "open_checker", "open_engine", "preprocess_all", "run_engine", "stand_in_of"]

@@ -42,6 +42,11 @@ class Ladder:
     notes: tuple[str, ...] = ()
 
     @property
+    def pending(self) -> dict[str, str]:
+        """Artefact name -> what has still to complete its gate."""
+        return {artefact.name: artefact.pending for artefact in self.artefacts if artefact.pending}
+
+    @property
     def reports(self) -> dict[str, ParityReport]:
         """Artefact name -> parity report."""
         return {artefact.name: artefact.report for artefact in self.artefacts}

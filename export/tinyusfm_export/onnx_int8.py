@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinyusfm_export.decision import QuantDecision, TensorQuant
+from tinyusfm_export.onnx_half import half_onnx, half_scale
 from tinyusfm_export.onnx_writer import FloatForm, Writer, as_array, conv_attributes, write_onnx
 from tinyusfm_export.ptq import natural_grid, quantize_weight, symmetric_grid
 from tinyusfm_runtime.errors import UnsupportedError
@@ -36,12 +37,13 @@ Codes = tuple[np.ndarray, np.ndarray]
 """int8 weight codes, and float32 scales (O,)."""
 
 
-def qdq_onnx(graph: ExportGraph, decision: QuantDecision) -> bytes:
+def qdq_onnx(graph: ExportGraph, decision: QuantDecision, *, half: bool = False) -> bytes:
     """Writes explicit, symmetric Q/DQ.
 
     Args:
         graph: the export graph.
         decision: an int8 decision with static ranges; a float one gives the float32 file.
+        half: type everything that is not int8 in FP16 (onnx_half.py), with scales that are exact in it.
 
     Raises:
         UnsupportedError: the decision has a dynamic tensor, or names one that the graph has not.
@@ -50,7 +52,8 @@ def qdq_onnx(graph: ExportGraph, decision: QuantDecision) -> bytes:
     dynamic = [name for name, quant in decision.quantized().items() if quant.mode == "dynamic"]
     if dynamic:
         raise UnsupportedError(f"Q/DQ ONNX has static ranges only, {dynamic[0]!r} is dynamic: calibrate it")
-    return write_onnx(graph, form=_QdqForm(graph, decision))
+    data = write_onnx(graph, form=_QdqForm(graph, decision, half=half))
+    return half_onnx(data) if half else data
 
 
 def ort_onnx(graph: ExportGraph, decision: QuantDecision) -> bytes:
@@ -87,7 +90,20 @@ class _Int8Form(FloatForm):
 
 
 class _QdqForm(_Int8Form):
-    """Symmetric Q/DQ on inputs and weights."""
+    """Symmetric Q/DQ on inputs and weights; ``half`` takes scales that FP16 holds exactly."""
+
+    def __init__(self, graph: ExportGraph, decision: QuantDecision, *, half: bool) -> None:
+        super().__init__(graph, decision)
+        self.half = half
+
+    def codes(self, layer: Any) -> Codes:
+        codes, scales = super().codes(layer)
+        if not self.half:
+            return codes, scales
+        weight, limit = as_array(layer.weight), self.decision.weight_limit
+        scales = half_scale(scales)
+        found = np.clip(np.rint(weight / scales.reshape((-1,) + (1,) * (weight.ndim - 1))), -limit, limit)
+        return found.astype(np.int8), scales
 
     def linear(self, w: Writer, node: Node, layer: Any) -> None:
         quant = self.quant(node)
@@ -97,7 +113,7 @@ class _QdqForm(_Int8Form):
         path = str(node.target)
         weight = _dequantized_weight(w, path, self.codes(layer), transpose=True)
         product = f"{path}/product" if layer.bias is not None else w.values[node]
-        w.raw("MatMul", f"{path}/matmul", [_qdq(w, path, w.source(node), quant), weight], [product])
+        w.raw("MatMul", f"{path}/matmul", [_qdq(w, path, w.source(node), quant, self.half), weight], [product])
         if layer.bias is not None:
             w.raw("Add", f"{path}/bias", [product, w.weight(f"{path}.bias", layer.bias)], [w.values[node]])
 
@@ -107,15 +123,16 @@ class _QdqForm(_Int8Form):
             super().conv(w, node, layer)
             return
         path = str(node.target)
-        source = _qdq(w, path, w.source(node), quant)
+        source = _qdq(w, path, w.source(node), quant, self.half)
         weight = _dequantized_weight(w, path, self.codes(layer), transpose=False)
         inputs = [source, weight, w.weight(f"{path}.bias", layer.bias)]
         w.raw("Conv", path, inputs, [w.values[node]], **conv_attributes(layer))
 
 
-def _qdq(w: Writer, path: str, source: str, quant: TensorQuant) -> str:
+def _qdq(w: Writer, path: str, source: str, quant: TensorQuant, half: bool) -> str:
     """Rounds a tensor to its symmetric grid."""
-    scale = w.store(f"{path}.input_scale", np.float32(symmetric_grid(quant).scale))
+    step = np.float32(symmetric_grid(quant).scale)
+    scale = w.store(f"{path}.input_scale", half_scale(step) if half else step)
     zero = w.store(f"{path}.input_zero", np.int8(0))
     w.raw("QuantizeLinear", f"{path}/quantize", [source, scale, zero], [f"{path}/codes"])
     w.raw("DequantizeLinear", f"{path}/dequantize", [f"{path}/codes", scale, zero], [f"{path}/rounded"])

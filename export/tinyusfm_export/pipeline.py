@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 from tinyusfm_calibration.leakage import check_leakage
 from tinyusfm_calibration.ranges import Ranges, Taps, collect_ranges
 from tinyusfm_calibration.sets import NamedFrame, describe_frames, exclude_test_frames
+from tinyusfm_export.ahead import check_ahead, with_engines
 from tinyusfm_export.assemble import bundle_files, manifest_artefacts, rehearse_and_publish
 from tinyusfm_export.checked import Checks, load_target
-from tinyusfm_export.engine_run import preprocess_all
+from tinyusfm_export.engine_run import preprocess_all, stand_in_of
 from tinyusfm_export.expected import expect, expect_golden
 from tinyusfm_export.gate import Gate
 from tinyusfm_export.gate_frames import GateFrames
@@ -28,8 +29,9 @@ from tinyusfm_export.parity import ParityReport
 from tinyusfm_export.ptq import PtqPolicy, activation_taps
 from tinyusfm_export.side_by_side import judge_sides
 from tinyusfm_export.verdict import Verdict
-from tinyusfm_runtime.errors import CalibrationError
+from tinyusfm_runtime.errors import CalibrationError, InputError, UnsupportedError
 from tinyusfm_runtime.manifest import Artefact
+from tinyusfm_runtime.plugins import public_name
 from tinyusfm_runtime.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -55,6 +57,8 @@ class ExportOptions:
         compare: also build and measure FP32 and FP16 or BF16 beside INT8, for the verdict.
         rounds: interleaved rounds of the latency measurement.
         runs: timed runs a round.
+        compute_capabilities: also build TensorRT engines ahead of time for these, such as ``8.6``.
+        require_verified: refuse targets whose engine cannot run here, so that nothing unverified is published.
     """
 
     method: str = "percentile"
@@ -66,6 +70,8 @@ class ExportOptions:
     compare: bool = True
     rounds: int = 7
     runs: int = 10
+    compute_capabilities: tuple[str, ...] = ()
+    require_verified: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +93,11 @@ class ExportResult:
     verdicts: tuple[Verdict, ...]
     ranges: Ranges | None
     notes: tuple[str, ...] = ()
+
+    @property
+    def pending(self) -> dict[str, str]:
+        """Artefact name -> what has still to complete its gate."""
+        return {artefact.name: artefact.pending for artefact in self.artefacts if artefact.pending}
 
 
 def export_bundle(
@@ -133,8 +144,7 @@ def export_bundle(
     options, told = advanced or ExportOptions(), progress or (lambda what, share: None)
     spec = spec if spec.weights_sha256 else replace(spec, weights_sha256=module_sha256(module))
     rungs = plan_rungs(targets, precisions)
-    for target in {name for name, _ in rungs}:
-        load_target(target)
+    _check_targets([target for target, _ in rungs], options)
     told("rewriting the graph", 0.0)
     graph = _build_graph(module, spec, options)
     quantized = any(precision == "int8" for _, precision in rungs)
@@ -158,6 +168,8 @@ def export_bundle(
         gated=gated,
         told=lambda what, share: told(what, 0.2 + 0.5 * share),
     )
+    if options.compute_capabilities:
+        ladder = with_engines(ladder, options.compute_capabilities, lambda what, share: told(what, 0.7))
     told("measuring side by side", 0.7)
     verdicts = judge_sides(
         graph, ladder.artefacts, checks, siblings=options.compare, rounds=options.rounds, runs=options.runs
@@ -173,6 +185,21 @@ def export_bundle(
     return ExportResult(
         path=path, artefacts=entries, reports=ladder.reports, verdicts=verdicts, ranges=used, notes=ladder.notes
     )
+
+
+def _check_targets(targets: Sequence[str], options: ExportOptions) -> None:
+    """Before anything slow starts: every target works here, and can do what the options ask."""
+    for target in dict.fromkeys(targets):
+        load_target(target)
+        if options.require_verified and stand_in_of(target) is not None:
+            raise UnsupportedError(
+                f"{public_name(target)} cannot be verified on this machine, which --require-verified demands: leave it "
+                "out, and complete the gate on the device"
+            )
+    if options.compute_capabilities:
+        if "trt" not in targets:
+            raise InputError("compute capabilities are for target tensorrt, which is not among the targets")
+        check_ahead(options.compute_capabilities)
 
 
 def find_ranges(

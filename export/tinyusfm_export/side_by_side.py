@@ -32,7 +32,7 @@ def judge_sides(
     rounds: int,
     runs: int,
 ) -> tuple[Verdict, ...]:
-    """One verdict a target.
+    """One verdict a target whose engine runs here.
 
     Args:
         graph: the export graph.
@@ -46,7 +46,7 @@ def judge_sides(
         EngineError: an engine failed.
     """
     verdicts = []
-    for target in dict.fromkeys(artefact.target for artefact in artefacts):
+    for target in dict.fromkeys(artefact.target for artefact in artefacts if not artefact.pending):
         sides = [artefact for artefact in artefacts if artefact.target == target]
         asked = frozenset(artefact.decision.precision for artefact in sides)
         if siblings and "int8" in asked:

@@ -1,14 +1,16 @@
 """What a target is: something that writes the export graph and a decision as files one engine reads.
 
 A target is one file in ``targets/``; its stem is the name people type (see plugins.py in the runtime). The file has
-``probe()``, which tells whether it can build here, and a class ``Target``. It does not know gates, bundles or frames.
+``probe()``, which tells whether it can build here, and a class ``Target``. Where the engine itself runs on other
+machines only, the file also has a class ``StandIn``, an engine that runs the artefact's own files here, and its
+requirements say what is ``pending``. It does not know gates, bundles or frames.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from tinyusfm_export.decision import QuantDecision
@@ -24,11 +26,18 @@ class Requirements:
             was built, and is to be verified, on a machine with exactly these of ``WATCHED_FEATURES``.
         library: distribution of the engine.
         library_version: version it was built and verified with.
+        pending: what has still to complete the gate, one phrase, where the engine cannot run at export; else empty.
     """
 
     cpu_features: tuple[str, ...]
     library: str
     library_version: str
+    pending: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for the manifest; ``pending`` is left out where nothing is."""
+        plain = {**asdict(self), "cpu_features": list(self.cpu_features)}
+        return plain if self.pending else {name: value for name, value in plain.items() if name != "pending"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +47,7 @@ class BuiltArtefact:
     Attributes:
         files: what was written, the one the engine is pointed at first.
         form: how the decision was written, one phrase for people.
-        rest_precision: arithmetic of everything that is not int8, ``f32`` or ``bf16``.
+        rest_precision: arithmetic of everything that is not int8, ``f32``, ``f16`` or ``bf16``.
         requirements: what the machine must have.
     """
 

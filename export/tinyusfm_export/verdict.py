@@ -126,8 +126,8 @@ class Verdict:
         facts.append(f"{speed:.2f}x as fast as {best.precision.upper()}")
         # the size is set against the same side as the last speed
         facts.append(f"{smaller:.1f}x smaller ({int8.size_bytes / 1e6:.1f} against {best.size_bytes / 1e6:.1f} MB)")
-        agreement = _agreement(int8.report)
-        told = f"{', '.join(facts)}, p50 {int8.percentile(50):.1f} ms on {self.threads} thread(s){agreement}"
+        shown = agreement(int8.report)
+        told = f"{', '.join(facts)}, p50 {int8.percentile(50):.1f} ms on {self.threads} thread(s){shown}"
         if self:
             return f"INT8 was worth it here: {told}."
         instead = f"take {best.precision.upper()} unless the file size matters" if smaller > 1 else "take FP32"
@@ -163,7 +163,7 @@ class Verdict:
                 side.precision,
                 side.computes_in,
                 f"{side.size_bytes / 1e6:.1f}",
-                _agreement(side.report).lstrip(", ") or "-",
+                agreement(side.report).lstrip(", ") or "-",
                 *(f"{side.percentile(p):.2f}" for p in (50, 90, 99)),
                 "passed" if side.report else "MISSED",
             )
@@ -215,7 +215,8 @@ def _time_ms(run: Callable[[np.ndarray], object], tensor: np.ndarray) -> float:
     return (time.perf_counter_ns() - start) / 1e6
 
 
-def _agreement(report: ParityReport) -> str:
+def agreement(report: ParityReport) -> str:
+    """The main statistics of a report in words, each behind a comma."""
     numbers = report.comparison.statistics
     shown = [
         f"{words} {numbers[key]:{form}}{unit}"
@@ -231,4 +232,4 @@ def _agreement(report: ParityReport) -> str:
     return f", {', '.join(shown)}" if shown else ""
 
 
-__all__ = ["VERDICT_VERSION", "WORTH_RATIO", "Samples", "Side", "Verdict", "measure_interleaved", "ratio"]
+__all__ = ["VERDICT_VERSION", "WORTH_RATIO", "Samples", "Side", "Verdict", "agreement", "measure_interleaved", "ratio"]

@@ -212,6 +212,8 @@ def _notes(artefact: Artefact, gate: Gate) -> tuple[str, ...]:
     notes = []
     if not artefact.gated:
         notes.append("exported with its gate switched off")
+    elif artefact.pending:
+        notes.append(f"at export: {artefact.pending}")
     elif not artefact.trusted:
         notes.append("never passed its gate")
     limits = (artefact.gate or {}).get("limits")

@@ -22,8 +22,8 @@ INPUT_NAME = "image"
 """Name of the one graph input, uint8 NCHW, in every artefact."""
 LOGITS_NAME = "logits"
 """Name of the first graph output, float32, in every artefact."""
-REST_PRECISIONS = ("f32", "bf16")
-"""Precisions in which everything that is not INT8 may be computed."""
+REST_PRECISIONS = ("f32", "f16", "bf16")
+"""Precisions in which everything that is not INT8 may be computed; float16 on GPUs only."""
 MAX_THREADS = 1024
 """More threads than any board has: a larger number is a typing error."""
 
@@ -34,7 +34,7 @@ class EngineConfig:
 
     Attributes:
         threads: threads inside one operator, at least 1.
-        rest_precision: ``f32`` or ``bf16``, passed to the library in so many words, since some pick one silently.
+        rest_precision: ``f32``, ``f16`` or ``bf16``, passed to the library in so many words: some pick one silently.
     """
 
     threads: int

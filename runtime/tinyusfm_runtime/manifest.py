@@ -81,10 +81,11 @@ class Artefact:
         target: the name people type, such as ``openvino``.
         engine: file stem of the engine that runs it, such as ``ov``.
         precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
-        rest_precision: ``f32`` or ``bf16``: in what everything is computed that is not INT8.
+        rest_precision: ``f32``, ``f16`` or ``bf16``: in what everything is computed that is not INT8.
         form: how the quantization decision was written for this target, one phrase.
         files: path relative to the bundle -> fingerprint; the file names are the engine's own.
-        requirements: ``cpu_features`` it was verified with, ``library``, ``library_version``.
+        requirements: ``cpu_features`` it was verified with, ``library``, ``library_version``, and ``pending``: what has
+            still to complete its gate, one phrase, where its own engine could not run when it was exported.
         gate: the parity report it passed or missed, or None.
         state: whether it may be used without asking.
         gated: False if the gate was switched off.
@@ -134,6 +135,12 @@ class Artefact:
     def trusted(self) -> bool:
         """True if it passed a gate, so that it opens without ``allow_unverified``."""
         return self.state is ArtefactState.VERIFIED and self.gated
+
+    @property
+    def pending(self) -> str:
+        """What has still to complete the gate, in words; empty where nothing has, or the gate was switched off."""
+        waits = self.gated and self.state is ArtefactState.UNVERIFIED
+        return str(self.requirements.get("pending") or "") if waits else ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, ready for ``json.dumps``."""

@@ -47,6 +47,7 @@ GOLDEN_FRAMES_AT_START = 4
 """Golden frames run at start-up on the class of CPU the artefact was verified on; elsewhere all of them."""
 WARM_UP_RUNS = 5
 """First runs are slower; they settle after three to four."""
+_GATE_NAMES = {"probability_drift": "drift_worst", "cosine": "cosine_worst"}  # gate.py of the export -> selfcheck.py
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +80,7 @@ class Prediction:
         engine: library, version, device, precision and threads that really answered.
         target: such as ``openvino``.
         precision: such as ``int8``.
-        verified: False if the artefact never passed its gate.
+        verified: False if the artefact never passed its gate, at export or on this device.
         degraded: True if another artefact than the chosen one answered (never by a session's own doing).
         valid: False if an output was not finite: mask, scores and measurement are then None.
         timings: how long it took.
@@ -164,7 +165,7 @@ class Session:
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         clock.lap("verify_hashes")
         artefact = choose_artefact(opened.manifest, target, precision)
-        if not artefact.trusted and not allow_unverified:
+        if not artefact.trusted and not artefact.pending and not allow_unverified:
             why = "was exported with its gate switched off" if not artefact.gated else "never passed its gate"
             raise UnverifiedError(
                 f"artefact {artefact.name} {why}: export it again, or allow unverified artefacts to use it all the same"
@@ -177,6 +178,8 @@ class Session:
         clock.lap("load")
         session = cls(opened, artefact, engine, config.threads)
         try:
+            if artefact.pending and not session.verified and not allow_unverified:
+                raise UnverifiedError(f"artefact {artefact.name}: {artefact.pending}")
             session._start(clock)
         except BaseException:
             engine.close()
@@ -193,6 +196,7 @@ class Session:
         self.startup: Mapping[str, float] = MappingProxyType({})
         # only the golden vectors stay in memory; the artefacts' bytes go with the bundle
         self._golden = _Golden(bundle, artefact)
+        self.verified = artefact.trusted or _passed_here(engine, bundle.manifest)
         self._engine: Engine | None = engine
         self._description = engine.description
         self._lock = threading.Lock()
@@ -303,7 +307,9 @@ class Session:
 
     def _on_verified_machine(self) -> bool:
         needs = self.artefact.requirements
-        return same_class(needs.get("cpu_features"), machine_card()) and _same_library(needs)
+        return (
+            not self.artefact.pending and same_class(needs.get("cpu_features"), machine_card()) and _same_library(needs)
+        )
 
     def _check_tensor(self, tensor: Any) -> None:
         wanted = self.spec.input
@@ -339,7 +345,7 @@ class Session:
             engine=self._description,
             target=self.artefact.target,
             precision=self.artefact.precision,
-            verified=self.artefact.trusted,
+            verified=self.verified,
             valid=said.valid,
             timings=Timings(
                 preprocess_ms=(before - start_ns) / 1e6,
@@ -363,7 +369,8 @@ class _Golden:
         self.frames: Sequence[Frame] = self._small.golden_frames()
 
     def check(self, session: Session, *, full: bool) -> GoldenReport:
-        against_reference = full and self._artefact.trusted
+        # own answers of an artefact that waits for its device come from a stand-in: only the reference counts there
+        against_reference = full and (self._artefact.trusted or bool(self._artefact.pending))
         stored = self._small.golden_reference() if against_reference else self._small.golden_outputs(self._artefact)
         want, count = stored["logits"], len(self.frames)
         if len(want) != count:
@@ -395,13 +402,22 @@ def choose_artefact(manifest: Manifest, target: str | None, precision: str | Non
     raise InputError(f"the bundle has no artefact {wanted!r}; it has: {there}")
 
 
+def _passed_here(engine: Engine, manifest: Manifest) -> bool:
+    """Whether the engine carries a passed gate of exactly this bundle on exactly this device (engines/trt.py)."""
+    gate = getattr(engine, "device_gate", None)
+    if not isinstance(gate, Mapping):
+        return False
+    return gate.get("passed") is True and gate.get("bundle_id") == manifest.bundle_id
+
+
 def gate_limits(artefact: Artefact) -> dict[str, float]:
-    """Thresholds the artefact was gated with, as far as its gate report names them under ``gate``."""
-    limits = (artefact.gate or {}).get("gate")
-    if not isinstance(limits, Mapping):
+    """Thresholds the artefact was gated with, as far as its gate report names them, under the names used here."""
+    report = artefact.gate or {}
+    found = report.get("limits", report.get("gate"))
+    if not isinstance(found, Mapping):
         return {}
-    numbers = ((name, value) for name, value in limits.items() if name in DEFAULT_LIMITS)
-    return {name: float(value) for name, value in numbers if type(value) in (int, float)}
+    named = {_GATE_NAMES.get(name, name): value for name, value in found.items()}
+    return {n: float(value) for n, value in named.items() if n in DEFAULT_LIMITS and type(value) in (int, float)}
 
 
 def _load_engine(bundle: Bundle, artefact: Artefact, config: EngineConfig) -> Engine:

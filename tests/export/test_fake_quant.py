@@ -50,7 +50,7 @@ def relative(found: np.ndarray, wanted: np.ndarray) -> float:
 
 @pytest.mark.parametrize("limit", [127, 7])
 def test_it_is_the_exported_graph_within_a_step(graph: ExportGraph, ranges: Ranges, limit: int) -> None:
-    """Float rounding puts a few values on the other side of a code's border; the float graph is several times as far."""
+    """Float rounding puts a few values on the other side of a code's border; the float graph is farther."""
     decision = decide(graph, "int8", ranges, policy=PtqPolicy(rest_precision="f32", weight_limit=limit))
     fake = FakeQuant(graph, decision)
     for codes in phantom_inputs(graph.spec, 2):

@@ -34,6 +34,10 @@ def doctor(
         for row in report["plugins"]
     ]
     console.say(console.table(("kind", "name", "works", "how, or why not", "what brings it"), rows))
+    if missing := [row for row in report["pieces"] if not row["works"]]:
+        console.say()
+        lines = [(row["of"], row["name"], row["reason"], row["mend"]) for row in missing]
+        console.say(console.table(("for", "missing piece", "why", "what brings it"), lines))
 
 
 def examine() -> dict[str, Any]:
@@ -43,11 +47,16 @@ def examine() -> dict[str, Any]:
     from tinyusfm_runtime.machine import machine_card
     from tinyusfm_runtime.preprocess import backend
 
-    found = []
+    found: list[dict[str, Any]] = []
+    pieces: list[dict[str, Any]] = []
     for kind in plugins.KINDS:
         for name in plugins.names(kind):
+            mine = _pieces(kind, name)
+            pieces += mine
             probe = plugins.probe(kind, name)
             install = None if probe.works or probe.extra is None else f"pip install 'tinyusfm-edge[{probe.extra}]'"
+            if not probe.works and (missing := [row["mend"] for row in mine if not row["works"]]):
+                install = missing[0]
             found.append(
                 {
                     "kind": kind.removesuffix("s"),
@@ -67,7 +76,23 @@ def examine() -> dict[str, Any]:
         "students": students.names(),
         "workshop": _workshop(),
         "plugins": found,
+        "pieces": pieces,
     }
+
+
+def _pieces(kind: str, name: str) -> list[dict[str, Any]]:
+    """What an engine with several requirements says about each of them (``pieces`` in its file)."""
+    from tinyusfm_runtime import plugins
+
+    try:
+        listed = getattr(plugins.load(kind, name), "pieces", None)
+        found = listed() if kind == "engines" and callable(listed) else []
+        return [
+            {"of": plugins.public_name(name), "name": part, "works": works, "reason": reason, "mend": mend}
+            for part, works, reason, mend in found
+        ]
+    except Exception:  # a broken plug-in has its line in the table above
+        return []
 
 
 def _workshop() -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,13 +16,14 @@ from tinyusfm_runtime.errors import InputError
 
 if TYPE_CHECKING:
     from tinyusfm_export.pipeline import ExportResult
+    from tinyusfm_runtime.manifest import Artefact
 
 
 def export(
     student: Annotated[str, typer.Argument(help="Shipped student or weights file.")] = DEFAULT_STUDENT,
     target: Annotated[
-        str, typer.Option(help="Targets with commas between; the first is the first choice.")
-    ] = "openvino",
+        str | None, typer.Option(help="Targets with commas between; the first is the first choice. Default: openvino.")
+    ] = None,
     int8: Annotated[bool, typer.Option("--int8", help="INT8 (also if no precision is given).")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16, on a CPU that has it.")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="float16 (on a CPU: stored so, computed in float32).")] = False,
@@ -49,16 +50,33 @@ def export(
     num_classes: Annotated[int | None, typer.Option(min=1, help="Number of its classes.")] = None,
     postprocess: Annotated[str | None, typer.Option(help="none, mask or ellipse_hc.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model in the bundle.")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the engine while it is checked.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of the engine while it is checked. Default: 1.")
+    ] = None,
     compare: Annotated[bool, typer.Option(help="Measure float siblings beside INT8 for the verdict.")] = True,
+    recipe: Annotated[
+        str | None, typer.Option(help="Take what is not given here from a recipe, such as cart_x86, or a .toml file.")
+    ] = None,
+    compute_capability: Annotated[
+        str | None, typer.Option(help="Also build TensorRT engines ahead of time, such as 8.6,8.9 (TensorRT for RTX).")
+    ] = None,
+    require_verified: Annotated[
+        bool, typer.Option("--require-verified", help="Refuse targets whose engine cannot run here (exit code 3).")
+    ] = False,
 ) -> None:
     """Export a student to a verified bundle."""
     from tinyusfm_calibration.methods import METHODS
     from tinyusfm_export.gate import Gate
+    from tinyusfm_export.recipe import load_recipe
 
-    targets, precisions = split_names(target), chosen_precisions(int8=int8, bf16=bf16, fp16=fp16, fp32=fp32)
+    chosen = None if recipe is None else load_recipe(recipe)
+    precisions = chosen_precisions(
+        int8=int8, bf16=bf16, fp16=fp16, fp32=fp32, otherwise=chosen.precisions if chosen else ("int8",)
+    )
+    targets = split_names(target or (",".join(chosen.targets) if chosen else "openvino"))
+    threads = threads or (chosen.threads if chosen else 1)
     _check_names(targets)
-    thresholds = Gate.from_file(gate) if gate is not None else Gate()
+    thresholds = Gate.from_file(gate) if gate is not None else (chosen.gate if chosen else Gate())
     if method not in METHODS:
         raise InputError(f"--method {method}: choose one of {', '.join(METHODS)}")
     require("export", ("torch", "safetensors", "onnx"), "export")
@@ -84,16 +102,26 @@ def export(
             gate=thresholds,
             gated=not no_gate,
             progress=told,
-            options=_advanced(folder, method, threads, compare),
+            options=replace(
+                _advanced(folder, method, threads, compare),
+                compute_capabilities=tuple(split_names(compute_capability or "")),
+                require_verified=require_verified,
+            ),
         )
     for line in describe(result, loaded.name if shipped else ""):
         console.say(line)
+    for line in chosen.describe(result.verdicts) if chosen else ():
+        console.say(line)
+    for artefact, why in result.pending.items():
+        console.note(f"warning: {artefact} is unverified: {why}")
 
 
-def chosen_precisions(*, int8: bool, bf16: bool, fp16: bool, fp32: bool) -> list[str]:
-    """Precisions asked for, fastest first; INT8 where none is."""
+def chosen_precisions(
+    *, int8: bool, bf16: bool, fp16: bool, fp32: bool, otherwise: Sequence[str] = ("int8",)
+) -> list[str]:
+    """Precisions asked for, fastest first; ``otherwise`` where none is."""
     asked = {"int8": int8, "bf16": bf16, "fp16": fp16, "fp32": fp32}
-    return [precision for precision, wanted in asked.items() if wanted] or ["int8"]
+    return [precision for precision, wanted in asked.items() if wanted] or list(otherwise)
 
 
 def bundle_place(out: Path | None, name: str, targets: list[str], precisions: list[str]) -> Path:
@@ -111,6 +139,7 @@ def describe(result: ExportResult, shipped: str) -> list[str]:
         shipped: name of the shipped student, or nothing.
     """
     rows = [row for verdict in result.verdicts for row in verdict.table()]
+    rows += [_untimed_row(result, artefact) for artefact in result.artefacts if artefact.pending]
     header = ("target", "precision", "computes in", "MB", "against the reference", "p50", "p90", "p99", "gate")
     lines = [console.table(header, rows), ""]
     first = next(iter(result.reports.values()))
@@ -119,10 +148,23 @@ def describe(result: ExportResult, shipped: str) -> list[str]:
     lines += [f"verdict      {verdict.target}: {verdict.recommendation}" for verdict in result.verdicts]
     for row in patients(shipped) if shipped else []:
         lines.append(f"on patients  {patient_line(row)} (model card, not measured now)")
-    if any(not artefact.trusted for artefact in result.artefacts):
+    if any(not artefact.gated for artefact in result.artefacts):
         lines.append("UNVERIFIED   the gate was switched off; run and verify will say so")
     lines.append(f"bundle       {result.path}")
     return lines
+
+
+def _untimed_row(result: ExportResult, artefact: Artefact) -> tuple[str, ...]:
+    """The table's row of an artefact whose engine did not run here: judged by its stand-in, not timed."""
+    from tinyusfm_export.verdict import agreement
+
+    size = sum(entry.size_bytes for entry in artefact.files.values())
+    report = result.reports[artefact.name]
+    rest = artefact.rest_precision
+    computes_in = f"int8 and {rest}" if artefact.precision == "int8" else rest
+    verdict = "passed, its engine pending" if report else "MISSED"
+    shown = agreement(report).lstrip(", ") or "-"
+    return (artefact.target, artefact.precision, computes_in, f"{size / 1e6:.1f}", shown, "-", "-", "-", verdict)
 
 
 def patient_line(row: Mapping[str, Any]) -> str:

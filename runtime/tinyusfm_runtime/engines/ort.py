@@ -42,6 +42,9 @@ def probe() -> Probe:
 class Engine:
     """One ONNX model in one inference session."""
 
+    optimisation = "ORT_ENABLE_ALL"
+    """ONNX Runtime's graph optimisation level."""
+
     def __init__(self) -> None:
         self._session: Any = None
         self._options: Any = None
@@ -66,7 +69,7 @@ class Engine:
         except ImportError as error:
             raise MissingExtra("running an onnx artefact", "onnxruntime", "onnxruntime") from error
         try:
-            session = _session(onnxruntime, files[MODEL_FILE], config.threads)
+            session = _session(onnxruntime, files[MODEL_FILE], config.threads, self.optimisation)
         except Exception as error:  # onnxruntime has a dozen classes without a common one of its own
             raise EngineError(f"ONNX Runtime cannot load the model: {_one_line(error)}") from error
         _check_interface(session, spec)
@@ -102,12 +105,12 @@ class Engine:
         self._session = None
 
 
-def _session(onnxruntime: Any, model: bytes, threads: int) -> Any:
+def _session(onnxruntime: Any, model: bytes, threads: int, optimisation: str) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, optimisation)
     options.log_severity_level = _ERRORS_ONLY
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")

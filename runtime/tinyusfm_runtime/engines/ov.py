@@ -78,6 +78,8 @@ class Engine:
         if set(files) != {XML_FILE, BIN_FILE}:
             got = ", ".join(sorted(files)) or "nothing"
             raise EngineError(f"OpenVINO needs exactly {XML_FILE} and {BIN_FILE}, got {got}")
+        if config.rest_precision == "f16":
+            raise UnsupportedError("OpenVINO's CPU plug-in computes in f32 or bf16, not in f16: take another artefact")
         try:
             openvino = import_openvino()
         except ImportError as error:
