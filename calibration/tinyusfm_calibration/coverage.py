@@ -1,9 +1,9 @@
 """Coverage: what kinds of frames there are along depth, gain, probe, class and colour, and a choice that covers them.
 
-What a table says about a frame is taken as it stands; where it says nothing a proxy is measured on the picture: depth is
-rows times spacing, gain the mean of what is not black, a convex or phased probe shows by the black corners of its sector.
-The choice walks the clusters of clusters.py by their quotas, nearest to the centre first, and prefers frames of kinds that
-are still short. It does not know models or where frames lie.
+What a table says about a frame is taken as it stands; where it says nothing a proxy is measured on the picture: depth
+is rows times spacing, gain the mean of what is not black, a convex or phased probe shows by the black corners of its
+sector. The choice walks the clusters of clusters.py by their quotas, nearest to the centre first, and prefers frames
+of kinds that are still short. It does not know models or where frames lie.
 
 Shapes: N pictures of the pool, D numbers of an embedding.
 """

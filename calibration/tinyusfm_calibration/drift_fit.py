@@ -1,9 +1,10 @@
 """Fitting the drift statistic: a mixture on the frames a model was calibrated on, a threshold on patients it never saw.
 
 Principal directions by an exact decomposition, a diagonal Gaussian mixture by scikit-learn with as many components as
-the Bayesian information criterion asks for, and a split-conformal threshold: with one frame of each of n held-out patients
-the ceil((n+1)(1-a))-th smallest score is exceeded by a new patient's frame with probability at most a (Vovk et al. 2005;
-Lei et al. 2018, theorem 2). The runtime's window turns a into a rate of false alarms. It does not know models.
+the Bayesian information criterion asks for, and a split-conformal threshold: with one frame of each of n held-out
+patients the ceil((n+1)(1-a))-th smallest score is exceeded by a new patient's frame with probability at most a (Vovk
+et al. 2005; Lei et al. 2018, theorem 2). The runtime's window turns a into a rate of false alarms. It does not know
+models.
 
 Shapes: N frames to fit on, M held-out frames, T token numbers, P directions, F features, K components.
 """
@@ -117,9 +118,7 @@ def fit_drift(
         raise InputError(f"a false-alarm rate of {false_alarms} must lie between 0 and 1")
     both = {sample.group for sample in fit if sample.group} & {sample.group for sample in held_out}
     if both:
-        raise CalibrationError(
-            f"{len(both)} patients are on both sides of the drift statistic: hold whole patients out"
-        )
+        raise CalibrationError(f"{len(both)} patients stand on both sides of the drift statistic: hold whole ones out")
     judges = _one_a_group(held_out)
     rate = false_alarms * STRANGE_SHARE
     grey_ND, grey_MD = _stack([s.grey for s in fit]), _stack([s.grey for s in judges])
@@ -129,14 +128,14 @@ def fit_drift(
         return DriftStatistic(grey=grey, false_alarms=false_alarms, about=facts)
     tokens_NT = _stack([s.tokens_T for s in fit])
     mean_T, basis_TP = _directions(tokens_NT, min(directions, len(fit) // (2 * FRAMES_PER_FEATURE)))
-    rows = [
+    rows_NF, judges_MF = (
         _stack([join_features(s.tokens_T, s.peaks, s.grey, mean_T, basis_TP) for s in samples])
         for samples in (fit, judges)
-    ]
-    floors_F = np.concatenate([np.full(rows[0].shape[1] - len(GREY_NAMES), 1e-6), np.full(len(GREY_NAMES), _FLOOR)])
+    )
+    floors_F = np.concatenate([np.full(rows_NF.shape[1] - len(GREY_NAMES), 1e-6), np.full(len(GREY_NAMES), _FLOOR)])
     return DriftStatistic(
         grey=grey,
-        features=_fit_mixture(*rows, rate, seed, floors_F),
+        features=_fit_mixture(rows_NF, judges_MF, rate, seed, floors_F),
         token_names=tuple(token_names),
         peak_names=tuple(peak_names),
         mean_T=mean_T,
@@ -160,7 +159,7 @@ def conformal_threshold(scores_M: np.ndarray, rate: float) -> float:
     if place > len(scores_M):
         needed = math.ceil(1.0 / rate) - 1
         raise CalibrationError(
-            f"{len(scores_M)} held-out patients cannot promise a rate of {rate:.2%} a frame: hold out at least {needed}, "
+            f"{len(scores_M)} held-out patients cannot promise {rate:.2%} strange frames: hold out at least {needed}, "
             "or allow more false alarms"
         )
     return float(np.sort(scores_M)[place - 1])

@@ -1,9 +1,9 @@
 """Bias correction: what rounding the weights adds to a layer's mean output is taken out of its bias.
 
-The empirical correction of Nagel et al. 2019 (arXiv:1906.04721, 4.2): E[Wq x] - E[W x], measured on calibration frames in
-the float net. Only the weights' part is corrected, because the weights' codes are the same in every form of a decision
-while the activations' grids are not. The shift of a layer is folded in only where the decision quantizes that layer. It
-does not know ranges or targets.
+The empirical correction of Nagel et al. 2019 (arXiv:1906.04721, 4.2): E[Wq x] - E[W x], measured on calibration
+frames in the float net. Only the weights' part is corrected, because the weights' codes are the same in every form of
+a decision while the activations' grids are not. The shift of a layer is folded in only where the decision quantizes
+that layer. It does not know ranges or targets.
 
 Shapes: O outputs of a layer.
 """

@@ -1,10 +1,10 @@
 """Equalisation: outlier channels are divided out of a tensor and multiplied into the weights that read it, exactly.
 
-SmoothQuant (Xiao et al. 2023, arXiv:2211.10438, eq. 4): channel j of an activation is divided by
-s_j = max|x_j|^a / max|w_j|^(1-a) and column j of the weights multiplied by it. Where the activation comes out of a
-LayerNorm the division becomes its scale, which costs nothing; in front of an attention's projection it goes into the rows
-of the value projection, since the mixing of tokens between them treats every channel alike. Behind a GELU there is no
-exact place, so fc2 stays. Float outputs are unchanged up to rounding. It does not know ranges or targets.
+SmoothQuant (Xiao et al. 2023, arXiv:2211.10438, eq. 4): channel j of an activation is divided by s_j = max|x_j|^a /
+max|w_j|^(1-a) and column j of the weights multiplied by it. Where the activation comes out of a LayerNorm the
+division becomes its scale, which costs nothing; in front of an attention's projection it goes into the rows of the
+value projection, since the mixing of tokens between them treats every channel alike. Behind a GELU there is no exact
+place, so fc2 stays. Float outputs are unchanged up to rounding. It does not know ranges or targets.
 
 Shapes: C channels, O outputs of a layer.
 """

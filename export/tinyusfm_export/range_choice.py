@@ -1,9 +1,9 @@
-"""Ranges chosen by measurement: every range method, equalisation and bias correction, side by side on validation frames.
+"""Ranges chosen by measurement: range methods, equalisation and bias correction side by side on validation frames.
 
-Each candidate is simulated (simulate.py) on frames that did not calibrate and compared with the float graph: the error of
-the logits relative to their own size, and for masks the Dice of the two masks. The method with the least error is kept;
-equalisation and bias correction are added on top only where they take at least MIN_GAIN off the error. Everything that was
-measured is kept, for the report. It does not know files or engines.
+Each candidate is simulated (simulate.py) on frames that did not calibrate and compared with the float graph: the
+error of the logits relative to their own size, and for masks the Dice of the two masks. The method with the least
+error is kept; equalisation and bias correction are added on top only where they take at least MIN_GAIN off the error.
+Everything that was measured is kept, for the report. It does not know files or engines.
 
 Shapes: NCHW, the model's input tensor.
 """
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 MIN_GAIN: Final = 0.02
 """Share of the error that an addition must remove to be kept: below it, the simpler form is (our choice)."""
 MIN_FRAMES: Final[Mapping[str, int]] = {"minmax": 16, "percentile": 32, "entropy": 32, "mse": 32}
-"""Fewest calibration frames a method is trusted with: those that cut tails need tails (our choice; NNCF asks for 300)."""
+"""Fewest calibration frames a method is trusted with: those that cut tails need tails (ours; NNCF asks for 300)."""
 PREPARATION_VERSION: Final = 1
 """Version of the JSON that ``Preparation.to_json`` writes."""
 
@@ -181,7 +181,7 @@ def choose_ranges(
         raise InputError(f"no range method {unknown[0]!r}: there are {', '.join(METHODS)}")
     enough = [method for method in methods if len(calibration_NCHW) >= MIN_FRAMES[method]]
     notes = [
-        f"{method} was not tried: it needs {MIN_FRAMES[method]} calibration frames and was given {len(calibration_NCHW)}"
+        f"{method} was not tried: it needs {MIN_FRAMES[method]} calibration frames, not {len(calibration_NCHW)}"
         for method in methods
         if method not in enough
     ]

@@ -1,8 +1,8 @@
 """Simulated INT8: the export graph in PyTorch with rounded weights and rounded layer inputs, without any engine.
 
 It rounds in exactly the places, and to exactly the grids, that a static form of the decision has (OpenVINO's
-FakeQuantize; the symmetric grid where a padded convolution needs it), so that hundreds of decisions can be compared in
-minutes. The gate still judges the artefact in its own engine. A dynamic tensor takes each frame's own range.
+FakeQuantize; the symmetric grid where a padded convolution needs it), so that hundreds of decisions can be compared
+in minutes. The gate still judges the artefact in its own engine. A dynamic tensor takes each frame's own range.
 """
 
 from __future__ import annotations

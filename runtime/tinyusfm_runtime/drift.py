@@ -1,11 +1,12 @@
 """Drift: do the frames of a stream still look like the ones the model was calibrated on?
 
-Each frame gets a score, the negative log-likelihood of a Gaussian mixture (in the spirit of the NRQ score of US-Metrics,
-arXiv:2604.19512) over what the graph gives anyway: the mean patch token after some blocks, the largest absolute value of
-some tensors, and a few grey-level statistics of the frame. An artefact without these outputs is watched by its grey levels
-alone, and says so. A frame is strange above a conformal threshold (Vovk et al. 2005) set on patients that the mixture
-never saw; a stream has drifted when half of the last frames are strange. Frames of one patient resemble each other, so
-nothing is assumed about that: by Markov's inequality half of a window is strange at most twice as often as one frame is.
+Each frame gets a score, the negative log-likelihood of a Gaussian mixture (in the spirit of the NRQ score of
+US-Metrics, arXiv:2604.19512) over what the graph gives anyway: the mean patch token after some blocks, the largest
+absolute value of some tensors, and a few grey-level statistics of the frame. An artefact without these outputs is
+watched by its grey levels alone, and says so. A frame is strange above a conformal threshold (Vovk et al. 2005) set
+on patients that the mixture never saw; a stream has drifted when half of the last frames are strange. Frames of one
+patient resemble each other, so nothing is assumed about that: by Markov's inequality half of a window is strange at
+most twice as often as one frame is.
 
 numpy only. It does not know how a mixture is fitted (tinyusfm_calibration/drift_fit.py), and it never stops a stream.
 
@@ -175,7 +176,7 @@ class DriftStatistic:
 
     def to_bytes(self) -> bytes:
         """The file; equal statistics give equal bytes."""
-        head = {
+        head: dict[str, Any] = {
             "version": self.version,
             "token_names": list(self.token_names),
             "peak_names": list(self.peak_names),
