@@ -24,7 +24,7 @@ import numpy as np
 
 from tinyusfm_runtime.answer import answer, check_logits
 from tinyusfm_runtime.bundle import GOLDEN_FRAMES, GOLDEN_REFERENCE, Artefact, Bundle, Manifest
-from tinyusfm_runtime.drift import DRIFT_FILE, WINDOW_FRAMES, DriftMonitor, DriftStatistic
+from tinyusfm_runtime.drift import DRIFT_FILE, WINDOW_FRAMES, DriftMonitor, DriftReading, DriftStatistic
 from tinyusfm_runtime.engine import Engine, EngineConfig
 from tinyusfm_runtime.errors import (
     BundleError,
@@ -87,6 +87,7 @@ class Prediction:
         t_recv_ns: ``time.monotonic_ns`` at the frame's reception, or None.
         age_ms: time from reception to this prediction, or None.
         auxiliary: further outputs of the graph by name.
+        drift: what a monitor made of it, where one watches the stream, or None; a session fills in nothing.
     """
 
     seq: int
@@ -104,6 +105,7 @@ class Prediction:
     t_recv_ns: int | None
     age_ms: float | None
     auxiliary: Mapping[str, np.ndarray]
+    drift: DriftReading | None = None
 
     def mask_on_frame(self) -> np.ndarray:
         """The mask at the frame's own size, nearest neighbour; 0 outside the region the model saw.

@@ -71,21 +71,35 @@ def test_quotas_follow_the_clusters_and_ranks_decide_inside() -> None:
 
 
 @settings(max_examples=12, deadline=None)
-@given(st.integers(0, 10_000), st.integers(1, 60), st.sampled_from(["distance", "dual", "gradient"]))
-def test_no_two_chosen_are_near_duplicates_not_even_across_clusters(seed: int, budget: int, method: str) -> None:
+@given(st.integers(0, 10_000), st.integers(1, 60), st.sampled_from(["distance", "dual", "gradient"]), st.booleans())
+def test_no_two_chosen_are_near_duplicates_not_even_across_clusters(
+    seed: int, budget: int, method: str, centred: bool
+) -> None:
     rng = np.random.default_rng(seed)
     clips = rng.normal(size=(20, 8))
     rows = np.repeat(clips, 5, 0) + rng.choice([1e-3, 0.08, 0.3], (100, 1)) * rng.normal(size=(100, 8))
     names = [f"f{i}" for i in rng.permutation(100)]
-    found = select(rows, names, budget, method=method, gradients_NE=rng.uniform(1, 2, (100, 3)))
-    unit = unit_rows(rows[found.rows_M]).astype(np.float64)
+    config = SelectConfig(centred=centred)
+    found = select(rows, names, budget, method=method, gradients_NE=rng.uniform(1, 2, (100, 3)), config=config)
+    every = unit_rows(rows)
+    every = unit_rows(every - every.mean(0)) if centred else every
+    unit = every[found.rows_M].astype(np.float64)
     cosines = unit @ unit.T - 2.0 * np.eye(len(unit))
     assert cosines.max() <= 0.995 + 1e-6
     assert len(found.ids) + found.num_missing == budget
     if found.num_missing:
         # nothing that could still be taken was left
-        rest = unit_rows(np.delete(rows, found.rows_M, 0)) @ unit.T
-        assert (rest.max(1) > 0.995 - 1e-6).all()
+        rest = np.delete(every, found.rows_M, 0) @ unit.T
+        assert (rest.max(1) > 0.995 - 1e-5).all()
+
+
+def test_pictures_that_all_point_the_same_way_are_told_apart_around_their_mean() -> None:
+    rng = np.random.default_rng(0)
+    rows = 10.0 * np.ones(16) + rng.normal(size=(60, 16)) * 0.3
+    names = [f"f{i}" for i in range(60)]
+    assert select(rows, names, 30, method="distance").num_missing == 0
+    as_they_come = select(rows, names, 30, method="distance", config=SelectConfig(centred=False))
+    assert as_they_come.num_missing > 20, "the control: taken as they come, nearly all are near-duplicates"
 
 
 def test_without_the_skip_near_duplicates_are_chosen() -> None:
