@@ -28,7 +28,7 @@ NUMERIC_AXES: Final = ("depth_mm", "gain")
 """Axes that are cut at their terciles."""
 METADATA_AXES: Final = ("label", "probe", "device", "organ", "source", "depth_mm", "gain")
 """Columns of a table that are taken as they stand, where they hold anything."""
-FLOOR_SHARE: Final = 0.5
+FLOOR_SHARE: Final = 0.25
 """A kind is wanted with at least this share of an even split, so that rare kinds are not lost (our choice)."""
 
 _BLACK = 8
@@ -148,7 +148,8 @@ def choose_covering(
 ) -> np.ndarray:
     """Chooses frames that cover clusters and kinds, none of them near-duplicates.
 
-    Each cluster gives its quota. Inside, a frame's cost is the mean of its distance rank and of how full its kinds are;
+    Kinds that are too rare to come by themselves are taken first, up to FLOOR_SHARE of an even split. Then each cluster
+    fills its quota. Inside, a frame's cost is the mean of its distance rank and of how full its kinds are;
     a patient gives a second frame only where no other patient is left in the cluster.
 
     Args:
@@ -184,7 +185,14 @@ def choose_covering(
         cosine=2.0 if duplicate_cosine is None else duplicate_cosine,
         budget=budget,
     )
-    quotas_K = cluster_quotas(budget, clusters.sizes_K)
+    for codes, target, count in search.columns():
+        shares = np.bincount(codes, minlength=len(target)) / total
+        for kind in np.flatnonzero(target > budget * shares):
+            while count[kind] < round(target[kind]) and len(search.chosen) < budget and search.take(codes == kind):
+                pass
+    taken_K = np.bincount(clusters.labels_N[search.chosen], minlength=len(clusters.sizes_K))
+    wanted_K = np.maximum(cluster_quotas(budget, clusters.sizes_K) - taken_K, 0)
+    quotas_K = share_out(budget - len(search.chosen), wanted_K, limits=clusters.sizes_K) if wanted_K.any() else wanted_K
     members = [np.flatnonzero(clusters.labels_N == label) for label in range(len(quotas_K))]
     while quotas_K.any():
         # turn by turn, so that early clusters do not use up the kinds
@@ -223,23 +231,30 @@ class _Search:
             self.targets.append(budget * np.maximum(shares, FLOOR_SHARE / len(kinds)))
             self.counts.append(np.zeros(len(kinds)))
 
-    def take(self, rows: np.ndarray) -> None:
-        """Chooses the cheapest open frame of some rows, if there is one, and closes its near-duplicates."""
+    def take(self, rows: np.ndarray) -> bool:
+        """Chooses the cheapest open frame of some rows (places or a mask) and closes its near-duplicates.
+
+        Returns:
+            False if none of them is open.
+        """
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
         rows = rows[self.open_N[rows]]
         if not len(rows):
-            return
-        fullness = [count[codes[rows]] / target[codes[rows]] for codes, target, count in self._columns()]
+            return False
+        fullness = [count[codes[rows]] / target[codes[rows]] for codes, target, count in self.columns()]
         cost = self.ranks_N[rows] + (np.minimum(np.mean(fullness, 0), 1.0) if fullness else 0.0)
         seen = np.array([int(group) in self.used_groups for group in self.groups[rows]])
         best = int(rows[np.lexsort((self.ties_N[rows], cost, seen))[0]])
         self.chosen.append(best)
         self.used_groups.add(int(self.groups[best]))
-        for codes, _, count in self._columns():
+        for codes, _, count in self.columns():
             count[codes[best]] += 1
         self.open_N &= self.unit_ND @ self.unit_ND[best] <= self.cosine
         self.open_N[best] = False
+        return True
 
-    def _columns(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def columns(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Per axis: kind of each picture, frames wanted of each kind, frames chosen of each kind."""
         return list(zip(self.codes, self.targets, self.counts, strict=True))
 
 
