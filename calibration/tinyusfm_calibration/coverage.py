@@ -114,7 +114,7 @@ def _as_number(value: str | float | None) -> float | None:
 def _terciles(numbers: Sequence[float | None]) -> tuple[str, ...]:
     known = np.array([number for number in numbers if number is not None])
     low, high = np.quantile(known, (1 / 3, 2 / 3))
-    names = (f"to {low:.3g}", f"{low:.3g} to {high:.3g}", f"from {high:.3g}")
+    names = (f"low, to {low:.3g}", f"middle, {low:.3g} to {high:.3g}", f"upper, from {high:.3g}")
     return tuple("unknown" if number is None else names[int(number > low) + int(number > high)] for number in numbers)
 
 
