@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -53,7 +54,20 @@ def test_card_agrees_with_the_files(name: str) -> None:
         students.RANGES,
         students.CARD,
         students.CARD_TEXT,
+        *([students.DRIFT] if card.get("drift") else []),
     }
+
+
+@pytest.mark.parametrize("name", students.names())
+def test_the_drift_statistic_is_of_these_weights_and_what_the_card_says(name: str) -> None:
+    statistic, said = students.drift(name), students.card(name).get("drift")
+    if said is None:
+        assert statistic is None
+        return
+    assert statistic is not None
+    raw = (students.folder(name) / students.DRIFT).read_bytes()
+    assert hashlib.sha256(raw).hexdigest() == said["sha256"] and len(raw) < 1_000_000
+    assert said["auxiliary"] == list(statistic.auxiliary) and said["false_alarms"] == statistic.false_alarms
 
 
 @pytest.mark.parametrize("name", students.names())

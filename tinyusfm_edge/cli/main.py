@@ -18,6 +18,7 @@ from typer.main import get_command
 
 from tinyusfm_edge.cli import console
 from tinyusfm_edge.cli.build import build
+from tinyusfm_edge.cli.calibrate import calibrate
 from tinyusfm_edge.cli.demo import demo
 from tinyusfm_edge.cli.doctor import doctor
 from tinyusfm_edge.cli.export import export
@@ -39,7 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="From an ultrasound model to a verified INT8 artefact on live frames. For research; not a medical device.",
 )
-for command in (export, build, verify, run, profile, sensitivity, qat, doctor, demo):
+for command in (calibrate, export, build, verify, run, profile, sensitivity, qat, doctor, demo):
     app.command()(command)
 
 

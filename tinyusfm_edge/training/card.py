@@ -38,6 +38,7 @@ def render_card(card: Mapping[str, Any]) -> str:
         _section("What the mask's threshold does", _thresholds(card)),
         _section("What a precision costs, per target, on patients", _gates(card["gates"])),
         _section("Activation ranges", _ranges(card["ranges"])),
+        _section("Drift", _drift(card.get("drift"))),
         _section("Limits", _limits()),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -221,6 +222,17 @@ def _ranges(ranges: Mapping[str, Any]) -> str:
         f"{ranges['tensors']} tensors, method `{ranges['method']}`, from {ranges['frames']} frames of the training "
         f"split, one a patient while patients last, even over head sizes ({strata}; quartiles of the head's share of "
         f"the picture). `ranges.json` names the frames' hashes; set `{ranges['set_id'][:16]}`."
+    )
+
+
+def _drift(drift: Mapping[str, Any] | None) -> str:
+    if drift is None:
+        return ""
+    return (
+        f"`drift.npz` knows what the {drift['frames']} training frames look like to the net and by their grey levels; "
+        f"its threshold was set on one frame of each of {drift['held_out']} validation patients. Of windows of frames "
+        f"like these at most {drift['false_alarms']:.0%} alarm; that other organs, probes or Doppler alarm was looked "
+        "at with the clips named in the log, and is no proof for those not looked at."
     )
 
 

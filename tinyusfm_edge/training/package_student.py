@@ -2,8 +2,9 @@
 
 ``python -m tinyusfm_edge.training.package_student --weights runs/x/best.safetensors --data DIR --name fetal-head``
 stores the weights as float16, reads them back, scores what was read on the validation split (on the test split only
-with ``--final``, once for a package), observes activation ranges on training frames that are even over head sizes, and
-writes ``card.json`` and ``CARD.md``. ``--gates FILE`` only adds a patient gate's verdicts to an existing card.
+with ``--final``, once for a package), observes activation ranges on training frames that are even over head sizes,
+and writes ``card.json`` and ``CARD.md``. ``--gates FILE`` only adds a patient gate's verdicts to an existing card,
+``--drift FILE`` only the drift statistic of a calibration file.
 
 It does not know training itself; what a run's ``config.json`` says goes into the card as it stands.
 """
@@ -11,6 +12,7 @@ It does not know training itself; what a run's ``config.json`` says goes into th
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,8 +41,9 @@ from tinyusfm_edge.models.macs import static_card
 from tinyusfm_edge.models.student import StudentConfig
 from tinyusfm_edge.training.card import CARD_VERSION, render_card
 from tinyusfm_edge.training.data import Sample, read_table, table_counts
+from tinyusfm_export.calibration_file import read_calibration_file
 from tinyusfm_export.graph import ExportGraph, build_graph
-from tinyusfm_runtime.errors import EdgeError, InputError, OutputError
+from tinyusfm_runtime.errors import CalibrationError, EdgeError, InputError, OutputError
 from tinyusfm_runtime.preprocess import preprocess
 
 CALIBRATION_FRAMES = 64
@@ -130,6 +133,7 @@ def package(plan: PackagePlan) -> dict[str, Any]:
             "tensors": len(ranges.tensors),
         },
         "gates": _kept_gates(old, student.weights_sha256),
+        "drift": _kept_drift(plan.out, old, student.weights_sha256),
     }
     write_package(plan.out, {students.WEIGHTS: data, students.RANGES: _dump(ranges.to_json())}, card)
     return card
@@ -271,6 +275,48 @@ def add_gates(out: Path, gates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return card
 
 
+def add_drift(out: Path, calibration: Path) -> dict[str, Any]:
+    """Adds the drift statistic of a calibration file to a student and writes its card anew.
+
+    Args:
+        out: folder of the student.
+        calibration: what ``tinyusfm-edge calibrate`` wrote for these weights.
+
+    Returns:
+        The card.
+
+    Raises:
+        InputError: no card, or a file that cannot be read.
+        CalibrationError: the file has no statistic, or belongs to other weights.
+        OutputError: the folder cannot be written.
+    """
+    card = _read_card(out)
+    if card is None:
+        raise InputError(f"{out} has no {students.CARD}: package the student first")
+    statistic = read_calibration_file(calibration).drift
+    if statistic is None or statistic.about.get("weights_sha256") != card["weights"]["sha256"]:
+        raise CalibrationError("the calibration file has no drift statistic of these weights: calibrate this student")
+    raw = statistic.to_bytes()
+    card["drift"] = {
+        **statistic.about,
+        "auxiliary": list(statistic.auxiliary),
+        "false_alarms": statistic.false_alarms,
+        "sha256": hashlib.sha256(raw).hexdigest(),
+        "version": statistic.version,
+    }
+    write_package(out, {students.DRIFT: raw}, card)
+    return card
+
+
+def _kept_drift(out: Path, old: Mapping[str, Any] | None, weights_sha256: str) -> dict[str, Any] | None:
+    """The card's entry for the same weights; a statistic of other weights is taken away."""
+    found: dict[str, Any] | None = old.get("drift") if old is not None else None
+    if found is not None and found["weights_sha256"] == weights_sha256:
+        return found
+    (out / students.DRIFT).unlink(missing_ok=True)
+    return None
+
+
 def write_package(out: Path, files: Mapping[str, bytes], card: Mapping[str, Any]) -> None:
     """Writes a student's files, each whole or not at all, the card last.
 
@@ -363,13 +409,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--gates", type=Path, default=None, help="JSON list of patient gate verdicts to add to the card"
     )
+    parser.add_argument(
+        "--drift", type=Path, default=None, help="file of the calibrate command whose drift statistic is added"
+    )
     options = parser.parse_args(arguments)
     out = options.out or Path(students.__file__).parent / options.name
     try:
         if options.gates is not None:
             card = add_gates(out, json.loads(options.gates.read_text(encoding="utf-8")))
+        elif options.drift is not None:
+            card = add_drift(out, options.drift)
         elif options.weights is None or options.data is None:
-            raise InputError("give --weights and --data, or --gates")
+            raise InputError("give --weights and --data, or --gates, or --drift")
         else:
             recipe = options.weights.with_name("config.json")
             card = package(
@@ -401,6 +452,7 @@ __all__ = [
     "CALIBRATION_FRAMES",
     "SIZE_STRATA",
     "PackagePlan",
+    "add_drift",
     "add_gates",
     "graph_taps",
     "observe_ranges",
