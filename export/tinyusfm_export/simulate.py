@@ -47,7 +47,7 @@ def int8_net(graph: ExportGraph, decision: QuantDecision) -> Net:
     module = copy.deepcopy(graph.module)
     for name, quant in decision.quantized().items():
         layer: Any = module.get_submodule(graph.linear_inputs[name])
-        codes, scales = quantize_weight(as_array(layer.weight))
+        codes, scales = quantize_weight(as_array(layer.weight), limit=decision.weight_limit)
         rounded = codes.astype(np.float32) * scales.reshape((-1,) + (1,) * (codes.ndim - 1))
         layer.weight.data.copy_(torch.from_numpy(rounded))
         layer.register_forward_pre_hook(_rounding(quant, is_padded=any(getattr(layer, "padding", (0,)))))

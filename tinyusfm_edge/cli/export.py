@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,7 +14,7 @@ import typer
 from tinyusfm_edge.cli import console
 from tinyusfm_edge.cli.data_folder import DataFolder, read_data, split_names
 from tinyusfm_edge.cli.student import DEFAULT_STUDENT, ForeignOptions, load, patients, require
-from tinyusfm_runtime.errors import InputError
+from tinyusfm_runtime.errors import GateError, InputError
 
 if TYPE_CHECKING:
     from tinyusfm_export.calibration_file import CalibrationFile
@@ -66,41 +68,61 @@ def export(
     compute_capability: Annotated[
         str | None, typer.Option(help="Also build TensorRT engines ahead of time, such as 8.6,8.9 (TensorRT for RTX).")
     ] = None,
+    ranges: Annotated[Path | None, typer.Option(help="Activation ranges that qat wrote beside its student.")] = None,
+    weight_bits: Annotated[int, typer.Option(min=4, max=8, help="Bits of INT8's weights, stored in 8.")] = 8,
+    mixed: Annotated[
+        Path | None, typer.Option(help="Keep layers float by what sensitivity found, the fewest that hold the gate.")
+    ] = None,
+    require_worth_it: Annotated[
+        bool, typer.Option("--require-worth-it", help="Exit with 1 where the verdict says that INT8 is not worth it.")
+    ] = False,
     require_verified: Annotated[
         bool, typer.Option("--require-verified", help="Refuse targets whose engine cannot run here (exit code 3).")
     ] = False,
 ) -> None:
     """Export a student to a verified bundle."""
+    _publish(SimpleNamespace(**locals()))
+
+
+def _publish(wish: Any) -> None:
+    """What the command does with its options, which ``wish`` has by name."""
     from tinyusfm_calibration.methods import METHODS
     from tinyusfm_export.gate import Gate
     from tinyusfm_export.recipe import load_recipe
 
-    chosen = None if recipe is None else load_recipe(recipe)
+    chosen = None if wish.recipe is None else load_recipe(wish.recipe)
     precisions = chosen_precisions(
-        int8=int8, bf16=bf16, fp16=fp16, fp32=fp32, otherwise=chosen.precisions if chosen else ("int8",)
+        int8=wish.int8,
+        bf16=wish.bf16,
+        fp16=wish.fp16,
+        fp32=wish.fp32,
+        otherwise=chosen.precisions if chosen else ("int8",),
     )
-    targets = split_names(target or (",".join(chosen.targets) if chosen else "openvino"))
-    threads = threads or (chosen.threads if chosen else 1)
+    targets = split_names(wish.target or (",".join(chosen.targets) if chosen else "openvino"))
+    threads = wish.threads or (chosen.threads if chosen else 1)
     _check_names(targets)
-    thresholds = Gate.from_file(gate) if gate is not None else (chosen.gate if chosen else Gate())
-    if method not in METHODS:
-        raise InputError(f"--method {method}: choose one of {', '.join(METHODS)}")
+    thresholds = Gate.from_file(wish.gate) if wish.gate is not None else (chosen.gate if chosen else Gate())
+    if wish.method not in METHODS:
+        raise InputError(f"--method {wish.method}: choose one of {', '.join(METHODS)}")
     require("export", ("torch", "safetensors", "onnx"), "export")
     _check_libraries(targets)
     options = ForeignOptions(
-        task=task, num_classes=num_classes, labels=split_names(labels) or None, name=name, postprocess=postprocess
+        task=wish.task,
+        num_classes=wish.num_classes,
+        labels=split_names(wish.labels) or None,
+        name=wish.name,
+        postprocess=wish.postprocess,
     )
-    loaded, shipped = load(student, options)
-    stored = _stored_calibration(calibration)
-    declared = calibration if stored is None else None
+    loaded, shipped = load(wish.student, options)
+    stored = _stored_calibration(wish.calibration)
+    declared = wish.calibration if stored is None else None
+    loaded = _with_ranges(loaded, stored, wish.ranges)
     calibrate = "int8" in precisions and stored is None and (declared is not None or loaded.ranges is None)
-    folder = None if data is None else read_data(data, calibrate=calibrate, calibration=declared)
+    folder = None if wish.data is None else read_data(wish.data, calibrate=calibrate, calibration=declared)
     if folder is not None:
         console.note(f"note: {folder.note}")
-    statistic = _drift_statistic(drift, stored, loaded.name if shipped else "")
-    if stored is not None:
-        loaded = replace(loaded, ranges=stored.ranges)
-    place = bundle_place(out, loaded.spec.name, targets, precisions)
+    statistic = _drift_statistic(wish.drift, stored, loaded.name if shipped else "")
+    place = bundle_place(wish.out, loaded.spec.name, targets, precisions)
     console.check_writable(place, "the bundle")
     with console.progress() as told:
         result = _export(
@@ -111,12 +133,13 @@ def export(
             folder=folder,
             shipped=shipped,
             gate=thresholds,
-            gated=not no_gate,
+            gated=not wish.no_gate,
             progress=told,
             options=replace(
-                _with_calibration(_advanced(folder, method, threads, compare), stored, statistic),
-                compute_capabilities=tuple(split_names(compute_capability or "")),
-                require_verified=require_verified,
+                _with_calibration(_advanced(folder, wish.method, threads, wish.compare), stored, statistic),
+                compute_capabilities=tuple(split_names(wish.compute_capability or "")),
+                require_verified=wish.require_verified,
+                policies=_policies(wish.mixed, wish.weight_bits, loaded.spec),
             ),
         )
     for line in describe(result, loaded.name if shipped else ""):
@@ -125,6 +148,43 @@ def export(
         console.say(line)
     for artefact, why in result.pending.items():
         console.note(f"warning: {artefact} is unverified: {why}")
+    if wish.require_worth_it and not all(result.verdicts):
+        raise GateError(f"INT8 was not worth it here: the bundle stands in {place.name}, this exit code says no")
+
+
+def _policies(mixed: Path | None, weight_bits: int, spec: Any) -> tuple[Any, ...]:
+    """INT8 policies to try in turn: the default ones, or ever fewer layers by what they were measured to cost."""
+    from tinyusfm_export.ladder import default_policies
+    from tinyusfm_export.ptq import PtqPolicy
+    from tinyusfm_export.sensitivity import Sensitivity, mixed_policies
+
+    limit = 2 ** (weight_bits - 1) - 1
+    if mixed is None:
+        return tuple(replace(policy, weight_limit=limit) for policy in default_policies(spec.task))
+    try:
+        found = Sensitivity.from_json(json.loads(mixed.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise InputError(f"--mixed {mixed.name} cannot be read: tinyusfm-edge sensitivity writes it") from error
+    if found.weights_sha256 != spec.weights_sha256:
+        raise InputError(f"--mixed {mixed.name} was measured on another student: measure this one")
+    return mixed_policies(found, PtqPolicy(weight_limit=limit))
+
+
+def _with_ranges(loaded: Any, stored: CalibrationFile | None, ranges: Path | None) -> Any:
+    """The student with the ranges that were named, if any were."""
+    from tinyusfm_calibration.ranges import Ranges
+
+    if stored is not None and ranges is not None:
+        raise InputError("--calibration FILE.json carries ranges: leave --ranges out")
+    if stored is not None:
+        return replace(loaded, ranges=stored.ranges)
+    if ranges is None:
+        return loaded
+    try:
+        found = Ranges.from_json(json.loads(ranges.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise InputError(f"--ranges {ranges.name} cannot be read: tinyusfm-edge qat writes it") from error
+    return replace(loaded, ranges=found)
 
 
 def chosen_precisions(
