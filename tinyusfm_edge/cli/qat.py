@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import typer
@@ -68,7 +68,7 @@ def qat(
     import torch
 
     spec = replace(spec, origin=f"{spec.origin}; fine-tuned with int8 in the loop ({steps} steps of {batch})")
-    sha256 = save_student(out, result.student, spec, dtype=torch.float32)
+    sha256 = save_student(out, cast(Any, result.student), spec, dtype=torch.float32)
     beside = out.with_suffix(".ranges.json")
     stored = replace(ranges, weights_sha256=sha256).to_json()
     console.write_file(beside, (json.dumps(stored, indent=1) + "\n").encode(), "the ranges")

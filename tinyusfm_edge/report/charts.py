@@ -101,7 +101,8 @@ def scatter(points: Sequence[tuple[str, float, float, bool]], label_x: str, labe
     """
     if not points:
         return _frame([_words(WIDTH / 2, HEIGHT / 2, "nothing measured", anchor="middle")], "empty chart")
-    (low_x, high_x), (low_y, high_y) = (_padded([point[axis] for point in points]) for axis in (1, 2))
+    low_x, high_x = _padded([point[1] for point in points])
+    low_y, high_y = _padded([point[2] for point in points])
     parts = _axes(low_x, high_x, low_y, high_y, label_x, label_y)
     for index, (name, x, y, good) in enumerate(points):
         place, colour = (_x(x, low_x, high_x), _y(y, low_y, high_y)), COLOURS[index % len(COLOURS)]
