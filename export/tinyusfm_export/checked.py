@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tinyusfm_export.confidence import confidence_drift
 from tinyusfm_export.decision import QuantDecision
 from tinyusfm_export.engine_run import open_checker, run_engine
 from tinyusfm_export.expected import Expected
@@ -56,6 +57,7 @@ class CheckedArtefact:
         rest_precision: arithmetic of what is not int8.
         requirements: what the machine must have, plain data.
         report: judged on the gate's frames.
+        confidence: how far its probabilities moved, see confidence.py.
         broken: True if any answer held NaN or infinity.
         golden: its answers to the golden frames.
         tolerance: how far a later run may lie from them; empty if none was asked for.
@@ -68,6 +70,7 @@ class CheckedArtefact:
     rest_precision: str
     requirements: Mapping[str, Any]
     report: ParityReport
+    confidence: Mapping[str, float]
     broken: bool
     golden: tuple[Output, ...]
     tolerance: Mapping[str, float]
@@ -155,6 +158,7 @@ def build_checked(
         rest_precision=built.rest_precision,
         requirements=built.requirements.to_json(),
         report=report,
+        confidence=confidence_drift(spec, checks.frames.ids, checks.frames.outputs, found, checks.frames.truths),
         broken=broken,
         golden=tuple(own),
         tolerance=tolerance,

@@ -9,11 +9,12 @@ Shapes: NCHW input; SKHW or SK logits of S frames.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinyusfm_export.confidence import Truth
 from tinyusfm_export.engine_run import preprocess_all
 from tinyusfm_export.gate_frames import KINDS, GateFrames
 from tinyusfm_export.parity import Output, read_output
@@ -41,6 +42,7 @@ class Expected:
         outputs: the reference's answer to each.
         reference: what the reference is, in words.
         provenance: which frames these are.
+        truths: what is right on each frame (see confidence.py), or nothing.
     """
 
     ids: tuple[str, ...]
@@ -48,6 +50,7 @@ class Expected:
     outputs: tuple[Output, ...]
     reference: str
     provenance: Mapping[str, Any]
+    truths: tuple[Truth, ...] = ()
 
     @property
     def golden(self) -> bool:
@@ -72,7 +75,8 @@ def expect(module: nn.Module, spec: ModelSpec, gate_frames: GateFrames) -> Expec
     provenance = gate_frames.provenance()
     if gate_frames.kind in ("data", "calibration"):
         provenance["ids"] = [found[:16] for found in provenance["pixels_sha256"]]
-    return _live(module, spec, [named.frame for named in gate_frames.frames], provenance)
+    found = _live(module, spec, [named.frame for named in gate_frames.frames], provenance)
+    return replace(found, truths=gate_frames.truths)
 
 
 def expect_golden(module: nn.Module, spec: ModelSpec, frames: Sequence[Frame]) -> Expected:

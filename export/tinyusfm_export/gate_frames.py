@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyusfm_calibration.sets import NamedFrame, phantom_frames, pixels_sha256
+from tinyusfm_export.confidence import Truth
 from tinyusfm_runtime.errors import InputError, MissingExtra
 
 PHANTOM_SEEDS = range(100, 148)
@@ -40,11 +41,13 @@ class GateFrames:
         kind: a key of KINDS.
         frames: named frames, in order.
         source: the data set, in the user's words; no paths.
+        truths: what is right on each frame, at the model's input size (see confidence.py), or nothing.
     """
 
     kind: str
     frames: tuple[NamedFrame, ...]
     source: str = ""
+    truths: tuple[Truth, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks the kind and that there are frames.
@@ -56,6 +59,8 @@ class GateFrames:
             raise InputError(f"gate frames of kind {self.kind!r}: use one of {', '.join(KINDS)}")
         if not self.frames:
             raise InputError("the gate has no frames to look at")
+        if self.truths and len(self.truths) != len(self.frames):
+            raise InputError(f"{len(self.truths)} truths for {len(self.frames)} gate frames")
 
     def provenance(self) -> dict[str, Any]:
         """Which frames these are: kind, words, count, names, and hashes of their pixels. No pixels."""
@@ -75,6 +80,7 @@ def choose_gate_frames(
     calibration: Sequence[NamedFrame] | None = None,
     shipped: bool = False,
     source: str = "",
+    truths: Sequence[Truth] = (),
 ) -> GateFrames:
     """Chooses the frames by the rule in the module's docstring.
 
@@ -83,13 +89,14 @@ def choose_gate_frames(
         calibration: frames of the calibration set at hand, or None.
         shipped: whether the student is one of the package's own.
         source: the data set, in the user's words.
+        truths: what is right on each frame of ``data``, or nothing.
 
     Raises:
         InputError: a foreign student without any frames.
         MissingExtra: pydicom, which carries the clip, is not installed.
     """
     if data:
-        return GateFrames(kind="data", frames=tuple(data), source=source)
+        return GateFrames(kind="data", frames=tuple(data), source=source, truths=tuple(truths))
     if calibration:
         return GateFrames(kind="calibration", frames=tuple(calibration), source=source)
     if not shipped:

@@ -5,9 +5,9 @@ the exported Q/DQ graph), and its answers are compared with the float graph's on
 the loss of mean Dice (segmentation), the mean change of probability (classification) or 1 - mean cosine (features);
 equal costs are told apart by the mean absolute change of the logits. ``all`` is the cost of everything at once.
 
-``mixed_policies`` turns the order into policies that keep the 0, 1, 2, 4, ... most expensive layers float; the ladder
-takes the first that holds the gate on every target, measured on the artefact, and ``fewest`` then looks between the
-last that missed and the first that held. A measurement is deterministic and can be taken up where it stopped.
+``mixed_policies`` turns the order into policies that keep the 0, 1, 2, ... most expensive layers float; the ladder takes
+the first that holds the gate on every target, measured on the artefact. A measurement is deterministic and can be taken
+up where it stopped.
 
 It does not know engines, files' places or the PyTorch student.
 
@@ -180,53 +180,22 @@ MEASURES = {
 
 
 def mixed_policies(sensitivity: Sensitivity, start: PtqPolicy | None = None) -> tuple[PtqPolicy, ...]:
-    """Policies that keep ever more of the most expensive layers float: 0, 1, 2, 4, 8, ..., all but one.
+    """Policies that keep ever more of the most expensive layers float: 0, 1, 2, ..., all but one.
+
+    The ladder takes the first that holds the gate, so the fewest layers are given up.
 
     Args:
         sensitivity: costs of the student's layers.
         start: the policy to begin with.
     """
     first = start or PtqPolicy()
-    counts = [0]
-    while (more := max(1, counts[-1] * 2)) < len(sensitivity.layers):
-        counts.append(more)
-    return tuple(keep_most_expensive(sensitivity, count, first) for count in counts)
+    return tuple(keep_most_expensive(sensitivity, count, first) for count in range(len(sensitivity.layers)))
 
 
 def keep_most_expensive(sensitivity: Sensitivity, count: int, start: PtqPolicy | None = None) -> PtqPolicy:
     """The policy that keeps the ``count`` most expensive layers float."""
     first = start or PtqPolicy()
     return replace(first, keep_float=first.keep_float + tuple(row.layer for row in sensitivity.layers[:count]))
-
-
-def fewest(holds: Callable[[int], bool], most: int) -> int | None:
-    """The smallest count for which the gate holds, if it holds for all larger ones too.
-
-    Doubles until it holds, then bisects, so a gate is measured about 2 log2(count) times.
-
-    Args:
-        holds: measures the artefact that keeps so many of the most expensive layers float.
-        most: largest count to try.
-
-    Returns:
-        The count, or None if even ``most`` misses.
-    """
-    if holds(0):
-        return 0
-    missed, count = 0, 1
-    while count < most and not holds(count):
-        missed, count = count, count * 2
-    if count >= most:
-        if not holds(most):
-            return None
-        count = most
-    while count - missed > 1:
-        middle = (missed + count) // 2
-        if holds(middle):
-            count = middle
-        else:
-            missed = middle
-    return count
 
 
 def answers(model: FakeQuant, inputs_NCHW: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -278,7 +247,6 @@ __all__ = [
     "Sensitivity",
     "answer_cost",
     "answers",
-    "fewest",
     "keep_most_expensive",
     "measure_sensitivity",
     "mixed_policies",

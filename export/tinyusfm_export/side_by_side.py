@@ -101,6 +101,7 @@ def _measure(
                 report=side.report,
                 published=side.decision.precision in asked,
                 samples_ms=samples[side.decision.precision],
+                confidence=side.confidence,
             )
             for side in sorted(sides, key=lambda side: PRECISIONS.index(side.decision.precision))
         ),

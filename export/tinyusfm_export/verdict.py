@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from tinyusfm_export.parity import ParityReport
 
-VERDICT_VERSION = 1
+VERDICT_VERSION = 2
 """Version of the JSON that ``Verdict.to_json`` writes."""
 
 WORTH_RATIO = 1.15
@@ -39,6 +39,7 @@ class Side:
         report: its parity report.
         published: whether it stands in the bundle or was built for comparison alone.
         samples_ms: rounds of raw samples.
+        confidence: how far its probabilities moved, see confidence.py.
     """
 
     precision: str
@@ -48,6 +49,7 @@ class Side:
     report: ParityReport
     published: bool
     samples_ms: Samples
+    confidence: Mapping[str, float] = field(default_factory=dict)
 
     def percentile(self, percent: float) -> float:
         """Percentile of all samples, ms."""
@@ -71,6 +73,7 @@ class Side:
             "gate_passed": bool(self.report),
             "failures": list(self.report.failures),
             "statistics": dict(self.report.comparison.statistics),
+            "confidence": dict(self.confidence),
             "p50_ms": self.percentile(50),
             "p90_ms": self.percentile(90),
             "p99_ms": self.percentile(99),
@@ -154,6 +157,19 @@ class Verdict:
             "recommendation": self.recommendation,
             "sides": [side.to_json() for side in self.sides],
         }
+
+    def confidence_table(self) -> list[tuple[str, ...]]:
+        """Rows (target, precision, probability change, threshold shift, ECE before and after, flicker) for people."""
+        keys = ("probability_change", "threshold_shift", "ece_reference", "ece_artefact", "flicker_excess")
+        return [
+            (
+                self.target,
+                side.precision,
+                *(f"{side.confidence[key]:+.4f}" if key in side.confidence else "-" for key in keys),
+            )
+            for side in self.sides
+            if side.confidence
+        ]
 
     def table(self) -> list[tuple[str, ...]]:
         """Rows (target, precision, computes in, MB, agreement, p50, p90, p99 in ms, gate) for people."""

@@ -6,14 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.export.students import make_student, observed, phantom_inputs
 from tinyusfm_calibration.ranges import Ranges
 from tinyusfm_export.graph import ExportGraph, build_graph
 from tinyusfm_export.ptq import PtqPolicy, decide
-from tinyusfm_export.sensitivity import Sensitivity, fewest, keep_most_expensive, measure_sensitivity, mixed_policies
+from tinyusfm_export.sensitivity import Sensitivity, keep_most_expensive, measure_sensitivity, mixed_policies
 from tinyusfm_runtime.errors import CalibrationError, InputError
 
 POLICY = PtqPolicy(rest_precision="f32", layers=("blocks.0.mlp.*", "blocks.5.attn.qkv"), decoder=False)
@@ -88,20 +86,6 @@ def test_policies_keep_the_most_expensive_first(measured: Sensitivity) -> None:
     assert [len(policy.keep_float) for policy in policies] == [0, 1, 2]
     assert policies[1].keep_float == (BAD,) and not policies[1].quantizes(BAD)
     assert keep_most_expensive(measured, 3).keep_float == tuple(row.layer for row in measured.layers)
-
-
-@given(needed=st.integers(0, 40), most=st.integers(0, 40))
-def test_the_search_finds_the_fewest_with_few_measurements(needed: int, most: int) -> None:
-    asked: list[int] = []
-
-    def holds(count: int) -> bool:
-        assert 0 <= count <= most
-        asked.append(count)
-        return count >= needed
-
-    found = fewest(holds, most)
-    assert found == (needed if needed <= most else None)
-    assert len(asked) <= 2 + 2 * max(1, most.bit_length())
 
 
 @pytest.fixture(autouse=True)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from tinyusfm_runtime.drift import DriftStatistic
     from tinyusfm_runtime.manifest import Artefact
 
+CONFIDENCE_HEADER = ("target", "precision", "probability", "threshold", "ECE before", "ECE after", "flicker")
+"""Of the table that says how far an artefact's probabilities moved, see tinyusfm_export/confidence.py."""
+
 
 def export(
     student: Annotated[str, typer.Argument(help="Shipped student or weights file.")] = DEFAULT_STUDENT,
@@ -213,6 +216,9 @@ def describe(result: ExportResult, shipped: str) -> list[str]:
     rows += [_untimed_row(result, artefact) for artefact in result.artefacts if artefact.pending]
     header = ("target", "precision", "computes in", "MB", "against the reference", "p50", "p90", "p99", "gate")
     lines = [console.table(header, rows), ""]
+    moved = [row for verdict in result.verdicts for row in verdict.confidence_table()]
+    if moved:
+        lines[1:1] = ["", console.table(CONFIDENCE_HEADER, moved)]
     first = next(iter(result.reports.values()))
     frames = first.comparison.provenance
     lines.append(f"judged on    {frames['count']} frames: {frames['about']}")
