@@ -5,9 +5,9 @@ the exported Q/DQ graph), and its answers are compared with the float graph's on
 the loss of mean Dice (segmentation), the mean change of probability (classification) or 1 - mean cosine (features);
 equal costs are told apart by the mean absolute change of the logits. ``all`` is the cost of everything at once.
 
-``mixed_policies`` turns the order into policies that keep the 0, 1, 2, ... most expensive layers float; the ladder takes
-the first that holds the gate on every target, measured on the artefact. A measurement is deterministic and can be taken
-up where it stopped.
+``mixed_policies`` turns the order into policies that keep the 0, 1, 2, ... most expensive layers float; the ladder
+takes the first that holds the gate on every target, measured on the artefact. A measurement is deterministic and can
+be taken up where it stopped.
 
 It does not know engines, files' places or the PyTorch student.
 
