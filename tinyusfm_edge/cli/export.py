@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +15,9 @@ from tinyusfm_edge.cli.student import DEFAULT_STUDENT, ForeignOptions, load, pat
 from tinyusfm_runtime.errors import InputError
 
 if TYPE_CHECKING:
+    from tinyusfm_export.gate import Gate
     from tinyusfm_export.pipeline import ExportResult
+    from tinyusfm_export.recipe import Recipe
     from tinyusfm_runtime.manifest import Artefact
 
 
@@ -66,17 +68,13 @@ def export(
 ) -> None:
     """Export a student to a verified bundle."""
     from tinyusfm_calibration.methods import METHODS
-    from tinyusfm_export.gate import Gate
-    from tinyusfm_export.recipe import load_recipe
 
-    chosen = None if recipe is None else load_recipe(recipe)
-    precisions = chosen_precisions(
-        int8=int8, bf16=bf16, fp16=fp16, fp32=fp32, otherwise=chosen.precisions if chosen else ("int8",)
-    )
-    targets = split_names(target or (",".join(chosen.targets) if chosen else "openvino"))
-    threads = threads or (chosen.threads if chosen else 1)
+    asked = [
+        precision for precision, wanted in (("int8", int8), ("bf16", bf16), ("fp16", fp16), ("fp32", fp32)) if wanted
+    ]
+    plan = make_plan(recipe, target, asked, threads, gate)
+    targets, precisions = plan.targets, plan.precisions
     _check_names(targets)
-    thresholds = Gate.from_file(gate) if gate is not None else (chosen.gate if chosen else Gate())
     if method not in METHODS:
         raise InputError(f"--method {method}: choose one of {', '.join(METHODS)}")
     require("export", ("torch", "safetensors", "onnx"), "export")
@@ -99,29 +97,69 @@ def export(
             out=place,
             folder=folder,
             shipped=shipped,
-            gate=thresholds,
+            gate=plan.gate,
             gated=not no_gate,
             progress=told,
             options=replace(
-                _advanced(folder, method, threads, compare),
+                _advanced(folder, method, plan.threads, compare),
                 compute_capabilities=tuple(split_names(compute_capability or "")),
                 require_verified=require_verified,
             ),
         )
     for line in describe(result, loaded.name if shipped else ""):
         console.say(line)
-    for line in chosen.describe(result.verdicts) if chosen else ():
+    for line in plan.recipe.describe(result.verdicts) if plan.recipe else ():
         console.say(line)
     for artefact, why in result.pending.items():
         console.note(f"warning: {artefact} is unverified: {why}")
 
 
-def chosen_precisions(
-    *, int8: bool, bf16: bool, fp16: bool, fp32: bool, otherwise: Sequence[str] = ("int8",)
-) -> list[str]:
-    """Precisions asked for, fastest first; ``otherwise`` where none is."""
-    asked = {"int8": int8, "bf16": bf16, "fp16": fp16, "fp32": fp32}
-    return [precision for precision, wanted in asked.items() if wanted] or list(otherwise)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What to export and how to judge it, from the options and a recipe.
+
+    Attributes:
+        targets: names as typed.
+        precisions: fastest first.
+        threads: of the engine while it is checked.
+        gate: thresholds.
+        recipe: the recipe, if one was named.
+    """
+
+    targets: list[str]
+    precisions: list[str]
+    threads: int
+    gate: Gate
+    recipe: Recipe | None = None
+
+
+def make_plan(
+    recipe: str | None, target: str | None, precisions: Sequence[str], threads: int | None, gate: Path | None
+) -> Plan:
+    """Options as given, then what a recipe says, then the defaults: openvino, int8, one thread, the default gate.
+
+    Args:
+        recipe: name or file, or None.
+        target: names with commas between, or None.
+        precisions: those asked for, fastest first.
+        threads: or None.
+        gate: a file, or None.
+
+    Raises:
+        InputError: no such recipe or gate file, or one that cannot be used.
+    """
+    from tinyusfm_export.gate import Gate
+    from tinyusfm_export.recipe import load_recipe
+
+    found = None if recipe is None else load_recipe(recipe)
+    named = split_names(target) if target is not None else list(found.targets if found else ("openvino",))
+    return Plan(
+        targets=named,
+        precisions=list(precisions or (found.precisions if found else ("int8",))),
+        threads=threads or (found.threads if found else 1),
+        gate=Gate.from_file(gate) if gate is not None else (found.gate if found else Gate()),
+        recipe=found,
+    )
 
 
 def bundle_place(out: Path | None, name: str, targets: list[str], precisions: list[str]) -> Path:
