@@ -69,10 +69,8 @@ def export(
     """Export a student to a verified bundle."""
     from tinyusfm_calibration.methods import METHODS
 
-    asked = [
-        precision for precision, wanted in (("int8", int8), ("bf16", bf16), ("fp16", fp16), ("fp32", fp32)) if wanted
-    ]
-    plan = make_plan(recipe, target, asked, threads, gate)
+    flags = {"int8": int8, "bf16": bf16, "fp16": fp16, "fp32": fp32}
+    plan = make_plan(recipe, target, [name for name, wanted in flags.items() if wanted], threads, gate)
     targets, precisions = plan.targets, plan.precisions
     _check_names(targets)
     if method not in METHODS:
@@ -106,7 +104,12 @@ def export(
                 require_verified=require_verified,
             ),
         )
-    for line in describe(result, loaded.name if shipped else ""):
+    _tell(result, plan, loaded.name if shipped else "")
+
+
+def _tell(result: ExportResult, plan: Plan, shipped: str) -> None:
+    """Prints what was published, and warns of what is unverified."""
+    for line in describe(result, shipped):
         console.say(line)
     for line in plan.recipe.describe(result.verdicts) if plan.recipe else ():
         console.say(line)
