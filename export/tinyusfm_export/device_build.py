@@ -230,4 +230,4 @@ def _exported_gate(artefact: Artefact) -> Gate:
     return Gate.from_json(limits) if isinstance(limits, Mapping) else Gate()
 
 
-__all__ = ["BUILD_VERSION", "ENGINE", "ArtefactBuild", "BuildReport", "build_bundle"]
+__all__ = ["BUILD_VERSION", "ENGINE", "ArtefactBuild", "BuildReport", "Progress", "build_bundle"]

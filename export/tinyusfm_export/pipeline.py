@@ -24,7 +24,7 @@ from tinyusfm_export.expected import expect, expect_golden
 from tinyusfm_export.gate import Gate
 from tinyusfm_export.gate_frames import GateFrames
 from tinyusfm_export.golden import golden_frames
-from tinyusfm_export.ladder import build_ladder, default_policies, plan_rungs
+from tinyusfm_export.ladder import Rung, build_ladder, default_policies, plan_rungs
 from tinyusfm_export.parity import ParityReport
 from tinyusfm_export.ptq import PtqPolicy, activation_taps
 from tinyusfm_export.range_choice import Preparation
@@ -152,7 +152,7 @@ def export_bundle(
     options, told = advanced or ExportOptions(), progress or (lambda what, share: None)
     spec = spec if spec.weights_sha256 else replace(spec, weights_sha256=module_sha256(module))
     rungs = plan_rungs(targets, precisions)
-    _check_targets([target for target, _ in rungs], options)
+    _check_rungs(rungs, options)
     told("rewriting the graph", 0.0)
     graph = _build_graph(module, spec, options)
     quantized = any(precision == "int8" for _, precision in rungs)
@@ -206,10 +206,14 @@ def export_bundle(
     )
 
 
-def _check_targets(targets: Sequence[str], options: ExportOptions) -> None:
+def _check_rungs(rungs: Sequence[Rung], options: ExportOptions) -> None:
     """Before anything slow starts: every target works here, and can do what the options ask."""
-    for target in dict.fromkeys(targets):
-        load_target(target)
+    targets = list(dict.fromkeys(target for target, _ in rungs))
+    for target in targets:
+        offered = load_target(target).precisions
+        if lacking := [precision for name, precision in rungs if name == target and precision not in offered]:
+            named = public_name(target)
+            raise UnsupportedError(f"target {named} does not write {lacking[0]}: use {', '.join(offered)}")
         if options.require_verified and stand_in_of(target) is not None:
             raise UnsupportedError(
                 f"{public_name(target)} cannot be verified on this machine, which --require-verified demands: leave it "

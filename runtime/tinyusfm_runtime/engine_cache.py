@@ -378,6 +378,7 @@ __all__ = [
     "BUILD_HINT",
     "CACHE_VARIABLE",
     "ENTRY_VERSION",
+    "MAX_FILE_BYTES",
     "CachedEngine",
     "EngineCache",
     "EngineKey",

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_export_verify import data, student  # noqa: F401  fixtures
 from tests.fakes import tensorrt as fake_tensorrt
 from tests.fakes.tensorrt import World, real_module
 from tinyusfm_edge.cli.main import main
@@ -19,7 +18,7 @@ from tinyusfm_runtime.bundle import ArtefactState, Bundle
 def bundle(
     student: Path,
     data: Path,
-    tmp_path_factory: pytest.TempPathFactory,  # noqa: F811
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """A small student exported to TensorRT in INT8, with one engine built ahead of time."""
     real_module()
@@ -57,7 +56,7 @@ def test_export_warns_and_require_verified_refuses(
     student: Path,
     data: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     real_module()
     gate = tmp_path / "gate.json"
@@ -181,13 +180,13 @@ def test_a_recipe_fills_in_what_is_not_given(
     student: Path,
     data: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     real_module()
     recipe = tmp_path / "board.toml"
     recipe.write_text(
         'version = 1\nabout = "a board"\ntargets = ["tensorrt"]\nprecisions = ["fp16"]\nthreads = 1\n'
-        '[budget]\nframe_ms = 16.0\nmeasured = false\nnote = "half a frame"\n[gate]\ndice_mean = 0.9\ndice_worst = 0.8\n',
+        '[budget]\nframe_ms = 16.0\nmeasured = false\nnote = "half"\n[gate]\ndice_mean = 0.9\ndice_worst = 0.8\n',
         encoding="ascii",
     )
     out = tmp_path / "b.bundle"

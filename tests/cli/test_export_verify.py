@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from pathlib import Path
@@ -10,58 +9,14 @@ from typing import Any
 
 import pytest
 
+from tests.cli.conftest import SPLITS
 from tinyusfm_edge.cli.data_folder import read_data
-from tinyusfm_edge.cli.export import bundle_place, chosen_precisions
+from tinyusfm_edge.cli.export import bundle_place, make_plan
 from tinyusfm_edge.cli.main import main
 from tinyusfm_runtime import plugins
 from tinyusfm_runtime.bundle import Bundle
 from tinyusfm_runtime.errors import CalibrationError, InputError
-from tinyusfm_runtime.overlay import encode_png
 from tinyusfm_runtime.phantom import make_phantom
-
-SPLITS = {"train": range(300, 320), "val": range(320, 356), "test": range(356, 360)}
-"""Split -> phantom seeds."""
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder of phantoms with a table like that of HC18: the pixel size is that of pictures twice as large."""
-    pytest.importorskip("cv2", reason="install tinyusfm-edge[opencv]")
-    folder = tmp_path_factory.mktemp("data")
-    rows = []
-    for split, seeds in SPLITS.items():
-        for seed in seeds:
-            frame = make_phantom(seed, height=96, width=128).frame
-            (folder / f"{seed}.png").write_bytes(encode_png(frame.pixels))
-            assert frame.spacing_mm is not None
-            rows.append(
-                {"file": f"{seed}.png", "split": split, "group": str(seed), "label": "head",
-                 "pixel_size_mm": frame.spacing_mm[0] / 2, "orig_w": 256, "orig_h": 192}
-            )  # fmt: skip
-    with (folder / "split.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small student file whose mask covers part of every phantom."""
-    torch = pytest.importorskip("torch", reason="install tinyusfm-edge[export]")
-    from tinyusfm_edge.models.checkpoint import save_student
-    from tinyusfm_edge.models.student import StudentConfig, build_student
-    from tinyusfm_runtime.spec import ModelSpec, PostProcess, PreprocessSpec, Task
-
-    torch.manual_seed(7)
-    config = StudentConfig(image_size=64, width=24, heads=3)
-    spec = ModelSpec(
-        name="small", task=Task.SEGMENT, labels=("head",), preprocess=PreprocessSpec(height=64, width=64),
-        postprocess=PostProcess.ELLIPSE_HC, architecture=config.to_json(),
-    )  # fmt: skip
-    path = tmp_path_factory.mktemp("student") / "small.safetensors"
-    save_student(path, build_student(config).eval(), spec)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +70,12 @@ def test_table_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_names_of_bundles_and_the_order_of_precisions() -> None:
-    assert chosen_precisions(int8=False, bf16=False, fp16=False, fp32=False) == ["int8"]
-    assert chosen_precisions(int8=True, bf16=False, fp16=True, fp32=True) == ["int8", "fp16", "fp32"]
+    plan = make_plan(None, None, [], None, None)
+    assert (plan.targets, plan.precisions, plan.threads) == (["openvino"], ["int8"], 1)
+    plan = make_plan("jetson_agx_orin", None, [], None, None)
+    assert (plan.targets, plan.precisions) == (["tensorrt"], ["int8", "fp16"])
+    plan = make_plan("jetson_agx_orin", "onnx,openvino", ["fp32"], 3, None)
+    assert (plan.targets, plan.precisions, plan.threads) == (["onnx", "openvino"], ["fp32"], 3), "options win"
     assert bundle_place(None, "fetal-head", ["openvino"], ["int8"]) == Path("fetal-head-openvino-int8.bundle")
     assert bundle_place(Path("build"), "a", ["x", "y"], ["fp16"]) == Path("build/a-x-y-fp16.bundle")
     assert bundle_place(Path("b/my.bundle"), "a", ["x"], ["fp16"]) == Path("b/my.bundle")

@@ -1,4 +1,4 @@
-"""``build`` on a fake GPU: the engine goes into the cache, the gate is completed there, and only that opens the artefact."""
+"""``build`` on a fake GPU: the engine goes into the cache, the gate is completed there, and only that opens it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FP16 with explicit casts: what is typed how, that answers stay close, and that TensorRT's own parser sees the same."""
+"""FP16 with explicit casts: what is typed how, that answers stay close, and that TensorRT's parser sees the same."""
 
 from __future__ import annotations
 

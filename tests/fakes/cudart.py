@@ -1,8 +1,8 @@
-"""A CUDA runtime without a GPU: the calls of cuda.py over Python memory, asynchronous as the real one, and it keeps watch.
+"""A CUDA runtime without a GPU: the calls of cuda.py over Python memory, asynchronous as the real one, and watchful.
 
-Queued work runs only when the stream is waited for, so a result read too early is stale. ``faults`` collects what a real
-device would punish at some later time or never: memory used after it was freed or freed twice, work left in a stream
-that is destroyed, allocation or waiting while a stream is captured, arguments of another number or type.
+Queued work runs only when the stream is waited for, so a result read too early is stale. ``faults`` collects what a
+real device would punish later or never: memory used after it was freed or freed twice, work left in a stream that is
+destroyed, allocation or waiting while a stream is captured, arguments of another number or type.
 """
 
 from __future__ import annotations

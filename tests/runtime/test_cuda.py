@@ -1,4 +1,4 @@
-"""CUDA over ctypes: the real library's symbols and prototypes, a lane on a fake one that keeps watch, and broken controls."""
+"""CUDA over ctypes: NVIDIA's symbols and prototypes, a lane on a fake that keeps watch, and broken controls."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from tinyusfm_runtime.machine import machine_card
 from tinyusfm_runtime.manifest import ArtefactState
 from tinyusfm_runtime.phantom import make_phantom
 from tinyusfm_runtime.preprocess import preprocess
-from tinyusfm_runtime.session import GOLDEN_FRAMES_AT_START, WARM_UP_RUNS, Session
+from tinyusfm_runtime.session import GOLDEN_FRAMES_AT_START, WARM_UP_RUNS, Session, gate_limits
 from tinyusfm_runtime.spec import AspectPolicy, PreprocessSpec
 
 PlugIn = type[NumpyEngine]
@@ -515,3 +515,9 @@ def test_engines_agree_on_the_masks(two_rungs: Path, phantom_frame: Frame) -> No
         a, b = one.predict(phantom_frame), two.predict(phantom_frame)
     assert np.mean(np.asarray(a.mask_HW) != np.asarray(b.mask_HW)) < 0.001
     assert list(a.auxiliary) == list(b.auxiliary) == ["pooled"]
+
+
+def test_a_real_gate_reports_limits_are_found_under_their_names_here(fake_parts: Parts) -> None:
+    limits = {"dice_mean": 0.9, "cosine": 0.5, "probability_drift": 0.3, "min_frames": 32, "hc_p95_mm": True}
+    artefact = fake_parts.with_artefact(gate={"passed": True, "limits": limits}).artefacts[0]
+    assert gate_limits(artefact) == {"dice_mean": 0.9, "cosine_worst": 0.5, "drift_worst": 0.3}

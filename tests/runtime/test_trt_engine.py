@@ -1,4 +1,4 @@
-"""Engine ``trt`` on a fake GPU: real parsing and building, faked execution by the real signatures, and broken controls."""
+"""Engine ``trt`` on a fake GPU: real parsing and building, faked execution by real signatures, and broken controls."""
 
 from __future__ import annotations
 

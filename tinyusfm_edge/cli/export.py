@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +18,9 @@ from tinyusfm_runtime.errors import GateError, InputError
 
 if TYPE_CHECKING:
     from tinyusfm_export.calibration_file import CalibrationFile
+    from tinyusfm_export.gate import Gate
     from tinyusfm_export.pipeline import ExportResult
+    from tinyusfm_export.recipe import Recipe
     from tinyusfm_runtime.drift import DriftStatistic
     from tinyusfm_runtime.manifest import Artefact
 
@@ -90,21 +92,12 @@ def export(
 def _publish(wish: Any) -> None:
     """What the command does with its options, which ``wish`` has by name."""
     from tinyusfm_calibration.methods import METHODS
-    from tinyusfm_export.gate import Gate
-    from tinyusfm_export.recipe import load_recipe
 
-    chosen = None if wish.recipe is None else load_recipe(wish.recipe)
-    precisions = chosen_precisions(
-        int8=wish.int8,
-        bf16=wish.bf16,
-        fp16=wish.fp16,
-        fp32=wish.fp32,
-        otherwise=chosen.precisions if chosen else ("int8",),
-    )
-    targets = split_names(wish.target or (",".join(chosen.targets) if chosen else "openvino"))
-    threads = wish.threads or (chosen.threads if chosen else 1)
+    flags = {name: getattr(wish, name) for name in ("int8", "bf16", "fp16", "fp32")}
+    asked = [name for name, wanted in flags.items() if wanted]
+    plan = make_plan(wish.recipe, wish.target, asked, wish.threads, wish.gate)
+    targets, precisions = plan.targets, plan.precisions
     _check_names(targets)
-    thresholds = Gate.from_file(wish.gate) if wish.gate is not None else (chosen.gate if chosen else Gate())
     if wish.method not in METHODS:
         raise InputError(f"--method {wish.method}: choose one of {', '.join(METHODS)}")
     require("export", ("torch", "safetensors", "onnx"), "export")
@@ -135,24 +128,29 @@ def _publish(wish: Any) -> None:
             out=place,
             folder=folder,
             shipped=shipped,
-            gate=thresholds,
+            gate=plan.gate,
             gated=not wish.no_gate,
             progress=told,
             options=replace(
-                _with_calibration(_advanced(folder, wish.method, threads, wish.compare), stored, statistic),
+                _with_calibration(_advanced(folder, wish.method, plan.threads, wish.compare), stored, statistic),
                 compute_capabilities=tuple(split_names(wish.compute_capability or "")),
                 require_verified=wish.require_verified,
                 policies=_policies(wish.mixed, wish.weight_bits, loaded.spec),
             ),
         )
-    for line in describe(result, loaded.name if shipped else ""):
+    _tell(result, plan, loaded.name if shipped else "")
+    if wish.require_worth_it and not all(result.verdicts):
+        raise GateError(f"INT8 was not worth it here: the bundle stands in {place.name}, this exit code says no")
+
+
+def _tell(result: ExportResult, plan: Plan, shipped: str) -> None:
+    """Prints what was published, and warns of what is unverified."""
+    for line in describe(result, shipped):
         console.say(line)
-    for line in chosen.describe(result.verdicts) if chosen else ():
+    for line in plan.recipe.describe(result.verdicts) if plan.recipe else ():
         console.say(line)
     for artefact, why in result.pending.items():
         console.note(f"warning: {artefact} is unverified: {why}")
-    if wish.require_worth_it and not all(result.verdicts):
-        raise GateError(f"INT8 was not worth it here: the bundle stands in {place.name}, this exit code says no")
 
 
 def _policies(mixed: Path | None, weight_bits: int, spec: Any) -> tuple[Any, ...]:
@@ -190,12 +188,52 @@ def _with_ranges(loaded: Any, stored: CalibrationFile | None, ranges: Path | Non
     return replace(loaded, ranges=found)
 
 
-def chosen_precisions(
-    *, int8: bool, bf16: bool, fp16: bool, fp32: bool, otherwise: Sequence[str] = ("int8",)
-) -> list[str]:
-    """Precisions asked for, fastest first; ``otherwise`` where none is."""
-    asked = {"int8": int8, "bf16": bf16, "fp16": fp16, "fp32": fp32}
-    return [precision for precision, wanted in asked.items() if wanted] or list(otherwise)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What to export and how to judge it, from the options and a recipe.
+
+    Attributes:
+        targets: names as typed.
+        precisions: fastest first.
+        threads: of the engine while it is checked.
+        gate: thresholds.
+        recipe: the recipe, if one was named.
+    """
+
+    targets: list[str]
+    precisions: list[str]
+    threads: int
+    gate: Gate
+    recipe: Recipe | None = None
+
+
+def make_plan(
+    recipe: str | None, target: str | None, precisions: Sequence[str], threads: int | None, gate: Path | None
+) -> Plan:
+    """Options as given, then what a recipe says, then the defaults: openvino, int8, one thread, the default gate.
+
+    Args:
+        recipe: name or file, or None.
+        target: names with commas between, or None.
+        precisions: those asked for, fastest first.
+        threads: or None.
+        gate: a file, or None.
+
+    Raises:
+        InputError: no such recipe or gate file, or one that cannot be used.
+    """
+    from tinyusfm_export.gate import Gate
+    from tinyusfm_export.recipe import load_recipe
+
+    found = None if recipe is None else load_recipe(recipe)
+    named = split_names(target) if target is not None else list(found.targets if found else ("openvino",))
+    return Plan(
+        targets=named,
+        precisions=list(precisions or (found.precisions if found else ("int8",))),
+        threads=threads or (found.threads if found else 1),
+        gate=Gate.from_file(gate) if gate is not None else (found.gate if found else Gate()),
+        recipe=found,
+    )
 
 
 def bundle_place(out: Path | None, name: str, targets: list[str], precisions: list[str]) -> Path:
