@@ -24,7 +24,7 @@ from tinyusfm_runtime.preprocess import preprocess
 from tinyusfm_runtime.sources import open_source
 
 pytestmark = pytest.mark.needs_shared
-PATIENTS = 75
+PATIENTS = 50
 Outputs = dict[str, np.ndarray]
 FOREIGN = {
     "cardiac": "cardiac-0011_320.mp4",
@@ -82,11 +82,11 @@ def patients(listen: Callable[[Frame], Outputs], shared_folder: Path) -> list[tu
 
 @pytest.fixture(scope="module")
 def clips(listen: Callable[[Frame], Outputs], shared_folder: Path) -> dict[str, list[tuple[Frame, Outputs]]]:
-    """Twenty frames of each foreign clip."""
+    """Fifteen frames of each foreign clip."""
     found = {}
     for what, name in FOREIGN.items():
         with open_source(str(shared_folder / "data" / "clips" / name)) as source:
-            found[what] = [(frame, listen(frame)) for frame in itertools.islice(source, 20)]
+            found[what] = [(frame, listen(frame)) for frame in itertools.islice(source, 15)]
     return found
 
 
