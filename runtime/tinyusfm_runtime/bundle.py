@@ -12,6 +12,7 @@ Layout::
     artefacts/<target>-<precision>/...       model.onnx, or model.xml and model.bin
     golden/frames.npz, reference.npz         phantom frames and the PyTorch float32 reference's answers
     golden/<target>-<precision>.npz          that artefact's own answers (logits)
+    drift/statistic.npz                      what the calibration frames look like, see drift.py; when there is one
     quant.json, reports/...                  when there are any
 
 Shapes: SHW = frames, rows, columns; SKHW = frames, classes, rows, columns; SK = frames, classes.

@@ -121,7 +121,7 @@ def test_frames_are_cropped_before_anything_is_stored(made: Path, data: Path) ->
 
 def test_the_report_is_one_page_with_montage_histograms_and_coverage(made: Path) -> None:
     page = made.with_suffix(".html").read_text(encoding="utf-8")
-    assert page.count("data:image/png") == 1 and page.count('<g transform="translate(') == 60
+    assert page.count("data:image/png") == 1 and page.count('<g transform="translate(') == 61
     for words in ("What they cover", "Range methods side by side", "Drift statistic", "blocks.11.mlp.fc2", "minmax"):
         assert words in page
     assert not re.search(r"https?://(?!www\.w3\.org)", page) and "<script" not in page

@@ -28,7 +28,7 @@ TARGETS = plugins.names("targets")
 
 @pytest.fixture(scope="module")
 def graph() -> ExportGraph:
-    return build_graph(*make_student(), auxiliary=("tokens_block4",))
+    return build_graph(*make_student(), auxiliary=("tokens_block4", "peak_block10"))
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_same_arguments_give_the_same_bytes(
 ) -> None:
     for precision in ("int8", "fp16"):
         first = build(name, graph, decisions[precision], tmp_path / f"{precision}-1")
-        again = build_graph(*make_student(), auxiliary=("tokens_block4",))
+        again = build_graph(*make_student(), auxiliary=("tokens_block4", "peak_block10"))
         assert hashes(build(name, again, decisions[precision], tmp_path / f"{precision}-2")) == hashes(first)
 
 
@@ -113,7 +113,8 @@ def test_another_process_gives_the_same_bytes(
 ) -> None:
     code = (
         "import sys, pathlib; from tests.contracts.test_targets import *\n"
-        "g = build_graph(*make_student(), auxiliary=('tokens_block4',)); d = decide(g, 'int8', observed(g))\n"
+        "g = build_graph(*make_student(), auxiliary=('tokens_block4', 'peak_block10'))\n"
+        "d = decide(g, 'int8', observed(g))\n"
         "print(hashes(build(sys.argv[1], g, d, pathlib.Path(sys.argv[2]))))"
     )
     here = hashes(build(name, graph, decisions["int8"], tmp_path / "here"))

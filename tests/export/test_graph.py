@@ -85,11 +85,33 @@ def test_auxiliary_outputs_are_mean_patch_tokens(task: str) -> None:
         assert (got - mean).abs().max() <= 1e-5 * mean.abs().max()
 
 
+@pytest.mark.parametrize("task", ["segment", "classify", "features"])
+def test_peaks_are_the_largest_absolute_value_behind_a_gelu(task: str) -> None:
+    student, spec = make_student(task)
+    names = ("peak_block11", "tokens_block2", "peak_block0")
+    graph = build_graph(student, spec, auxiliary=names)
+    assert graph.outputs == ("logits", *names)
+    (tensor,) = phantom_inputs(spec, 1)
+    seen: dict[int, torch.Tensor] = {}
+    for index in (0, 11):
+        fc2 = student.backbone.blocks[index].mlp.fc2  # type: ignore[union-attr, index]
+        fc2.register_forward_pre_hook(lambda _, inputs, index=index: seen.__setitem__(index, inputs[0]))
+    with torch.no_grad():
+        student(normalised(tensor, spec))
+        found = graph.module(torch.from_numpy(tensor))
+    # the last block of the export graph has lost the class token
+    wanted = {0: seen[0].abs().max(), 11: seen[11][:, 1:].abs().max()}
+    for got, index in ((found[1], 11), (found[3], 0)):
+        assert got.shape == (1,) and (got - wanted[index]).abs() <= 1e-5 * wanted[index]
+
+
 def test_auxiliary_outputs_are_off_by_default() -> None:
     assert small_graph().outputs == ("logits",)
 
 
-@pytest.mark.parametrize("name", ["tokens_block12", "tokens_block", "tokens_block-1", "logits", "attention"])
+@pytest.mark.parametrize(
+    "name", ["tokens_block12", "peak_block12", "peak_block", "tokens_block", "tokens_block-1", "logits", "attention"]
+)
 def test_unknown_auxiliary_output_is_refused(name: str) -> None:
     with pytest.raises(InputError, match="tokens_block0 to tokens_block11"):
         build_graph(*make_student(), auxiliary=(name,))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import re
 import shutil
@@ -10,18 +11,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tinyusfm_calibration.drift_fit import DriftSample, fit_drift
 from tinyusfm_calibration.ranges import Ranges
+from tinyusfm_calibration.sets import describe_frames, phantom_frames
 from tinyusfm_edge import students
 from tinyusfm_edge.models.student import StudentConfig, build_student
 from tinyusfm_edge.training.card import render_card
 from tinyusfm_edge.training.data import read_table
-from tinyusfm_edge.training.package_student import PackagePlan, add_gates, main, package, size_stratified
+from tinyusfm_edge.training.package_student import PackagePlan, add_drift, add_gates, main, package, size_stratified
 from tinyusfm_edge.training.supervised import SupervisedConfig, train
+from tinyusfm_export.calibration_file import CalibrationFile
 from tinyusfm_export.graph import build_graph
+from tinyusfm_runtime.drift import GREY_NAMES
 from tinyusfm_runtime.errors import CalibrationError, InputError
 
 SMALL = SupervisedConfig(
@@ -188,6 +194,54 @@ def test_gates_are_added_replaced_and_checked(packaged: Path, tmp_path: Path) ->
         add_gates(out, [{"target": "onnx", "precision": "fp16", "weights_sha256": card["weights"]["sha256"]}])
     with pytest.raises(InputError, match="package the student first"):
         add_gates(tmp_path / "none", [])
+
+
+def calibration_file(path: Path, weights_sha256: str, *, with_drift: bool = True) -> Path:
+    """What calibrate would write, with a statistic over made-up grey levels."""
+    rng = np.random.default_rng(0)
+    fit, held_out = (
+        [
+            DriftSample(
+                grey=rng.normal(size=len(GREY_NAMES)), tokens_T=np.zeros(0), peaks=np.zeros(0), group=f"{side}{i}"
+            )
+            for i in range(60)
+        ]
+        for side in "ab"
+    )
+    drift = fit_drift(fit, held_out, about={"weights_sha256": weights_sha256}) if with_drift else None
+    frames = describe_frames("made-up", phantom_frames(range(16)))
+    ranges = Ranges(
+        tensors={"a": (0.0, 1.0)}, method="minmax", set_id=frames.id, frame_sha256=tuple(sorted(frames.hashes))
+    )
+    path.write_text(json.dumps(CalibrationFile(frames=frames, ranges=ranges, drift=drift).to_json()), encoding="utf-8")
+    return path
+
+
+def test_a_drift_statistic_is_added_and_goes_with_its_weights(
+    packaged: Path, plan: PackagePlan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "copy"
+    found = next(path.parent for path in packaged.rglob(students.CARD))
+    shutil.copytree(found, out)
+    sha = json.loads((out / students.CARD).read_text(encoding="utf-8"))["weights"]["sha256"]
+    for wrong in (
+        calibration_file(tmp_path / "other.json", "0" * 64),
+        calibration_file(tmp_path / "none.json", sha, with_drift=False),
+    ):
+        assert main(["--name", "fetal-head", "--out", str(out), "--drift", str(wrong)]) == 2
+        assert "no drift statistic of these weights" in capsys.readouterr().out
+    card = add_drift(out, calibration_file(tmp_path / "set.json", sha))
+    raw = (out / students.DRIFT).read_bytes()
+    assert card["drift"]["sha256"] == hashlib.sha256(raw).hexdigest() and card["drift"]["held_out"] == 60
+    assert "## Drift" in (out / students.CARD_TEXT).read_text(encoding="utf-8")
+    others = "1" * 64
+    stale = {
+        **card,
+        "weights": {**card["weights"], "sha256": others},
+        "drift": {**card["drift"], "weights_sha256": others},
+    }
+    (out / students.CARD).write_text(json.dumps(stale), encoding="utf-8")
+    assert package(replace(plan, out=out))["drift"] is None and not (out / students.DRIFT).exists()
 
 
 def test_gates_of_other_weights_do_not_survive_a_new_package(plan: PackagePlan, tmp_path: Path) -> None:

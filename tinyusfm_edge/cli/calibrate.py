@@ -149,6 +149,8 @@ def run(
     from tinyusfm_export.range_choice import choose_ranges
     from tinyusfm_runtime.preprocess import preprocess
 
+    if drift:
+        _check_patients(pool, false_alarms)
     sample = sampler(loaded.module, loaded.spec)
     notes: list[str] = []
     told("looking at the pool", 0.0)
@@ -283,6 +285,20 @@ def _first(frames: Iterator[Any], most: int) -> Iterator[Any]:
         if number == most:
             return
         yield frame
+
+
+def _check_patients(pool: Pool, false_alarms: float) -> None:
+    """Before anything slow: enough validation patients for a statistic that was demanded.
+
+    Raises:
+        CalibrationError: how many are needed.
+    """
+    from tinyusfm_calibration.drift_fit import conformal_threshold
+    from tinyusfm_runtime.drift import STRANGE_SHARE
+
+    if pool.rows is not None:
+        patients = {row.get("group") or row["file"] for row in pool.rows if row["split"] == "val"}
+        conformal_threshold(np.zeros(len(patients)), false_alarms * STRANGE_SHARE)
 
 
 def _fit(
