@@ -1,7 +1,9 @@
-"""Segmentation tables: ``split.csv`` (file,label,mask,split,group,...) to arrays in the model's input geometry.
+"""Labelled tables: ``split.csv`` (file,label,mask,split,group,...) to arrays in the model's input geometry.
 
 Pictures go through the runtime's own preprocessing, so training sees what live frames will be.
-Decode errors are named and stop the load; nothing is skipped silently. It does not know the model or augmentation.
+Decode errors are named and stop the load. Rows that a table flags as ``near_duplicate`` or ``label_conflict`` are left
+out of every split, since they would count a picture twice or teach two classes for one lesion; ``table_counts`` says
+how many. It does not know the model or augmentation.
 
 Shapes: S samples, HW rows and columns.
 """
@@ -13,6 +15,7 @@ import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -24,6 +27,8 @@ from tinyusfm_runtime.spec import PreprocessSpec
 
 TABLE = "split.csv"
 """Name of the table in a data folder."""
+FLAGS = ("near_duplicate", "label_conflict")
+"""Columns that take a row out where they are neither empty nor 0."""
 FILLED_MASK_THRESHOLD = 128
 """Code above which an antialiased, resized 0/255 mask counts as foreground."""
 
@@ -36,9 +41,10 @@ class Sample:
         id: the table's file column.
         group: patient or examination.
         frame: the picture with its spacing.
-        mask_HW: uint8 0/1 at the frame's size.
+        mask_HW: uint8 0/1 at the frame's size; all 0 where only a label was asked for and the table names no mask.
         hc_mm: stated head circumference, mm, or None.
         sha256: hash of the picture file, hex.
+        label: the table's label column, or empty.
     """
 
     id: str
@@ -47,14 +53,18 @@ class Sample:
     mask_HW: np.ndarray
     hc_mm: float | None
     sha256: str
+    label: str = ""
 
 
-def read_table(folder: Path, split: str, *, limit: int | None = None) -> list[Sample]:
-    """Reads one split of a segmentation table.
+def read_table(
+    folder: Path, split: str, *, need: Literal["mask", "label"] = "mask", limit: int | None = None
+) -> list[Sample]:
+    """Reads one split of a labelled table, flagged rows left out.
 
     Args:
         folder: holds ``split.csv`` and the files it names.
         split: ``train``, ``val`` or ``test``.
+        need: what a row must have to be read.
         limit: at most this many samples, the first in table order.
 
     Returns:
@@ -64,29 +74,42 @@ def read_table(folder: Path, split: str, *, limit: int | None = None) -> list[Sa
         InputError: no table, a column or number that is not usable, a file that cannot be read, mask and picture of
             different size, or no sample in the split.
     """
-    rows = [row for row in _read_rows(folder) if row["split"] == split and row["mask"]]
+    rows = [row for row in _read_rows(folder) if row["split"] == split and row.get(need) and not _flagged(row)]
     if not rows:
-        raise InputError(f"{folder / TABLE} has no row with split {split!r} and a mask")
+        raise InputError(f"{folder / TABLE} has no row with split {split!r} and a {need}")
     return [_read_sample(folder, row) for row in rows[:limit]]
 
 
 def table_counts(folder: Path) -> dict[str, dict[str, int]]:
-    """Frames and patients of each split of a table.
+    """Frames and patients of each split of a table, and the flagged frames that are left out.
 
     Args:
         folder: holds ``split.csv``.
 
     Returns:
-        Split -> ``frames`` and ``groups``, splits sorted.
+        Split -> ``frames`` and ``groups``, splits sorted; ``flagged`` where a split has such rows.
 
     Raises:
         InputError: no table, or one without the columns.
     """
     groups: dict[str, list[str]] = {}
+    flagged: dict[str, int] = {}
     for row in _read_rows(folder):
-        if row["mask"]:
+        if not row["mask"] and not row.get("label"):
+            continue
+        if _flagged(row):
+            flagged[row["split"]] = flagged.get(row["split"], 0) + 1
+        else:
             groups.setdefault(row["split"], []).append(row.get("group") or row["file"])
-    return {split: {"frames": len(found), "groups": len(set(found))} for split, found in sorted(groups.items())}
+    return {
+        split: {"frames": len(found), "groups": len(set(found))}
+        | ({"flagged": flagged[split]} if split in flagged else {})
+        for split, found in sorted(groups.items())
+    }
+
+
+def _flagged(row: dict[str, str]) -> bool:
+    return any(row.get(flag, "") not in ("", "0") for flag in FLAGS)
 
 
 def _read_rows(folder: Path) -> list[dict[str, str]]:
@@ -107,7 +130,11 @@ def _read_rows(folder: Path) -> list[dict[str, str]]:
 def _read_sample(folder: Path, row: dict[str, str]) -> Sample:
     name = row["file"]
     data = _read_bytes(folder / name)
-    pixels, mask = _decode(data), _decode(_read_bytes(folder / row["mask"]))
+    pixels = _decode(data)
+    if row["mask"]:
+        mask = _decode(_read_bytes(folder / row["mask"]))
+    else:
+        mask = None if pixels is None else np.zeros_like(pixels)
     if pixels is None or mask is None:
         raise InputError(f"table row {name!r}: picture or mask is missing or cannot be decoded")
     if mask.shape != pixels.shape:
@@ -124,6 +151,7 @@ def _read_sample(folder: Path, row: dict[str, str]) -> Sample:
         mask_HW=(mask >= FILLED_MASK_THRESHOLD).astype(np.uint8),
         hc_mm=hc_mm,
         sha256=hashlib.sha256(data).hexdigest(),
+        label=row.get("label", ""),
     )
 
 
@@ -178,4 +206,13 @@ def resize_mask(mask_HW: np.ndarray, frame: Frame, spec: PreprocessSpec) -> np.n
     return out
 
 
-__all__ = ["FILLED_MASK_THRESHOLD", "TABLE", "Sample", "read_table", "resize_mask", "table_counts", "to_arrays"]
+__all__ = [
+    "FILLED_MASK_THRESHOLD",
+    "FLAGS",
+    "TABLE",
+    "Sample",
+    "read_table",
+    "resize_mask",
+    "table_counts",
+    "to_arrays",
+]

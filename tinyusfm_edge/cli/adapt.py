@@ -1,0 +1,140 @@
+"""``tinyusfm-edge adapt``: a pre-trained or random student learns masks or classes from a labelled table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tinyusfm_edge.cli import console
+from tinyusfm_edge.cli.student import require
+from tinyusfm_runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from tinyusfm_edge.training.adapt_config import AdaptConfig
+
+RANDOM = "random"
+START_FILES = ("student.safetensors", "best.safetensors", "last.safetensors")
+"""What is looked for in a run folder given as a start, first hit first."""
+
+
+def adapt(
+    task: Annotated[str, typer.Option(help="segment or classify.")],
+    data: Annotated[Path, typer.Option(help="Folder with split.csv (file,label,mask,split,group,...).")],
+    out: Annotated[Path, typer.Option(help="Student file to write; NAME.run beside it holds the run, and resumes.")],
+    init: Annotated[
+        str, typer.Option(help="Start: a run folder, a weights file, a shipped student, or random.")
+    ] = RANDOM,
+    labels: Annotated[str, typer.Option(help="Share of the labelled training pictures, by whole patients.")] = "100%",
+    labels_seed: Annotated[int, typer.Option(help="Which patients enter that share first.")] = 0,
+    image_size: Annotated[int, typer.Option(help="Rows and columns of the input.")] = 224,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 300,
+    batch: Annotated[int, typer.Option(help="Pictures a step.")] = 16,
+    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 42,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    layer_decay: Annotated[
+        float | None, typer.Option(help="Factor a layer on the learning rate. Default: 0.8, and 1 from random.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="fp32, or bf16 where the machine computes it.")] = "fp32",
+    evaluate_every: Annotated[int, typer.Option(help="Steps between evaluations and checkpoints.")] = 50,
+    postprocess: Annotated[str | None, typer.Option(help="none, mask or ellipse_hc.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the student. Default: the file's.")] = None,
+    config: Annotated[Path | None, typer.Option(help="JSON of further settings; options here go before it.")] = None,
+) -> None:
+    """Fine-tune a student for a task; the best weights by validation become a student file."""
+    require("adapting a student", ("torch", "safetensors", "cv2"), "train")
+    from tinyusfm_edge.training import adapt as recipe
+    from tinyusfm_edge.training.label_budget import parse_share
+    from tinyusfm_edge.training.task import class_names
+
+    if task not in ("segment", "classify"):
+        raise InputError(f"--task {task}: use segment or classify")
+    console.check_writable(out, "the student file")
+    names = class_names(data) if task == "classify" else ("foreground",)
+    settings = read_settings(config)
+    given = {
+        "steps": steps,
+        "batch": batch,
+        "seed": seed,
+        "evaluate_every": evaluate_every,
+        "precision": precision,
+        "labels": parse_share(labels),
+        "labels_seed": labels_seed,
+        "learning_rate": learning_rate,
+        "layer_decay": 1.0 if layer_decay is None and init == RANDOM and "layer_decay" not in settings else layer_decay,
+    }
+    plan = settle_config(settings, given, task, image_size, len(names))
+    run_folder = out.with_suffix(".run")
+    spec = recipe.student_spec(plan, names, name=name or out.stem, postprocess=postprocess)
+    found = recipe.adapt(data, run_folder, plan, names, init=find_start(init), report=console.note)
+    sha256 = recipe.write_student(run_folder, out, plan, names, spec)
+    scores = ", ".join(f"{key} {value:.4f}" for key, value in found["best"].items())
+    console.say(f"{out}  {sha256[:12]}  validation {scores} at step {found['step']}")
+
+
+def read_settings(path: Path | None) -> dict[str, object]:
+    """A JSON table of settings, or an empty one.
+
+    Raises:
+        InputError: it cannot be read or is no table.
+    """
+    import json
+
+    if path is None:
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"settings {path} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"settings {path} hold no table")
+    return found
+
+
+def settle_config(
+    settings: dict[str, object], given: dict[str, object], task: str, image_size: int, num_names: int
+) -> AdaptConfig:
+    """Puts a file's settings and the options together.
+
+    Args:
+        settings: of a file.
+        given: options by field; None leaves the file's or the default.
+        task: segment or classify.
+        image_size: rows and columns.
+        num_names: classes of a classifier.
+
+    Raises:
+        InputError: unknown or impossible settings.
+    """
+    from tinyusfm_edge.training.adapt_config import AdaptConfig
+
+    plan = AdaptConfig.from_json({**settings, **{key: value for key, value in given.items() if value is not None}})
+    classes = num_names if task == "classify" else 2
+    student = replace(plan.student, task=task, num_classes=classes, image_size=image_size)  # type: ignore[arg-type]
+    return replace(plan, student=student)
+
+
+def find_start(typed: str) -> Path | None:
+    """The weights file that ``--init`` means; None for random weights.
+
+    Raises:
+        InputError: no such file, run or shipped student.
+    """
+    from tinyusfm_edge import students
+
+    if typed == RANDOM:
+        return None
+    if typed in students.names():
+        return students.folder(typed) / students.WEIGHTS
+    place = Path(typed)
+    if place.is_dir():
+        found = next((place / name for name in START_FILES if (place / name).is_file()), None)
+        if found is None:
+            raise InputError(f"--init {typed}: the folder holds none of {', '.join(START_FILES)}")
+        return found
+    if not place.is_file():
+        shipped = ", ".join(students.names())
+        raise InputError(f"--init {typed}: no run folder, weights file or shipped student ({shipped})")
+    return place
