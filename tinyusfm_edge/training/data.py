@@ -8,22 +8,19 @@ Shapes: S samples, HW rows and columns.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from tinyusfm_calibration.tables import TABLE, read_rows, spacing_mm
 from tinyusfm_runtime.errors import InputError
 from tinyusfm_runtime.frame import Frame
 from tinyusfm_runtime.preprocess import place, preprocess, resize
 from tinyusfm_runtime.spec import PreprocessSpec
 
-TABLE = "split.csv"
-"""Name of the table in a data folder."""
 FILLED_MASK_THRESHOLD = 128
 """Code above which an antialiased, resized 0/255 mask counts as foreground."""
 
@@ -90,18 +87,7 @@ def table_counts(folder: Path) -> dict[str, dict[str, int]]:
 
 
 def _read_rows(folder: Path) -> list[dict[str, str]]:
-    table = folder / TABLE
-    try:
-        text = table.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{folder} has no readable {TABLE}: give a folder with a table file,label,mask,split,group,..."
-        ) from error
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    missing = {"file", "mask", "split"} - set(reader.fieldnames or ())
-    if missing:
-        raise InputError(f"{table} lacks the columns {', '.join(sorted(missing))}")
-    return [{key: value or "" for key, value in row.items() if isinstance(key, str)} for row in reader]
+    return read_rows(folder, ("file", "mask", "split"))
 
 
 def _read_sample(folder: Path, row: dict[str, str]) -> Sample:
@@ -113,9 +99,9 @@ def _read_sample(folder: Path, row: dict[str, str]) -> Sample:
     if mask.shape != pixels.shape:
         raise InputError(f"table row {name!r}: mask {mask.shape} and picture {pixels.shape} differ in size")
     try:
-        spacing = _spacing_mm(row, *pixels.shape)
+        spacing = spacing_mm(row, *pixels.shape, unusable="raise")
         hc_mm = float(row["head_circumference_mm"]) if row.get("head_circumference_mm") else None
-    except (KeyError, TypeError, ValueError) as error:
+    except (InputError, ValueError) as error:
         raise InputError(f"table row {name!r}: a size in mm or pixels is missing or no number: {error}") from error
     return Sample(
         id=name,
@@ -125,14 +111,6 @@ def _read_sample(folder: Path, row: dict[str, str]) -> Sample:
         hc_mm=hc_mm,
         sha256=hashlib.sha256(data).hexdigest(),
     )
-
-
-def _spacing_mm(row: dict[str, str], rows: int, cols: int) -> tuple[float, float] | None:
-    """(row, column) spacing; the table's pixel size is that of the original picture, orig_h x orig_w pixels."""
-    if not row.get("pixel_size_mm"):
-        return None
-    size = float(row["pixel_size_mm"])
-    return size * float(row["orig_h"]) / rows, size * float(row["orig_w"]) / cols
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -178,4 +156,4 @@ def resize_mask(mask_HW: np.ndarray, frame: Frame, spec: PreprocessSpec) -> np.n
     return out
 
 
-__all__ = ["FILLED_MASK_THRESHOLD", "TABLE", "Sample", "read_table", "resize_mask", "table_counts", "to_arrays"]
+__all__ = ["FILLED_MASK_THRESHOLD", "Sample", "read_table", "resize_mask", "table_counts", "to_arrays"]
