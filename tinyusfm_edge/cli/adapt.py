@@ -44,9 +44,8 @@ def adapt(
     config: Annotated[Path | None, typer.Option(help="JSON of further settings; options here go before it.")] = None,
 ) -> None:
     """Fine-tune a student for a task; the best weights by validation become a student file."""
-    require("adapting a student", ("torch", "safetensors", "cv2"), "train")
+    require("adapting a student", ("torch", "safetensors", "cv2", "lightning_fabric"), "train")
     from tinyusfm_edge.training import adapt as recipe
-    from tinyusfm_edge.training.label_budget import parse_share
     from tinyusfm_edge.training.task import class_names
 
     if task not in ("segment", "classify"):
@@ -68,10 +67,25 @@ def adapt(
     plan = settle_config(settings, given, task, image_size, len(names))
     run_folder = out.with_suffix(".run")
     spec = recipe.student_spec(plan, names, name=name or out.stem, postprocess=postprocess)
-    found = recipe.adapt(data, run_folder, plan, names, init=find_start(init), report=console.note)
-    sha256 = recipe.write_student(run_folder, out, plan, names, spec)
-    scores = ", ".join(f"{key} {value:.4f}" for key, value in found["best"].items())
-    console.say(f"{out}  {sha256[:12]}  validation {scores} at step {found['step']}")
+    found = recipe.adapt(data, run_folder, plan, names, init=find_start(init))
+    sha256 = recipe.write_student(run_folder, out, plan, spec)
+    kind = "Dice" if task == "segment" else "balanced accuracy"
+    console.say(f"{out}  {sha256[:12]}  validation {kind} {found.best:.4f} at step {found.best_step}")
+
+
+def parse_share(text: str) -> float:
+    """``10%`` or ``0.1`` as a fraction.
+
+    Raises:
+        InputError: neither, or outside (0, 1].
+    """
+    try:
+        value = float(text.rstrip("%")) / (100.0 if text.endswith("%") else 1.0)
+    except ValueError as error:
+        raise InputError(f"share {text!r}: give a percentage such as 10% or a fraction such as 0.1") from error
+    if not 0.0 < value <= 1.0:
+        raise InputError(f"share {text!r} must be more than 0 and at most 100 %")
+    return value
 
 
 def read_settings(path: Path | None) -> dict[str, object]:

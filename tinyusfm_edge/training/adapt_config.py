@@ -14,9 +14,6 @@ from tinyusfm_edge.models.student import StudentConfig
 from tinyusfm_edge.training.augment import AugmentConfig
 from tinyusfm_runtime.errors import InputError
 
-RUN_VERSION = 2
-"""Version of a run's ``config.json`` and ``checkpoint.pt``; version 1 was the recipe for masks alone."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdaptConfig:
@@ -92,19 +89,17 @@ class AdaptConfig:
             raise InputError("phantoms have masks and no class: phantom_share must be 0 for a classifier")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, with its version."""
-        return {"version": RUN_VERSION, **asdict(self)}
+        """Plain data."""
+        return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> AdaptConfig:
-        """Reads settings, such as a run's ``config.json``; what is not named keeps its default.
+        """Reads settings, such as the ``adapt`` table of a run's ``config.json``; what is not named keeps its default.
 
         Raises:
-            InputError: unknown keys, another version or impossible values.
+            InputError: unknown keys or impossible values.
         """
-        values = {key: value for key, value in data.items() if key not in ("version", "init", "labels_of_classes")}
-        if data.get("version", RUN_VERSION) != RUN_VERSION:
-            raise InputError(f"run settings of version {data['version']!r}; this release reads {RUN_VERSION}")
+        values = dict(data)
         try:
             student = {**StudentConfig(drop_path=0.05).to_json(), **values.pop("student", {})}
             changes = values.pop("augment", {})
@@ -116,4 +111,4 @@ class AdaptConfig:
             raise InputError(f"run settings are not usable: {error}") from error
 
 
-__all__ = ["RUN_VERSION", "AdaptConfig"]
+__all__ = ["AdaptConfig"]
