@@ -19,6 +19,7 @@ from typer.main import get_command
 from tinyusfm_edge.cli import console
 from tinyusfm_edge.cli.adapt import adapt
 from tinyusfm_edge.cli.demo import demo
+from tinyusfm_edge.cli.distill import distill
 from tinyusfm_edge.cli.doctor import doctor
 from tinyusfm_edge.cli.evaluate import evaluate
 from tinyusfm_edge.cli.export import export
@@ -38,7 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="From an ultrasound model to a verified INT8 artefact on live frames. For research; not a medical device.",
 )
-for command in (export, verify, run, profile, doctor, demo, adapt, evaluate):
+for command in (export, verify, run, profile, doctor, demo, distill, adapt, evaluate):
     app.command()(command)
 
 
