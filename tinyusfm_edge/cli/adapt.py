@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tinyusfm_edge.cli import console
+from tinyusfm_edge.cli.data_folder import split_names
 from tinyusfm_edge.cli.student import require
 from tinyusfm_runtime.errors import InputError
 
 if TYPE_CHECKING:
     from tinyusfm_edge.training.adapt_config import AdaptConfig
+    from tinyusfm_edge.training.teach import TeacherChoice
 
 RANDOM = "random"
 START_FILES = ("student.safetensors", "best.safetensors", "last.safetensors")
@@ -41,6 +43,23 @@ def adapt(
     evaluate_every: Annotated[int, typer.Option(help="Steps between evaluations and checkpoints.")] = 50,
     postprocess: Annotated[str | None, typer.Option(help="none, mask or ellipse_hc.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the student. Default: the file's.")] = None,
+    kd: Annotated[
+        str, typer.Option(help="Distil from a teacher: logits, features, csf, patches, with commas between.")
+    ] = "",
+    lora: Annotated[
+        bool, typer.Option("--lora", help="Adapt the teacher's q and v by LoRA, not its head alone.")
+    ] = False,
+    lora_rank: Annotated[int, typer.Option(min=1, help="Rank of the adapters.")] = 4,
+    teacher: Annotated[str | None, typer.Option(help="Teacher, such as dinov2_vits14.")] = None,
+    teacher_weights: Annotated[Path | None, typer.Option(help="Its weights file.")] = None,
+    teacher_run: Annotated[
+        Path | None, typer.Option(help="Folder of the teacher's own run, to share it. Default: inside NAME.run.")
+    ] = None,
+    transfer_share: Annotated[
+        float | None,
+        typer.Option(help="Part of a batch without labels: rest of the split, and synthetic."),
+    ] = None,
+    exits: Annotated[str, typer.Option(help="Early exits of a classifier after these blocks, such as 6,9.")] = "",
     config: Annotated[Path | None, typer.Option(help="JSON of further settings; options here go before it.")] = None,
 ) -> None:
     """Fine-tune a student for a task; the best weights by validation become a student file."""
@@ -64,10 +83,16 @@ def adapt(
         "learning_rate": learning_rate,
         "layer_decay": 1.0 if layer_decay is None and init == RANDOM and "layer_decay" not in settings else layer_decay,
     }
-    plan = settle_config(settings, given, task, image_size, len(names))
+    given |= {"kd": split_names(kd) or None, "transfer_share": transfer_share}
+    if lora and not kd:
+        raise InputError("--lora adapts a teacher: say what is distilled from it, such as --kd logits,features")
+    if kd:
+        given["lora_rank"] = lora_rank if lora else 0
+    plan = settle_config(settings, given, task, image_size, len(names), read_exits(exits))
+    choice = choose_teacher(plan, teacher, teacher_weights, teacher_run)
     run_folder = out.with_suffix(".run")
     spec = recipe.student_spec(plan, names, name=name or out.stem, postprocess=postprocess)
-    found = recipe.adapt(data, run_folder, plan, names, init=find_start(init))
+    found = recipe.adapt(data, run_folder, plan, names, init=find_start(init), teacher=choice)
     sha256 = recipe.write_student(run_folder, out, plan, spec)
     kind = "Dice" if task == "segment" else "balanced accuracy"
     console.say(f"{out}  {sha256[:12]}  validation {kind} {found.best:.4f} at step {found.best_step}")
@@ -108,7 +133,12 @@ def read_settings(path: Path | None) -> dict[str, object]:
 
 
 def settle_config(
-    settings: dict[str, object], given: dict[str, object], task: str, image_size: int, num_names: int
+    settings: dict[str, object],
+    given: dict[str, object],
+    task: str,
+    image_size: int,
+    num_names: int,
+    exits: tuple[int, ...] = (),
 ) -> AdaptConfig:
     """Puts a file's settings and the options together.
 
@@ -118,6 +148,7 @@ def settle_config(
         task: segment or classify.
         image_size: rows and columns.
         num_names: classes of a classifier.
+        exits: blocks with an early exit.
 
     Raises:
         InputError: unknown or impossible settings.
@@ -126,8 +157,43 @@ def settle_config(
 
     plan = AdaptConfig.from_json({**settings, **{key: value for key, value in given.items() if value is not None}})
     classes = num_names if task == "classify" else 2
-    student = replace(plan.student, task=task, num_classes=classes, image_size=image_size)  # type: ignore[arg-type]
+    student = replace(
+        plan.student,
+        task=task,  # type: ignore[arg-type]
+        num_classes=classes,
+        image_size=image_size,
+        exits=exits or plan.student.exits,
+    )
     return replace(plan, student=student)
+
+
+def read_exits(text: str) -> tuple[int, ...]:
+    """``6,9`` as numbers.
+
+    Raises:
+        InputError: no whole numbers.
+    """
+    try:
+        return tuple(int(part) for part in text.split(",") if part)
+    except ValueError as error:
+        raise InputError(f"--exits {text}: give blocks with commas between, such as 6,9") from error
+
+
+def choose_teacher(plan: AdaptConfig, name: str | None, weights: Path | None, run: Path | None) -> TeacherChoice | None:
+    """The teacher of a plan that distils.
+
+    Raises:
+        InputError: distillation without a teacher, or a teacher without distillation.
+    """
+    from tinyusfm_edge.training.teach import TeacherChoice
+
+    if not plan.kd:
+        if name or weights or run:
+            raise InputError("a teacher is named and nothing is distilled: add --kd logits,features")
+        return None
+    if name is None or weights is None:
+        raise InputError("--kd needs a teacher: give --teacher dinov2_vits14 --teacher-weights FILE")
+    return TeacherChoice(name=name, weights=weights, run=run)
 
 
 def find_start(typed: str) -> Path | None:

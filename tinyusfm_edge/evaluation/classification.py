@@ -124,10 +124,11 @@ def summarise_classes(images: Sequence[FrameScore], labels: tuple[str, ...], spl
     scores_NK = np.array([image.probabilities for image in images])
     truth_N = np.array([image.truth for image in images])
     groups = [image.group for image in images]
-    metrics = {
-        name: estimate_statistic(lambda index, f=function: f(scores_NK[index], truth_N[index]), groups)
-        for name, function in CLASS_METRICS.items()
-    }
+
+    def over(metric: Callable[[np.ndarray, np.ndarray], float]) -> Callable[[np.ndarray], float]:
+        return lambda index: metric(scores_NK[index], truth_N[index])
+
+    metrics = {name: estimate_statistic(over(metric), groups) for name, metric in CLASS_METRICS.items()}
     confusion = np.zeros((len(labels), len(labels)), int)
     np.add.at(confusion, (truth_N, scores_NK.argmax(1)), 1)
     return ClassificationReport(

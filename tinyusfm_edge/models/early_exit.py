@@ -1,4 +1,4 @@
-"""A classifier with early exits as a chain of modules: stem and blocks up to the first exit, up to the next, to the end.
+"""A classifier with early exits as a chain of modules: stem and blocks to the first exit, to the next, to the end.
 
 Static graphs cannot branch cheaply, so a device runs one stage after another and stops when an answer is sure enough
 (methods.md 7). The stages share the student's own modules: training the one trains the other. It does not decide when

@@ -13,18 +13,22 @@ Dice or class-weighted cross-entropy, EMA of the weights.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from tinyusfm_edge.models.checkpoint import load_weights, save_student
 from tinyusfm_edge.models.student import Student, build_student
 from tinyusfm_edge.training.adapt_config import AdaptConfig
+from tinyusfm_edge.training.guide import Guide
 from tinyusfm_edge.training.loop import EngineConfig, Evaluation, Outcome, fit
 from tinyusfm_edge.training.objective import AdaptObjective, AdaptTask
 from tinyusfm_edge.training.task import TaskData, TaskLoss, load_task, score
+from tinyusfm_edge.training.teach import TeacherChoice, adapted_teacher
 from tinyusfm_runtime.errors import InputError
 from tinyusfm_runtime.spec import ModelSpec, PostProcess, PreprocessSpec, Task
 
@@ -60,9 +64,10 @@ def adapt(
     labels: tuple[str, ...],
     *,
     init: Path | None = None,
+    teacher: TeacherChoice | None = None,
     quiet: bool = False,
 ) -> Outcome:
-    """Runs or resumes an adaptation.
+    """Runs or resumes an adaptation; with a teacher that one is adapted first.
 
     Args:
         data: folder with ``split.csv``.
@@ -70,22 +75,67 @@ def adapt(
         config: settings; must equal the run's when resuming.
         labels: names of the outputs.
         init: weights to start from, or None for random ones.
+        teacher: what is distilled from, where the config asks for distillation.
         quiet: print nothing.
 
     Returns:
         How the run ended; ``best`` is the validation rank of the weights kept.
 
     Raises:
-        InputError: unusable data, or the folder holds a run with other settings.
-        CheckpointError: unusable start weights.
+        InputError: unusable data, a teacher without distillation or the reverse, or a run with other settings.
+        CheckpointError: unusable start weights or teacher.
         MissingExtra: the training engine is not installed.
         OutputError: the folder cannot be written.
     """
+    if (teacher is None) != (not config.kd):
+        raise InputError("distillation and a teacher belong together: name both, or neither")
+    guide, about = None, None
+    if teacher is not None:
+        place = teacher.run or run_folder / "teacher"
+        net, about = adapted_teacher(data, place, config, labels, teacher, quiet=quiet)
+        torch.manual_seed(config.seed)
+        guide = Guide(net, config)
     model, start = start_student(config, init)
+    return train_model(
+        model, data, run_folder, config, labels, start={"init": start, "teacher": about}, guide=guide, quiet=quiet
+    )
+
+
+def train_model(
+    model: nn.Module,
+    data: Path,
+    run_folder: Path,
+    config: AdaptConfig,
+    labels: tuple[str, ...],
+    *,
+    start: Mapping[str, object],
+    guide: Guide | None = None,
+    quiet: bool = False,
+) -> Outcome:
+    """Trains any net that answers as a student does: a student, or the teacher itself.
+
+    Args:
+        model: normalised picture -> logits.
+        data: folder with ``split.csv``.
+        run_folder: of the run; a run in it is resumed.
+        config: settings.
+        labels: names of the outputs.
+        start: what is recorded about the start.
+        guide: what an adapted teacher adds to the loss.
+        quiet: print nothing.
+
+    Returns:
+        How the run ended.
+
+    Raises:
+        InputError: unusable data, or the folder holds a run with other settings.
+        MissingExtra: the training engine is not installed.
+        OutputError: the folder cannot be written.
+    """
     spec = preprocess_spec(config)
     task_data = load_task(data, spec, config, labels)
-    objective = AdaptObjective(model, TaskLoss(config, task_data), spec)
-    settings = {"adapt": config.to_json(), "labels": list(labels), "init": start, "data": task_data.counts()}
+    objective = AdaptObjective(model, TaskLoss(config, task_data), spec, guide)
+    settings = {"adapt": config.to_json(), "labels": list(labels), "data": task_data.counts(), **start}
     return fit(
         AdaptTask(config, task_data, objective),
         engine_config(config),
@@ -198,5 +248,6 @@ __all__ = [
     "preprocess_spec",
     "start_student",
     "student_spec",
+    "train_model",
     "write_student",
 ]

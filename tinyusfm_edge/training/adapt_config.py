@@ -14,6 +14,9 @@ from tinyusfm_edge.models.student import StudentConfig
 from tinyusfm_edge.training.augment import AugmentConfig
 from tinyusfm_runtime.errors import InputError
 
+KINDS = ("logits", "features", "csf", "patches")
+"""What can be distilled from an adapted teacher."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdaptConfig:
@@ -41,6 +44,17 @@ class AdaptConfig:
         student: architecture.
         augment: ranges.
         polish_from: step from which the ranges of the augmentation are halved, or None.
+        kd: what is distilled from an adapted teacher: ``logits``, ``features``, ``csf``, ``patches``; none without one.
+        temperature: of the logits' distillation.
+        kd_logits: weight of the logits' term.
+        kd_features: weight of the tokens' cosine term.
+        kd_csf: weight of TransKD's fused context loss.
+        lora_rank: of the teacher's adapters; 0 trains its head alone.
+        teacher_steps: steps in which the teacher is adapted.
+        teacher_learning_rate: its peak.
+        transfer_share: fraction of a batch that has no labels and feels the distillation terms alone, 0..1.
+        num_synthetic: synthetic pictures in the transfer set, beside the unlabelled ones of the training split.
+        exits_kl: weight of the early exits' KL to the last answer.
     """
 
     steps: int = 300
@@ -64,6 +78,17 @@ class AdaptConfig:
     student: StudentConfig = field(default_factory=lambda: StudentConfig(drop_path=0.05))
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     polish_from: int | None = None
+    kd: tuple[str, ...] = ()
+    temperature: float = 4.0
+    kd_logits: float = 1.0
+    kd_features: float = 0.5
+    kd_csf: float = 1.0
+    lora_rank: int = 4
+    teacher_steps: int = 200
+    teacher_learning_rate: float = 1e-3
+    transfer_share: float = 0.0
+    num_synthetic: int = 500
+    exits_kl: float = 0.5
 
     def __post_init__(self) -> None:
         """Checks what would otherwise fail late.
@@ -87,10 +112,22 @@ class AdaptConfig:
             raise InputError("segmentation is adapted to one mask: tables hold binary masks")
         if self.student.task == "classify" and self.phantom_share > 0.0:
             raise InputError("phantoms have masks and no class: phantom_share must be 0 for a classifier")
+        self._check_distillation()
+
+    def _check_distillation(self) -> None:
+        unknown = sorted(set(self.kd) - set(KINDS))
+        if unknown:
+            raise InputError(f"distillation of {unknown[0]!r} is unknown: use some of {', '.join(KINDS)}")
+        if min(self.temperature, self.teacher_learning_rate) <= 0 or self.teacher_steps < 1:
+            raise InputError("temperature, teacher_learning_rate and teacher_steps must be above 0")
+        if not 0.0 <= self.transfer_share < 1.0 or min(self.lora_rank, self.num_synthetic) < 0:
+            raise InputError("transfer_share must lie in [0, 1), lora_rank and num_synthetic must not be negative")
+        if self.transfer_share > 0.0 and not self.kd:
+            raise InputError("a transfer set is for distillation: name what is distilled, or set transfer_share to 0")
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        return asdict(self)
+        return asdict(self) | {"student": self.student.to_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> AdaptConfig:
@@ -106,9 +143,10 @@ class AdaptConfig:
             pairs: dict[str, Any] = {
                 key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()
             }
-            return cls(student=StudentConfig.from_json(student), augment=AugmentConfig(**pairs), **values)
+            kd = tuple(values.pop("kd", ()))
+            return cls(student=StudentConfig.from_json(student), augment=AugmentConfig(**pairs), kd=kd, **values)
         except (AttributeError, TypeError, ValueError) as error:
             raise InputError(f"run settings are not usable: {error}") from error
 
 
-__all__ = ["AdaptConfig"]
+__all__ = ["KINDS", "AdaptConfig"]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tinyusfm_edge.training.adapt_config import AdaptConfig
 from tinyusfm_edge.training.augment import AugmentConfig, augment
+from tinyusfm_edge.training.guide import Guide, StudentPass, exits_loss, observe
 from tinyusfm_edge.training.layer_decay import layer_scale
 from tinyusfm_edge.training.loop import Draw, ParameterGroup, plain_groups
 from tinyusfm_edge.training.task import Pool, TaskData, TaskLoss, normalise
@@ -23,21 +24,36 @@ from tinyusfm_runtime.spec import PreprocessSpec
 
 
 class AdaptObjective(nn.Module):
-    """The loss of a batch under a net."""
+    """The loss of a batch under a net: labels, early exits, and what a teacher adds."""
 
-    def __init__(self, model: nn.Module, loss: TaskLoss, spec: PreprocessSpec) -> None:
+    def __init__(self, model: nn.Module, loss: TaskLoss, spec: PreprocessSpec, guide: Guide | None = None) -> None:
         super().__init__()
-        self.model, self.loss, self.spec = model, loss, spec
+        self.model, self.loss, self.spec, self.guide = model, loss, spec, guide
+        self.exits_kl = loss.exits_kl
 
     def forward(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of a batch (``image`` 0..1 and ``target``), and scalars by name."""
-        logits = self.model(normalise(batch["image"] * 255.0, self.spec))
-        loss = self.loss(logits, batch["target"])
-        return loss, {}
+        """Loss of a batch (``image`` 0..1, ``target``, ``labelled``), and its parts by name."""
+        image = normalise(batch["image"] * 255.0, self.spec)
+        seen = observe(self.model, image)
+        parts = {"task": self._task(seen, batch["target"], batch["labelled"])}
+        if self.guide is None:
+            return parts["task"], {}
+        guided, terms = self.guide(seen, self.model, image)
+        return parts["task"] + guided, parts | terms
+
+    def _task(self, seen: StudentPass, target: Tensor, labelled_B: Tensor) -> Tensor:
+        """Mean over the labelled samples; 0 where a part of a batch has none."""
+        if not labelled_B.any():
+            return 0.0 * seen.logits.sum()
+        logits, truth = seen.logits[labelled_B], target[labelled_B]
+        if seen.early:
+            return exits_loss([early[labelled_B] for early in seen.early], logits, truth, self.loss, self.exits_kl)
+        loss: Tensor = self.loss(logits, truth)
+        return loss
 
 
 class AdaptTask:
-    """Labelled pictures, and phantoms where the recipe asks for them, under an objective."""
+    """Labelled pictures, with phantoms and transfer pictures where the recipe asks for them, under an objective."""
 
     def __init__(self, config: AdaptConfig, data: TaskData, objective: AdaptObjective) -> None:
         self.config, self.data, self._objective = config, data, objective
@@ -61,20 +77,25 @@ class AdaptTask:
     def batch(self, draws: Sequence[Draw]) -> dict[str, Tensor]:
         """Augmented pictures 0..1 and targets of these samples."""
         parts = [self._sample(draw) for draw in draws]
-        images, targets = [part[0] for part in parts], [part[1] for part in parts]
-        return {"image": torch.cat(images), "target": torch.cat(targets)}
+        return {
+            "image": torch.cat([part[0] for part in parts]),
+            "target": torch.cat([part[1] for part in parts]),
+            "labelled": torch.tensor([part[2] for part in parts]),
+        }
 
-    def _sample(self, draw: Draw) -> tuple[Tensor, Tensor]:
+    def _sample(self, draw: Draw) -> tuple[Tensor, Tensor, bool]:
         generator = torch.Generator().manual_seed(draw.seed)
         pool, index = self._choose(draw, generator)
         image = pool.images_SHW[index][None, None].float() / 255.0
         segment = self.config.student.task == "segment"
         mask = pool.targets[index][None, None].float() if segment else torch.zeros_like(image)
         image, mask = augment(image, mask, self._ranges(draw), generator)
-        return image, mask if segment else pool.targets[index][None]
+        return image, mask if segment else pool.targets[index][None], pool is not self.data.transfer
 
     def _choose(self, draw: Draw, generator: torch.Generator) -> tuple[Pool, int]:
-        phantoms = self.data.phantoms
+        phantoms, transfer = self.data.phantoms, self.data.transfer
+        if transfer is not None and float(torch.rand((), generator=generator)) < self.config.transfer_share:
+            return transfer, int(torch.randint(len(transfer), (), generator=generator))
         if phantoms is not None and float(torch.rand((), generator=generator)) < self.config.phantom_share:
             return phantoms, int(torch.randint(len(phantoms), (), generator=generator))
         return self.data.train, draw.index

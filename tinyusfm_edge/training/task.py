@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,11 +22,14 @@ from tinyusfm_edge.evaluation.metrics import balanced_accuracy
 from tinyusfm_edge.training.adapt_config import AdaptConfig
 from tinyusfm_edge.training.data import Sample, read_table, resize_mask, to_arrays
 from tinyusfm_edge.training.losses import class_loss, mask_loss
+from tinyusfm_edge.training.synthetic import synthesise
 from tinyusfm_runtime.errors import InputError
 from tinyusfm_runtime.phantom import make_phantom
 from tinyusfm_runtime.preprocess import preprocess
 from tinyusfm_runtime.spec import PreprocessSpec
 
+SYNTHETIC_SEED = 7
+"""Keeps the choice of pictures for synthesis apart from every other use of a run's seed."""
 PHANTOM_TRAIN_SEED = 1_000_000
 """First phantom seed of training; golden, demo and test phantoms use seeds below it."""
 
@@ -56,6 +60,7 @@ class TaskData:
         val: of the validation split.
         phantoms: synthetic training pictures, or None.
         held: synthetic pictures kept for evaluation, or None.
+        transfer: pictures without labels for distillation, or None; their targets are not looked at.
         labels: names of the outputs.
         num_groups: patients among the labelled training pictures.
     """
@@ -64,6 +69,7 @@ class TaskData:
     val: Pool
     phantoms: Pool | None
     held: Pool | None
+    transfer: Pool | None
     labels: tuple[str, ...]
     num_groups: int
 
@@ -74,6 +80,7 @@ class TaskData:
             "train_groups": self.num_groups,
             "val": len(self.val),
             "phantoms": 0 if self.phantoms is None else len(self.phantoms),
+            "transfer": 0 if self.transfer is None else len(self.transfer),
         }
 
 
@@ -101,15 +108,18 @@ def load_task(folder: Path, spec: PreprocessSpec, config: AdaptConfig, labels: t
     Raises:
         InputError: unusable data, or a validation class that training has not.
     """
-    need = "mask" if config.student.task == "segment" else "label"
+    need: Literal["mask", "label"] = "mask" if config.student.task == "segment" else "label"
     train = read_table(folder, "train", need=need, share=config.labels, share_seed=config.labels_seed)
     val = read_table(folder, "val", need=need)
     phantoms, held = _phantoms(spec, config) if config.phantom_share > 0.0 else (None, None)
+    pool = _pool(train, spec, config, labels)
+    transfer = _transfer(folder, {sample.id for sample in train}, pool, spec, config) if config.transfer_share else None
     return TaskData(
-        train=_pool(train, spec, config, labels),
+        train=pool,
         val=_pool(val, spec, config, labels),
         phantoms=phantoms,
         held=held,
+        transfer=transfer,
         labels=labels,
         num_groups=len({sample.group for sample in train}),
     )
@@ -121,6 +131,22 @@ def _pool(samples: Sequence[Sample], spec: PreprocessSpec, config: AdaptConfig, 
         return Pool(images_SHW=torch.from_numpy(images), targets=torch.from_numpy(masks))
     images = np.stack([preprocess(sample.frame, spec)[0][0, 0] for sample in samples])
     return Pool(images_SHW=torch.from_numpy(images), targets=torch.from_numpy(class_indices(samples, labels)))
+
+
+def _transfer(folder: Path, taken: set[str], train: Pool, spec: PreprocessSpec, config: AdaptConfig) -> Pool:
+    """The rest of the training split without its labels, and synthetic pictures made of the labelled ones."""
+    need: Literal["mask", "label"] = "mask" if config.student.task == "segment" else "label"
+    rest = [sample for sample in read_table(folder, "train", need=need) if sample.id not in taken]
+    images = [preprocess(sample.frame, spec)[0][0, 0] for sample in rest]
+    rng = np.random.default_rng([config.seed, SYNTHETIC_SEED])
+    for seed in range(config.num_synthetic):
+        own, style = (train.images_SHW[int(index)].numpy() for index in rng.integers(0, len(train), 2))
+        images.append(synthesise(own, np.zeros_like(own), style, seed)[0])
+    if not images:
+        raise InputError("the transfer set is empty: all labels are used and num_synthetic is 0")
+    stacked = torch.from_numpy(np.stack(images))
+    empty = torch.zeros_like(stacked) if need == "mask" else torch.zeros(len(stacked), dtype=torch.int64)
+    return Pool(images_SHW=stacked, targets=empty)
 
 
 def class_indices(samples: Sequence[Sample], labels: tuple[str, ...]) -> np.ndarray:
@@ -152,6 +178,7 @@ class TaskLoss(nn.Module):
     def __init__(self, config: AdaptConfig, data: TaskData) -> None:
         super().__init__()
         self.segment, self.smoothing = config.student.task == "segment", config.smoothing
+        self.exits_kl = config.exits_kl
         weights = None
         if not self.segment and config.balance:
             counts = torch.bincount(data.train.targets, minlength=len(data.labels)).clamp(min=1).float()
@@ -201,6 +228,7 @@ def score(model: nn.Module, pool: Pool, spec: PreprocessSpec, *, segment: bool) 
 
 __all__ = [
     "PHANTOM_TRAIN_SEED",
+    "SYNTHETIC_SEED",
     "Pool",
     "TaskData",
     "TaskLoss",
