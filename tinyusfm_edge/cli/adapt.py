@@ -93,9 +93,11 @@ def adapt(
     run_folder = out.with_suffix(".run")
     spec = recipe.student_spec(plan, names, name=name or out.stem, postprocess=postprocess)
     found = recipe.adapt(data, run_folder, plan, names, init=find_start(init), teacher=choice)
-    sha256 = recipe.write_student(run_folder, out, plan, spec)
+    sha256, stops = recipe.write_student(run_folder, out, plan, spec, data=data)
     kind = "Dice" if task == "segment" else "balanced accuracy"
     console.say(f"{out}  {sha256[:12]}  validation {kind} {found.best:.4f} at step {found.best_step}")
+    for what, value in stops.table() if stops is not None else ():
+        console.say(f"  {what:34s}{value}")
 
 
 def parse_share(text: str) -> float:

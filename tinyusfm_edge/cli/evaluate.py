@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tinyusfm_edge.cli import console
 from tinyusfm_edge.cli.student import load, require
 from tinyusfm_runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from tinyusfm_edge.evaluation.exits import ExitReport
+    from tinyusfm_edge.models.checkpoint import LoadedStudent
+    from tinyusfm_edge.training.data import Sample
 
 SPLITS = ("train", "val", "test")
 
@@ -34,6 +39,7 @@ def evaluate(
 
     if split not in SPLITS:
         raise InputError(f"--split {split}: use {', '.join(SPLITS)}")
+    stops = None
     cuts = parse_thresholds(thresholds)
     if split == "test" and cuts:
         raise InputError("thresholds are chosen on validation: no --thresholds with --split test")
@@ -45,6 +51,7 @@ def evaluate(
 
         samples = read_table(data, split, need="label", limit=limit)
         reports = [score_class_student(loaded, samples, split)]
+        stops = _exits(loaded, samples)
     else:
         samples = read_table(data, split, limit=limit)
         reports = score_student(loaded, samples, split, cuts, paper=paper_compat)  # type: ignore[assignment]
@@ -52,10 +59,26 @@ def evaluate(
         console.say(f"{loaded.name} {loaded.weights_sha256[:12]}")
         for name, value in report.table():
             console.say(f"  {name:34s}{value}")
+    for name, value in stops.table() if stops is not None else ():
+        console.say(f"  {name:34s}{value}")
     if json_out is not None:
         content = {
             "version": 1,
             "weights_sha256": loaded.weights_sha256,
+            "exits": None if stops is None else stops.to_json(),
             "reports": [json.loads(json.dumps(report.to_json())) for report in reports],
         }
         console.write_json(json_out, content, "the scores")
+
+
+def _exits(loaded: LoadedStudent, samples: list[Sample]) -> ExitReport | None:
+    """What the early exits do, where the student has calibrated ones."""
+    from tinyusfm_edge.evaluation.exits import exit_probabilities, measure_exits
+    from tinyusfm_edge.training.task import class_indices
+
+    policy = loaded.spec.exits
+    if policy is None:
+        return None
+    module: Any = loaded.module
+    found = exit_probabilities(module, loaded.spec, samples)
+    return measure_exits(policy, found, class_indices(samples, loaded.spec.labels), module.config.depth)

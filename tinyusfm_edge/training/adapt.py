@@ -14,6 +14,7 @@ Dice or class-weighted cross-entropy, EMA of the weights.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,15 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from tinyusfm_edge.evaluation.exits import ExitReport, calibrate_exits, exit_probabilities
 from tinyusfm_edge.models.checkpoint import load_weights, save_student
-from tinyusfm_edge.models.student import Student, build_student
+from tinyusfm_edge.models.student import ClassificationStudent, Student, build_student
 from tinyusfm_edge.training.adapt_config import AdaptConfig
+from tinyusfm_edge.training.data import read_table
 from tinyusfm_edge.training.guide import Guide
 from tinyusfm_edge.training.loop import EngineConfig, Evaluation, Outcome, fit
 from tinyusfm_edge.training.objective import AdaptObjective, AdaptTask
-from tinyusfm_edge.training.task import TaskData, TaskLoss, load_task, score
+from tinyusfm_edge.training.task import TaskData, TaskLoss, class_indices, load_task, score
 from tinyusfm_edge.training.teach import TeacherChoice, adapted_teacher
 from tinyusfm_runtime.errors import InputError
 from tinyusfm_runtime.spec import ModelSpec, PostProcess, PreprocessSpec, Task
@@ -194,23 +197,35 @@ def best_student(run_folder: Path, config: AdaptConfig) -> Student:
     return model.eval()
 
 
-def write_student(run_folder: Path, out: Path, config: AdaptConfig, spec: ModelSpec) -> str:
+def write_student(
+    run_folder: Path, out: Path, config: AdaptConfig, spec: ModelSpec, *, data: Path
+) -> tuple[str, ExitReport | None]:
     """Writes the best weights of a run as a student file (float32).
+
+    Early exits are calibrated on the validation split, and the file carries the policy.
 
     Args:
         run_folder: of a finished run.
         out: file to write.
         config: of the run.
         spec: what goes in and out.
+        data: folder with ``split.csv``.
 
     Returns:
-        sha256 of the file, hex.
+        sha256 of the file, hex, and what the exits do on validation.
 
     Raises:
         InputError: the folder holds no weights of that net.
         OutputError: it cannot be written.
     """
-    return save_student(out, best_student(run_folder, config), spec, torch.float32)
+    model, report = best_student(run_folder, config), None
+    if isinstance(model, ClassificationStudent) and config.student.exits:
+        samples = read_table(data, "val", need="label")
+        found = exit_probabilities(model, spec, samples)
+        truth = class_indices(samples, spec.labels)
+        policy, report = calibrate_exits(found, truth, config.student.exits, config.student.depth)
+        spec = replace(spec, exits=policy)
+    return save_student(out, model, spec, torch.float32), report
 
 
 def student_spec(

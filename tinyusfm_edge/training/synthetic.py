@@ -2,8 +2,8 @@
 
 A picture and its mask are warped together (affine and a smooth displacement), then the picture gets what changes
 between examinations: attenuation with depth, shadows behind bone or gas, speckle, and the amplitude of another
-picture's low frequencies ("style", Fourier domain adaptation, Yang & Soatto 2020). Everything follows from a seed. Synthetic pictures
-carry no label of their own: only the distillation terms see them. It does not know models.
+picture's low frequencies ("style", Fourier domain adaptation, Yang & Soatto 2020). Everything follows from a seed.
+Synthetic pictures carry no label of their own: only the distillation terms see them. It does not know models.
 
 Shapes: HW pictures 0..1.
 """
