@@ -133,13 +133,14 @@ class EncoderPatches(nn.Module):
         return self.proj(image_NCHW).flatten(2).transpose(1, 2)
 
 
-def resize_positions(table_1ND: Tensor, grid: int, prefix: int) -> Tensor:
-    """A position table for another number of patches a side: antialiased bicubic, as timm's resample_abs_pos_embed.
+def resize_positions(table_1ND: Tensor, grid: int, prefix: int, *, antialias: bool) -> Tensor:
+    """A position table for another number of patches a side, bicubic.
 
     Args:
         table_1ND: positions of ``prefix`` tokens and of a square of patches.
         grid: patches a side wanted.
         prefix: tokens in front that keep their positions.
+        antialias: as timm does it and DINOv2 with registers; DINOv2 without them was evaluated without.
 
     Returns:
         The table of ``prefix + grid * grid`` positions.
@@ -148,7 +149,7 @@ def resize_positions(table_1ND: Tensor, grid: int, prefix: int) -> Tensor:
     if old == grid:
         return table_1ND
     square = table_1ND[:, prefix:].float().transpose(1, 2).unflatten(2, (old, old))
-    square = F.interpolate(square, size=(grid, grid), mode="bicubic", align_corners=False, antialias=True)
+    square = F.interpolate(square, size=(grid, grid), mode="bicubic", align_corners=False, antialias=antialias)
     return torch.cat([table_1ND[:, :prefix].float(), square.flatten(2).transpose(1, 2)], 1).to(table_1ND.dtype)
 
 

@@ -31,7 +31,7 @@ from tinyusfm_edge.training.pictures import Pool
 from tinyusfm_edge.training.views import ViewConfig, Views, as_input, draw_views, masked
 from tinyusfm_runtime.errors import InputError, OutputError
 
-BANK_VERSION = 1
+BANK_VERSION = 2
 """Version of a bank's ``bank.json``."""
 
 

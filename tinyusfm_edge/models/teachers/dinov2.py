@@ -67,7 +67,9 @@ class Dinov2(nn.Module):
         if self.channels == 1:
             image_NCHW = image_NCHW.mean(1, keepdim=True)
         x = self.patch_embed(image_NCHW)
-        table = resize_positions(self.pos_embed, image_NCHW.shape[-1] // self.patch, 1)
+        grid = image_NCHW.shape[-1] // self.patch
+        # Meta's hub turns antialiasing on for the nets with registers only (interpolate_antialias)
+        table = resize_positions(self.pos_embed, grid, 1, antialias=self.registers > 0)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + table
         if self.registers:
             x = torch.cat([x[:, :1], self.reg_token.expand(len(x), -1, -1), x[:, 1:]], 1)
