@@ -1,4 +1,4 @@
-"""Calibrating early exits: the limit on accuracy holds, cheap exits are used, and the vectorised rule is the runtime's."""
+"""Calibrating early exits: accuracy keeps its limit, cheap exits are used, the vectorised rule is the runtime's."""
 
 from __future__ import annotations
 

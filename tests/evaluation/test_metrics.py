@@ -1,4 +1,4 @@
-"""Metrics against closed forms, brute force and scikit-learn, and the official repository's quirks behind their switch."""
+"""Metrics against closed forms, brute force and scikit-learn; the official repository's quirks behind a switch."""
 
 from __future__ import annotations
 

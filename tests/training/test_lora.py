@@ -1,4 +1,4 @@
-"""The LoRA teacher: splitting is exact, a fresh adapter changes nothing, merging changes nothing, the base is frozen."""
+"""The LoRA teacher: splitting is exact, fresh adapters and merging change nothing, the base is frozen."""
 
 from __future__ import annotations
 

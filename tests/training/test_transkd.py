@@ -1,4 +1,4 @@
-"""TransKD's terms against their definitions: shapes, the context loss by hand, the softmax of two, one picture alone."""
+"""TransKD's terms by definition: shapes, the context loss by hand, the softmax of two, one picture alone."""
 
 from __future__ import annotations
 
