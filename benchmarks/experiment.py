@@ -134,7 +134,8 @@ def commands(plan: Mapping[str, Any], row: Row, seed: int, places: Mapping[str, 
     work = Path(places["work"])
     start = arm.get("start")
     folder = work / f"start-{start}-seed{seed}" if start else None
-    values = {**places, "seed": str(seed), "start": str(folder)}
+    values = {**places, "seed": str(seed), "start": str(folder), "grid": row.grid}
+    values["share"] = row.labels.rstrip("%")
     lists = plan["lists"]
     student = work / f"{row.name}-seed{seed}.safetensors"
     scores = work / f"{row.name}-seed{seed}.test.json"

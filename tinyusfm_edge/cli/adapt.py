@@ -94,10 +94,18 @@ def adapt(
     spec = recipe.student_spec(plan, names, name=name or out.stem, postprocess=postprocess)
     found = recipe.adapt(data, run_folder, plan, names, init=find_start(init), teacher=choice)
     sha256, stops = recipe.write_student(run_folder, out, plan, spec, data=data)
-    kind = "Dice" if task == "segment" else "balanced accuracy"
-    console.say(f"{out}  {sha256[:12]}  validation {kind} {found.best:.4f} at step {found.best_step}")
+    console.say(f"{out}  {sha256[:12]}  step {found.best_step}: {best_scores(run_folder, found.best_step)}")
     for what, value in stops.table() if stops is not None else ():
         console.say(f"  {what:34s}{value}")
+
+
+def best_scores(run_folder: Path, step: int) -> str:
+    """Validation scores of a step, as they were logged."""
+    from tinyusfm_edge.training.loop import read_scalars
+
+    entries = [entry for entry in read_scalars(run_folder) if entry["step"] == step and "val_rank" in entry]
+    names = {"val_dice": "validation Dice", "val_balanced_accuracy": "validation balanced accuracy", "val_nll": "NLL"}
+    return ", ".join(f"{names[key]} {value:.4f}" for key, value in entries[-1].items() if key in names)
 
 
 def parse_share(text: str) -> float:
