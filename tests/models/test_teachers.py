@@ -1,4 +1,4 @@
-"""Teachers: official formats load whole or are refused, positions above all; outputs equal those of other implementations."""
+"""Teachers: official formats load whole or are refused, positions above all; outputs equal other implementations'."""
 
 from __future__ import annotations
 

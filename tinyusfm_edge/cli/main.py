@@ -17,7 +17,9 @@ import typer
 from typer.main import get_command
 
 from tinyusfm_edge.cli import console
+from tinyusfm_edge.cli.bank import bank
 from tinyusfm_edge.cli.calibrate import calibrate
+from tinyusfm_edge.cli.coreset import coreset
 from tinyusfm_edge.cli.demo import demo
 from tinyusfm_edge.cli.distill import distill
 from tinyusfm_edge.cli.doctor import doctor
@@ -38,7 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="From an ultrasound model to a verified INT8 artefact on live frames. For research; not a medical device.",
 )
-for command in (calibrate, export, verify, run, profile, doctor, demo, distill):
+for command in (calibrate, export, verify, run, profile, doctor, demo, coreset, distill, bank):
     app.command()(command)
 
 
