@@ -19,6 +19,7 @@ from tinyusfm_export.checked import CheckedArtefact
 from tinyusfm_export.expected import Expected
 from tinyusfm_export.golden import pack_frames, pack_own, pack_reference
 from tinyusfm_export.ladder import Ladder
+from tinyusfm_export.range_choice import Preparation
 from tinyusfm_export.verdict import Verdict
 from tinyusfm_runtime.bundle import Bundle
 from tinyusfm_runtime.frame import Frame
@@ -35,9 +36,9 @@ from tinyusfm_runtime.session import Session
 from tinyusfm_runtime.spec import ModelSpec
 
 QUANT_FILE = "quant.json"
-"""The one quantization decision of all targets, the ranges behind it, and why layers were kept float."""
+"""The one quantization decision of all targets, the ranges and the preparation behind it, and notes on both."""
 
-QUANT_VERSION = 1
+QUANT_VERSION = 2
 """Version of ``quant.json``."""
 
 TOOLS = ("tinyusfm-edge", "numpy", "torch", "onnx", "onnxruntime", "openvino", "nncf")
@@ -56,6 +57,7 @@ def bundle_files(
     *,
     ranges: Ranges | None,
     verdicts: Sequence[Verdict],
+    preparation: Preparation | None = None,
 ) -> dict[str, bytes]:
     """Everything but the manifest.
 
@@ -65,6 +67,7 @@ def bundle_files(
         frames: the golden frames.
         ranges: activation ranges, where any artefact is int8.
         verdicts: one a target.
+        preparation: how the graph was changed before it became int8.
 
     Returns:
         Path relative to the bundle -> content.
@@ -82,6 +85,7 @@ def bundle_files(
             "version": QUANT_VERSION,
             "decision": decision.to_json(),
             "ranges": None if ranges is None else ranges.to_json(),
+            "preparation": (preparation or Preparation()).to_json(),
             "notes": list(ladder.notes),
         }
         files[QUANT_FILE] = to_bytes(quant)

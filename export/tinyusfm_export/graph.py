@@ -38,6 +38,8 @@ TAPS = (3, 5, 7, 11)
 """Blocks that feed the segmentation pyramid, finest level first (out_indices of the published seg model)."""
 AUXILIARY_PREFIX = "tokens_block"
 """``tokens_block4`` is the mean patch token (1xD) after the block with index 4, counted from 0."""
+PEAK_PREFIX = "peak_block"
+"""``peak_block4`` is the largest absolute value (shape 1) behind the GELU of the block with index 4."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +102,7 @@ def build_graph(student: nn.Module, spec: ModelSpec, *, auxiliary: tuple[str, ..
     Args:
         student: a segmentation, classification or feature student with the published names; only read.
         spec: its spec; ``architecture["heads"]`` is needed since the shapes do not tell the heads.
-        auxiliary: extra outputs, such as ``tokens_block4``.
+        auxiliary: extra outputs, such as ``tokens_block4`` and ``peak_block4``.
 
     Raises:
         InputError: not a grey model, or student, spec and auxiliary names do not fit together.
@@ -128,7 +130,9 @@ class _Recorder:
         self.net = Net(spec.input.shape)
         self.auxiliary: dict[str, Node] = {}
         self.last = len(self.backbone.blocks) - 1
-        self.wanted = {_auxiliary_index(name, len(self.backbone.blocks)): name for name in auxiliary}
+        depth = len(self.backbone.blocks)
+        self.wanted = {_auxiliary_index(n, AUXILIARY_PREFIX, depth): n for n in auxiliary if not _is_peak(n)}
+        self.peaks = {_auxiliary_index(n, PEAK_PREFIX, depth): n for n in auxiliary if _is_peak(n)}
         self.width = int(self.backbone.pos_embed.shape[-1])
         self.heads = spec.architecture.get("heads", 0)
         if not isinstance(self.heads, int) or self.heads < 1 or self.width % self.heads:
@@ -146,10 +150,15 @@ class _Recorder:
             self.auxiliary[name] = self.net.mean_token(name, tokens)
 
 
-def _auxiliary_index(name: str, depth: int) -> int:
-    number = name.removeprefix(AUXILIARY_PREFIX)
+def _is_peak(name: str) -> bool:
+    return name.startswith(PEAK_PREFIX)
+
+
+def _auxiliary_index(name: str, prefix: str, depth: int) -> int:
+    number = name.removeprefix(prefix)
     if number == name or not number.isdigit() or int(number) >= depth:
-        raise InputError(f"unknown auxiliary output {name!r}: use {AUXILIARY_PREFIX}0 to {AUXILIARY_PREFIX}{depth - 1}")
+        known = " or ".join(f"{known}0 to {known}{depth - 1}" for known in (AUXILIARY_PREFIX, PEAK_PREFIX))
+        raise InputError(f"unknown auxiliary output {name!r}: use {known}")
     return int(number)
 
 
@@ -214,7 +223,10 @@ def _hidden(r: _Recorder, index: int, x: Node) -> Node:
     net, path, block = r.net, f"blocks.{index}", r.backbone.blocks[index]
     normed = net.normalise(f"{path}.norm2", x, block.norm2.eps)
     folded = rewrites.fold_layer_norm(block.norm2, block.mlp.fc1)
-    return net.gelu(f"{path}.mlp.act", net.linear(f"{path}.mlp.fc1", normed, *folded))
+    hidden = net.gelu(f"{path}.mlp.act", net.linear(f"{path}.mlp.fc1", normed, *folded))
+    if index in r.peaks:
+        r.auxiliary[r.peaks[index]] = net.peak(r.peaks[index], hidden)
+    return hidden
 
 
 def _segment(r: _Recorder) -> Node:
@@ -289,4 +301,4 @@ def _features(r: _Recorder) -> Node:
     return net.reshape("logits", net.permute("norm.channels", normed, (0, 2, 1)), (1, r.width, *r.grid))
 
 
-__all__ = ["AUXILIARY_PREFIX", "PATCH", "TAPS", "ExportGraph", "build_graph"]
+__all__ = ["AUXILIARY_PREFIX", "PATCH", "PEAK_PREFIX", "TAPS", "ExportGraph", "build_graph"]

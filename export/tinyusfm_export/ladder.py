@@ -16,6 +16,7 @@ from tinyusfm_export.checked import CheckedArtefact, Checks, build_checked
 from tinyusfm_export.decision import PRECISIONS, QuantDecision
 from tinyusfm_export.parity import ParityReport
 from tinyusfm_export.ptq import PtqPolicy, decide
+from tinyusfm_export.range_choice import Preparation
 from tinyusfm_runtime import plugins
 from tinyusfm_runtime.errors import EngineError, GateError, InputError
 from tinyusfm_runtime.spec import Task
@@ -99,6 +100,7 @@ def build_ladder(
     policies: Sequence[PtqPolicy],
     gated: bool,
     told: Callable[[str, float], None],
+    preparation: Preparation | None = None,
 ) -> Ladder:
     """Builds and checks every rung.
 
@@ -110,12 +112,15 @@ def build_ladder(
         policies: int8 policies to try in turn until all targets hold the gate.
         gated: False takes the first policy whatever comes out.
         told: called with what is being done and the share of the rungs done, 0..1.
+        preparation: how the graph is changed before it becomes int8; the ranges are those of the changed graph.
 
     Raises:
         GateError: a rung misses the gate under every policy.
         CalibrationError: int8 without ranges.
         MissingExtra, UnsupportedError, EngineError: a target or engine does not work here, or gives NaN.
     """
+    prepared = preparation or Preparation()
+    equalised = prepared.equalised(graph)
     built: dict[Rung, CheckedArtefact] = {}
     notes: list[str] = []
     decisions: dict[str, QuantDecision] = {}
@@ -124,9 +129,10 @@ def build_ladder(
         tries = list(policies) if precision == "int8" and gated else list(policies)[:1]
         for number, policy in enumerate(tries):
             decisions[precision] = _decide(graph, precision, ranges, policy)
+            source = prepared.corrected(equalised, decisions[precision]) if precision == "int8" else graph
             for rung in mine:
                 told(f"building and checking {plugins.public_name(rung[0])} {precision}", len(built) / len(rungs))
-                built[rung] = build_checked(rung[0], graph, decisions[precision], checks)
+                built[rung] = build_checked(rung[0], source, decisions[precision], checks)
             missed = _missed([built[rung] for rung in mine])
             if not missed:
                 break

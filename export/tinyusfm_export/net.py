@@ -1,4 +1,4 @@
-"""The vocabulary of the export graph: eighteen kinds of nodes, static shapes, and a name for every tensor.
+"""The vocabulary of the export graph: twenty kinds of nodes, static shapes, and a name for every tensor.
 
 ``Net`` records calls as a torch.fx graph whose submodules hold the weights. The result is an ordinary ``nn.Module``
 (eager, hooks, torch.export) and the ONNX writer covers exactly the same kinds, so there is one graph in several forms.
@@ -179,6 +179,14 @@ class Net:
 
         n, _, width = shape_of(x)
         return self._mark(self.graph.call_function(torch.mean, (x, 1)), path, (n, width))
+
+    def peak(self, path: str, x: Node) -> Node:
+        """Largest absolute value of a whole tensor, shape (1,): the batch axis stays."""
+        import torch
+
+        size = self._mark(self.graph.call_function(torch.abs, (x,)), f"{path}.abs", shape_of(x))
+        axes = tuple(range(1, len(shape_of(x))))
+        return self._mark(self.graph.call_function(torch.amax, (size, axes)), path, (1,))
 
     def _product(self, path: str, a: Node, b: Node, shape: tuple[int, ...]) -> Node:
         import torch

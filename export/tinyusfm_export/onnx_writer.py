@@ -291,6 +291,11 @@ def _mean(w: Writer, node: Node, _: Any) -> None:
     w.emit("ReduceMean", node, [w.source(node), axes], keepdims=0)
 
 
+def _amax(w: Writer, node: Node, _: Any) -> None:
+    axes = w.store(f"{node.meta['path']}.axes", np.array(node.args[1], np.int64))
+    w.emit("ReduceMax", node, [w.source(node), axes], keepdims=0)
+
+
 def _cat(w: Writer, node: Node, _: Any) -> None:
     w.emit("Concat", node, [w.values[part] for part in node.args[0]], axis=1)  # type: ignore[union-attr, index]
 
@@ -322,6 +327,8 @@ _FUNCTIONS: dict[str, Callable[[Writer, Any, Any], None]] = {
     "permute": _permute,
     "chunk": _chunk,
     "mean": _mean,
+    "abs": _unary("Abs"),
+    "amax": _amax,
     "interpolate": _interpolate,
 }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,8 +26,10 @@ from tinyusfm_export.golden import golden_frames
 from tinyusfm_export.ladder import build_ladder, default_policies, plan_rungs
 from tinyusfm_export.parity import ParityReport
 from tinyusfm_export.ptq import PtqPolicy, activation_taps
+from tinyusfm_export.range_choice import Preparation
 from tinyusfm_export.side_by_side import judge_sides
 from tinyusfm_export.verdict import Verdict
+from tinyusfm_runtime.drift import DRIFT_FILE, DriftStatistic
 from tinyusfm_runtime.errors import CalibrationError
 from tinyusfm_runtime.manifest import Artefact
 from tinyusfm_runtime.spec import ModelSpec
@@ -49,7 +51,10 @@ class ExportOptions:
         method: range method when calibration frames are at hand.
         calibration_name: name of the calibration set.
         test_sha256: hashes of the test split's files and pixels; calibration frames among them are an error.
-        auxiliary: extra outputs of the graph.
+        auxiliary: extra outputs of the graph, beside those that the drift statistic needs.
+        preparation: how the graph is changed before it becomes int8; stored ranges are then those of the changed graph.
+        drift: statistic of the calibration frames, stored in the bundle, or None.
+        notes: what a reader must know about the ranges.
         policies: int8 policies to try in turn; empty takes the default ones, see ladder.py.
         threads: threads inside the engine, for the check and the latency.
         compare: also build and measure FP32 and FP16 or BF16 beside INT8, for the verdict.
@@ -61,6 +66,9 @@ class ExportOptions:
     calibration_name: str = "calibration"
     test_sha256: frozenset[str] = frozenset()
     auxiliary: tuple[str, ...] = ()
+    preparation: Preparation = field(default_factory=Preparation)
+    drift: DriftStatistic | None = None
+    notes: tuple[str, ...] = ()
     policies: tuple[PtqPolicy, ...] = ()
     threads: int = 1
     compare: bool = True
@@ -157,14 +165,25 @@ def export_bundle(
         policies=options.policies or default_policies(spec.task),
         gated=gated,
         told=lambda what, share: told(what, 0.2 + 0.5 * share),
+        preparation=options.preparation if quantized else None,
     )
+    ladder = replace(ladder, notes=(*(options.notes if quantized else ()), *ladder.notes))
     told("measuring side by side", 0.7)
     verdicts = judge_sides(
         graph, ladder.artefacts, checks, siblings=options.compare, rounds=options.rounds, runs=options.runs
     )
     told("publishing", 0.97)
     used = ranges if quantized else None
-    files = bundle_files(ladder, checks.golden, pictures, ranges=used, verdicts=verdicts)
+    files = bundle_files(
+        ladder,
+        checks.golden,
+        pictures,
+        ranges=used,
+        verdicts=verdicts,
+        preparation=options.preparation if quantized else None,
+    )
+    if options.drift is not None:
+        files[DRIFT_FILE] = options.drift.to_bytes()
     entries = manifest_artefacts(ladder.artefacts, files, gated=gated)
     path = rehearse_and_publish(
         out, spec=spec, artefacts=entries, files=files, calibration_id=used.set_id if used else None
@@ -185,6 +204,8 @@ def find_ranges(
             to another student or lack a tensor.
     """
     if calibration is not None:
+        if options.preparation:
+            raise CalibrationError("new calibration frames and a stored preparation of the graph exclude each other")
         exclude_test_frames(calibration, options.test_sha256)
         described = describe_frames(options.calibration_name, calibration)
         inputs = (tensor for tensor, _ in preprocess_all([named.frame for named in calibration], graph.spec))
@@ -210,7 +231,8 @@ def _build_graph(module: nn.Module, spec: ModelSpec, options: ExportOptions) -> 
 
     training = module.training
     try:
-        return build_graph(module, spec, auxiliary=options.auxiliary)
+        drift = options.drift.auxiliary if options.drift is not None else ()
+        return build_graph(module, spec, auxiliary=tuple(dict.fromkeys((*drift, *options.auxiliary))))
     finally:
         module.train(training)
 

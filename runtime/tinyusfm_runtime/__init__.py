@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tinyusfm_runtime.bundle import Bundle
+    from tinyusfm_runtime.drift import DriftMonitor, DriftReading, DriftStatistic
     from tinyusfm_runtime.engine import Engine, EngineConfig
     from tinyusfm_runtime.errors import (
         BundleError,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "bundle": ("Bundle",),
+    "drift": ("DriftMonitor", "DriftReading", "DriftStatistic"),
     "engine": ("Engine", "EngineConfig"),
     "errors": (
         "BundleError", "CalibrationError", "CheckpointError", "EdgeError", "EngineError", "FrameError", "GateError",
@@ -91,6 +93,9 @@ __all__ = [
     "CalibrationError",
     "CheckpointError",
     "ColdStart",
+    "DriftMonitor",
+    "DriftReading",
+    "DriftStatistic",
     "EdgeError",
     "Engine",
     "EngineConfig",

@@ -24,6 +24,7 @@ import numpy as np
 
 from tinyusfm_runtime.answer import answer, check_logits
 from tinyusfm_runtime.bundle import GOLDEN_FRAMES, GOLDEN_REFERENCE, Artefact, Bundle, Manifest
+from tinyusfm_runtime.drift import DRIFT_FILE, WINDOW_FRAMES, DriftMonitor, DriftReading, DriftStatistic
 from tinyusfm_runtime.engine import Engine, EngineConfig
 from tinyusfm_runtime.errors import (
     BundleError,
@@ -86,6 +87,7 @@ class Prediction:
         t_recv_ns: ``time.monotonic_ns`` at the frame's reception, or None.
         age_ms: time from reception to this prediction, or None.
         auxiliary: further outputs of the graph by name.
+        drift: what a monitor made of it, where one watches the stream, or None; a session fills in nothing.
     """
 
     seq: int
@@ -103,6 +105,7 @@ class Prediction:
     t_recv_ns: int | None
     age_ms: float | None
     auxiliary: Mapping[str, np.ndarray]
+    drift: DriftReading | None = None
 
     def mask_on_frame(self) -> np.ndarray:
         """The mask at the frame's own size, nearest neighbour; 0 outside the region the model saw.
@@ -193,6 +196,10 @@ class Session:
         self.startup: Mapping[str, float] = MappingProxyType({})
         # only the golden vectors stay in memory; the artefacts' bytes go with the bundle
         self._golden = _Golden(bundle, artefact)
+        self._drift = (
+            DriftStatistic.from_bytes(bundle.read(DRIFT_FILE)) if DRIFT_FILE in bundle.manifest.files else None
+        )
+        self._auxiliary: tuple[str, ...] = ()
         self._engine: Engine | None = engine
         self._description = engine.description
         self._lock = threading.Lock()
@@ -263,6 +270,24 @@ class Session:
         """
         return self._golden.check(self, full=full)
 
+    @property
+    def has_drift(self) -> bool:
+        """Whether the bundle carries a drift statistic."""
+        return self._drift is not None
+
+    def watch_drift(self, *, window: int = WINDOW_FRAMES) -> DriftMonitor:
+        """A monitor for one stream: give it every frame with its prediction.
+
+        Args:
+            window: frames that decide together.
+
+        Raises:
+            InputError: the bundle carries no drift statistic, or the window has no frames.
+        """
+        if self._drift is None:
+            raise InputError("this bundle carries no drift statistic: export it again with --calibration SET.json")
+        return DriftMonitor(self._drift, self._auxiliary, window=window)
+
     def cancel(self) -> None:
         """Asks a prediction in progress in another thread to stop; it raises EngineError."""
         engine = self._engine
@@ -286,7 +311,7 @@ class Session:
 
     def _start(self, clock: _Clock) -> None:
         frame = self._golden.frames[0]
-        self.predict(frame)
+        self._auxiliary = tuple(self.predict(frame).auxiliary)
         clock.lap("first_frame")
         full = not self._on_verified_machine()
         report = self.run_golden(full=full)

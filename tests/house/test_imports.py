@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 ROOTS = [str(ROOT / folder) for folder in (".", "export", "runtime", "calibration")]
 HEAVY = {
-    "av", "coremltools", "cv2", "nncf", "onnx", "onnxruntime", "onnxscript", "openvino", "pydicom", "safetensors",
-    "scipy", "tensorrt", "tensorrt_rtx", "torch",
+    "av", "coremltools", "cv2", "faiss", "nncf", "onnx", "onnxruntime", "onnxscript", "openvino", "pydicom",
+    "safetensors", "scipy", "sklearn", "tensorrt", "tensorrt_rtx", "torch",
 }  # fmt: skip
 
 LOADED = """

@@ -89,11 +89,7 @@ def onnx_tokens(raw: bytes, image_NCHW: np.ndarray) -> np.ndarray:
     import onnxruntime
 
     model = onnx.load_from_string(raw)
-    name = next(
-        node.output[0]
-        for node in reversed(model.graph.node)
-        if node.name == "/backbone/layernorm/Add_1"
-    )
+    name = next(node.output[0] for node in reversed(model.graph.node) if node.name == "/backbone/layernorm/Add_1")
     model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1

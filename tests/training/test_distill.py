@@ -1,4 +1,4 @@
-"""Distillation: weights lie in [0, 1] and are 1 for equal features, losses look where they should, ablations differ, it learns."""
+"""Distillation: weights in [0, 1], 1 for equal features; losses look where they should; ablations differ; it learns."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.training.small_runs import small_config
 
+from tests.training.small_runs import small_config
 from tinyusfm_edge.training.distill import (
     DistillObjective,
     consistency,
@@ -128,7 +128,7 @@ def batch_of(config: DistillConfig, count: int = 4, width: int = 24) -> dict[str
 def test_every_ablation_computes_its_own_loss_and_trains_every_parameter(name: str) -> None:
     config = small_config(name)
     torch.manual_seed(0)
-    objective = MaeObjective(config) if config.method == "mae" else DistillObjective(config, 24)
+    objective = MaeObjective(config) if config.method == "mae" else DistillObjective(config, (24,) * len(config.layers))
     loss, scalars = objective(batch_of(config))
     loss.backward()
     without = [n for n, p in objective.named_parameters() if p.requires_grad and p.grad is None]
@@ -156,7 +156,9 @@ def test_losses_of_a_batch_are_means_over_its_pictures() -> None:
     for name in ("ours", "mae", "dynamic-scale"):
         config = small_config(name)
         torch.manual_seed(0)
-        objective = MaeObjective(config) if config.method == "mae" else DistillObjective(config, 24)
+        objective = (
+            MaeObjective(config) if config.method == "mae" else DistillObjective(config, (24,) * len(config.layers))
+        )
         whole = batch_of(config)
 
         def part(value: object, chosen: slice) -> object:
@@ -173,14 +175,14 @@ def test_teacher_is_no_part_of_the_state() -> None:
     class Deaf:
         width = 24
 
-    objective = DistillObjective(small_config(), 24, Deaf())  # type: ignore[arg-type]
+    objective = DistillObjective(small_config(), (24, 24), Deaf())  # type: ignore[arg-type]
     assert not [name for name in objective.state_dict() if "teacher" in name]
 
 
 def test_eight_pictures_can_be_learnt_by_heart() -> None:
     config = small_config("ours", "view.image_size=32", "student.depth=2")
     torch.manual_seed(0)
-    objective = DistillObjective(config, 24)
+    objective = DistillObjective(config, (24,) * len(config.layers))
     batch = batch_of(config, 8)
     # targets that follow from the picture, so that there is something to learn
     flat = patches_of(batch["image"])  # type: ignore[arg-type]
@@ -199,7 +201,7 @@ def test_eight_pictures_can_be_learnt_by_heart() -> None:
 
 def test_mae_hides_what_it_scores() -> None:
     """Changing hidden patches changes the target only, changing visible ones the answer."""
-    config = small_config("mae", "mae.norm_pixels=false", "view.image_size=64")
+    config = small_config("mae", "view.image_size=64")
     torch.manual_seed(0)
     objective = MaeObjective(config).eval()
     batch = batch_of(config, 1)

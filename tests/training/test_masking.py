@@ -84,7 +84,7 @@ def test_the_same_relative_frequencies_go_at_every_size() -> None:
     bands[0, 5] = True
     for size in (112, 224):
         place = rho(size)[removed_frequencies(CONFIG, size, bands)[0, 0]] / size
-        assert 27 / 224 < float(place.min())
+        assert float(place.min()) > 27 / 224
         assert float(place.max()) <= 33 / 224
 
 

@@ -10,18 +10,27 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.training.small_runs import SMALL, random_teacher, small_config
-from tests.conftest import child_environment
 
+from tests.conftest import child_environment
+from tests.training.small_runs import SMALL, random_teacher, small_config
+from tinyusfm_edge.cli.main import main
 from tinyusfm_edge.models.checkpoint import load_student_file, load_weights
 from tinyusfm_edge.models.student import StudentConfig, build_student
 from tinyusfm_edge.training import teacher_bank
-from tinyusfm_edge.training.loop import Outcome, read_scalars
+from tinyusfm_edge.training.loop import Outcome, draws_of_step, read_scalars
 from tinyusfm_edge.training.pictures import list_rows
-from tinyusfm_edge.training.pretrain import STUDENT_FILE, TeacherChoice, pretrain
+from tinyusfm_edge.training.pretrain import (
+    STUDENT_FILE,
+    PretrainTask,
+    TeacherChoice,
+    open_pool,
+    open_teacher,
+    pretrain,
+)
 from tinyusfm_runtime.errors import InputError
 
 
@@ -38,8 +47,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(table: Path, out: Path, cache: Path, teacher: Path | None, ablation: str = "ours", *changes: str) -> Outcome:
     config = small_config(ablation, *changes)
     choice = TeacherChoice(name="dinov2_vits14", weights=teacher) if teacher and config.needs_teacher else None
-    rows = list_rows([table]).rows
-    return pretrain(rows, config, out, teacher=choice, cache=cache, device="cpu", quiet=True)
+    return pretrain(list_rows([table]), config, out, teacher=choice, cache=cache, device="cpu", quiet=True)
 
 
 def command(table: Path, out: Path, cache: Path, teacher: Path, *changes: str) -> list[str]:
@@ -65,9 +73,7 @@ def test_a_run_leaves_a_student_that_others_can_start_from(whole: Path) -> None:
     found = load_student_file(whole / STUDENT_FILE)
     assert found.spec.task.value == "features"
     assert "dinov2_vits14" in found.spec.origin
-    bigger = build_student(
-        StudentConfig(task="classify", num_classes=3, width=32, heads=2, depth=2, image_size=64)
-    )
+    bigger = build_student(StudentConfig(task="classify", num_classes=3, width=32, heads=2, depth=2, image_size=64))
     with pytest.warns(UserWarning, match="interpolated|fc_norm"):
         report = load_weights(bigger, whole / STUDENT_FILE, resize_positions=True)
     assert all(name.startswith("head") for name in report.missing_heads)
@@ -131,14 +137,9 @@ def test_cached_features_are_the_teachers(table: Path, teacher: Path, cache: Pat
     """One batch through the bank and once with the live teacher on the same views."""
     cached = run(table, tmp_path / "a", cache, teacher, "ours", "steps=1", "batch=24")
     config = small_config("ours", "steps=1", "batch=24")
-    rows = list_rows([table]).rows
-    from tinyusfm_edge.training import pretrain as module
-
-    pool = module._pool(rows, config, cache, None, None, 8, 0, lambda items, *_: items)
-    features, _ = module._teacher(TeacherChoice(name="dinov2_vits14", weights=teacher), config)
-    task = module.PretrainTask(pool, config, None, features, features.width)
-    from tinyusfm_edge.training.loop import draws_of_step
-
+    pool = open_pool(list_rows([table]), config, cache)
+    features, _ = open_teacher(TeacherChoice(name="dinov2_vits14", weights=teacher), config)
+    task = PretrainTask(pool, config, None, features, (features.width,) * 2)
     batch = task.batch(draws_of_step(len(task), 24, config.seed, 0))
     assert "teacher" not in batch
     live, _ = task.objective(batch)
@@ -177,3 +178,34 @@ def test_what_does_not_fit_is_refused(table: Path, cache: Path, tmp_path: Path, 
         run(table, tmp_path / "a", cache, None)
     with pytest.raises(InputError, match="14-pixel"):
         run(table, tmp_path / "b", cache, teacher, "ours", "teacher_size=32")
+
+
+def test_a_foreign_bank_teaches_as_the_teacher_does(table: Path, teacher: Path, tmp_path: Path) -> None:
+    """Written by the command with our teacher, read as somebody else's: the curve is the same up to 8-bit pictures."""
+    changes = [part for change in SMALL for part in ("--set", change)]
+    line = ["bank", "--data", str(table), "--out", str(tmp_path / "bank"), *changes]
+    assert main([*line, "--teacher", "dinov2_vits14", "--teacher-weights", str(teacher)]) == 0
+    config = small_config()
+    choice = TeacherChoice(name="feature_bank", weights=tmp_path / "bank")
+    options = {"cache": tmp_path / "cache", "device": "cpu", "quiet": True}
+    pretrain(list_rows([table]), config, tmp_path / "foreign", teacher=choice, **options)  # type: ignore[arg-type]
+    ours = TeacherChoice(name="dinov2_vits14", weights=teacher)
+    pretrain(list_rows([table]), config, tmp_path / "ours", teacher=ours, **options)  # type: ignore[arg-type]
+    assert curve(tmp_path / "foreign") == pytest.approx(curve(tmp_path / "ours"), rel=0.02)
+    pictures = np.load(tmp_path / "bank" / "pictures-spatial.npy", mmap_mode="r")
+    assert (pictures.shape, pictures.dtype) == ((48, 32, 32), np.uint8)
+    other = small_config("ours", "view_seed=5")
+    with pytest.raises(InputError, match="written for another seed"):
+        pretrain(list_rows([table]), other, tmp_path / "x", teacher=choice, **options)  # type: ignore[arg-type]
+    third = small_config("last-layer")
+    with pytest.raises(InputError, match="2 stages and 1 layers"):
+        pretrain(list_rows([table]), third, tmp_path / "y", teacher=choice, **options)  # type: ignore[arg-type]
+
+
+def test_a_bank_without_a_teacher_says_what_to_add(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = [part for change in SMALL for part in ("--set", change)]
+    assert main(["bank", "--data", str(table), "--out", str(tmp_path / "bank"), *changes]) == 0
+    assert "features-spatial-1.npy" in capsys.readouterr().out
+    assert main(["bank", "--data", str(table), "--out", str(tmp_path / "b"), *changes, "--set", "variants=0"]) == 2

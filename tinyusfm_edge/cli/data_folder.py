@@ -96,7 +96,7 @@ def _from_table(folder: Path, declaration: SetDeclaration, *, calibrate: bool) -
     chosen: list[NamedFrame] = []
     if calibrate:
         # drawing looks at names and groups alone, so only what is drawn is decoded
-        outlines = [_outline(row) for row in rows if row["split"] == declaration.split]
+        outlines = [outline(row) for row in rows if row["split"] == declaration.split]
         by_id = {row["file"]: row for row in rows}
         drawn = draw(declaration, outlines)
         chosen = [named if named.id.startswith("phantom:") else _named(folder, by_id[named.id]) for named in drawn]
@@ -112,7 +112,7 @@ def _from_table(folder: Path, declaration: SetDeclaration, *, calibrate: bool) -
     )
 
 
-def _outline(row: Mapping[str, str]) -> NamedFrame:
+def outline(row: Mapping[str, str]) -> NamedFrame:
     """A row's name and group without its picture."""
     blank = Frame(pixels=np.zeros((8, 8), np.uint8))
     return NamedFrame(id=row["file"], frame=blank, stratum=row.get("label") or "", group=row.get("group") or "")
@@ -145,6 +145,25 @@ def _read(folder: Path, row: Mapping[str, str]) -> bytes:
 def _plain_frames(folder: Path) -> list[NamedFrame]:
     with open_source(f"folder:{folder}") as source:
         return [NamedFrame(id=f"{folder.name}#{frame.seq}", frame=frame) for frame in source]
+
+
+def read_frame(folder: Path, row: Mapping[str, str]) -> NamedFrame:
+    """One row's frame with its names and hash.
+
+    Raises:
+        InputError: the file cannot be read or lies outside the folder.
+        SourceError: it is no picture.
+    """
+    return _named(folder, row)
+
+
+def read_table_rows(folder: Path) -> list[dict[str, str]]:
+    """Rows of a folder's table.
+
+    Raises:
+        InputError: there is none that can be used.
+    """
+    return read_rows(folder)
 
 
 def split_names(text: str | None) -> list[str]:

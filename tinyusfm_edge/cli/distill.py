@@ -7,9 +7,8 @@ resumed by the same command.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -58,22 +57,16 @@ def distill(
     choice = TeacherChoice(name=teacher, weights=teacher_weights) if teacher and teacher_weights else None
     found = list_rows([Path(place) for place in split_names(data)], tuple(split_names(splits)))
     outcome = pretrain(
-        found.rows,
+        found,
         settings,
         out,
-        teacher=choice if settings.needs_teacher else None,
-        left_out=found.left_out,
-        only=found.only,
+        teacher=choice,
         cache=cache,
         frame_stride=frame_stride,
         allowed_failures=allow_decode_errors,
         device=device,
         say=console.note,
-        track=_track,
+        track=console.track,
     )
     shown = ", ".join(f"{name} {value:.4f}" for name, value in outcome.scalars.items() if "rate" not in name)
     console.say(f"{out / STUDENT_FILE}: {outcome.steps} steps, {outcome.images_per_s:.1f} images/s; {shown}")
-
-
-def _track(items: Iterable[Any], label: str, total: int) -> Iterable[Any]:
-    return console.track(items, label, total)

@@ -15,7 +15,9 @@ from tinyusfm_edge.cli.student import DEFAULT_STUDENT, ForeignOptions, load, pat
 from tinyusfm_runtime.errors import InputError
 
 if TYPE_CHECKING:
+    from tinyusfm_export.calibration_file import CalibrationFile
     from tinyusfm_export.pipeline import ExportResult
+    from tinyusfm_runtime.drift import DriftStatistic
 
 
 def export(
@@ -35,7 +37,11 @@ def export(
         typer.Option(help="Pictures, with a split.csv: its validation split judges, its training split may calibrate."),
     ] = None,
     calibration: Annotated[
-        str | None, typer.Option(help="Calibrate anew on this declared set (with --data) instead of the stored ranges.")
+        str | None,
+        typer.Option(help="SET.json of the calibrate command, or a declared set to calibrate on anew (with --data)."),
+    ] = None,
+    drift: Annotated[
+        bool | None, typer.Option(help="Put the drift statistic and its outputs in. Default: where there is one.")
     ] = None,
     method: Annotated[str, typer.Option(help="Ranges by minmax, percentile, entropy or mse.")] = "percentile",
     gate: Annotated[Path | None, typer.Option(help="Other thresholds, a .toml or .json file.")] = None,
@@ -67,10 +73,15 @@ def export(
         task=task, num_classes=num_classes, labels=split_names(labels) or None, name=name, postprocess=postprocess
     )
     loaded, shipped = load(student, options)
-    calibrate = "int8" in precisions and (calibration is not None or loaded.ranges is None)
-    folder = None if data is None else read_data(data, calibrate=calibrate, calibration=calibration)
+    stored = _stored_calibration(calibration)
+    declared = calibration if stored is None else None
+    calibrate = "int8" in precisions and stored is None and (declared is not None or loaded.ranges is None)
+    folder = None if data is None else read_data(data, calibrate=calibrate, calibration=declared)
     if folder is not None:
         console.note(f"note: {folder.note}")
+    statistic = _drift_statistic(drift, stored, loaded.name if shipped else "")
+    if stored is not None:
+        loaded = replace(loaded, ranges=stored.ranges)
     place = bundle_place(out, loaded.spec.name, targets, precisions)
     console.check_writable(place, "the bundle")
     with console.progress() as told:
@@ -84,7 +95,7 @@ def export(
             gate=thresholds,
             gated=not no_gate,
             progress=told,
-            options=_advanced(folder, method, threads, compare),
+            options=_with_calibration(_advanced(folder, method, threads, compare), stored, statistic),
         )
     for line in describe(result, loaded.name if shipped else ""):
         console.say(line)
@@ -166,6 +177,37 @@ def _advanced(folder: DataFolder | None, method: str, threads: int, compare: boo
     if folder is None:
         return options
     return replace(options, calibration_name=folder.calibration_name, test_sha256=folder.test_sha256)
+
+
+def _stored_calibration(typed: str | None) -> CalibrationFile | None:
+    """The calibration file that was named; None for a declared set or nothing."""
+    if typed is None or not typed.endswith(".json"):
+        return None
+    from tinyusfm_export.calibration_file import read_calibration_file
+
+    return read_calibration_file(Path(typed))
+
+
+def _drift_statistic(wanted: bool | None, stored: CalibrationFile | None, shipped: str) -> DriftStatistic | None:
+    """The statistic of the calibration file, else that of the shipped student.
+
+    Raises:
+        InputError: it was demanded and there is none.
+    """
+    from tinyusfm_edge import students
+
+    if wanted is False:
+        return None
+    found = stored.drift if stored is not None else students.drift(shipped) if shipped else None
+    if found is None and wanted:
+        raise InputError("there is no drift statistic: calibrate with enough patients and give --calibration SET.json")
+    return found
+
+
+def _with_calibration(options: Any, stored: CalibrationFile | None, drift: DriftStatistic | None) -> Any:
+    if stored is None:
+        return replace(options, drift=drift)
+    return replace(options, drift=drift, preparation=stored.preparation, notes=(stored.summary,))
 
 
 def _export(loaded: Any, *, folder: DataFolder | None, shipped: bool, options: Any, **rest: Any) -> ExportResult:

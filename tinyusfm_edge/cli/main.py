@@ -18,6 +18,9 @@ from typer.main import get_command
 
 from tinyusfm_edge.cli import console
 from tinyusfm_edge.cli.adapt import adapt
+from tinyusfm_edge.cli.bank import bank
+from tinyusfm_edge.cli.calibrate import calibrate
+from tinyusfm_edge.cli.coreset import coreset
 from tinyusfm_edge.cli.demo import demo
 from tinyusfm_edge.cli.distill import distill
 from tinyusfm_edge.cli.doctor import doctor
@@ -39,7 +42,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="From an ultrasound model to a verified INT8 artefact on live frames. For research; not a medical device.",
 )
-for command in (export, verify, run, profile, doctor, demo, distill, adapt, evaluate):
+for command in (
+    calibrate,
+    export,
+    verify,
+    run,
+    profile,
+    doctor,
+    demo,
+    coreset,
+    distill,
+    bank,
+    adapt,
+    evaluate,
+):
     app.command()(command)
 
 

@@ -9,7 +9,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence, Sized
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +20,7 @@ from tinyusfm_edge.cli import console
 from tinyusfm_runtime.errors import InputError
 
 if TYPE_CHECKING:
+    from tinyusfm_runtime.drift import DriftReading
     from tinyusfm_runtime.frame import Frame
     from tinyusfm_runtime.session import Prediction
     from tinyusfm_runtime.sinks import Sink
@@ -41,6 +42,9 @@ def run(
         str | None, typer.Option(help="ROW,COL,HEIGHT,WIDTH in pixels, or region (the one a DICOM file marks).")
     ] = None,
     spacing: Annotated[str | None, typer.Option(help="ROW,COL distance of pixels in mm, over the file's own.")] = None,
+    drift: Annotated[
+        bool | None, typer.Option(help="Say whether the frames look like calibration. Default: where the bundle can.")
+    ] = None,
     allow_unverified: Annotated[
         bool, typer.Option("--allow-unverified", help="Also run an artefact that passed no gate.")
     ] = False,
@@ -67,10 +71,16 @@ def run(
         if jsonl is not None:
             sinks.append(stack.enter_context(jsonl_sink.open_sink(jsonl)))
         tally = Tally()
+        # without being asked, a bundle that carries the statistic is listened to
+        monitor = session.watch_drift() if drift or (drift is None and session.has_drift) else None
         total = len(opened) if isinstance(opened, Sized) else None
         expected = min(filter(None, (total, limit)), default=None)
         for frame in console.track(itertools.islice(frames, limit), "frames", expected):
             prediction = session.predict(frame)
+            if monitor is not None:
+                reading = monitor.observe(prediction, frame)
+                tally.add_drift(reading)
+                prediction = replace(prediction, drift=reading)
             for sink in sinks:
                 sink.write(frame, prediction)
             tally.add(prediction)
@@ -94,6 +104,17 @@ class Tally:
     at_border: int = 0
     unverified: int = 0
     winners: Counter[int] = field(default_factory=Counter)
+    strange: int = 0
+    watched: int = 0
+    alarms: int = 0
+    last: DriftReading | None = None
+
+    def add_drift(self, reading: DriftReading) -> None:
+        """Counts one drift reading."""
+        self.watched += 1
+        self.strange += reading.strange
+        self.alarms += reading.alarm
+        self.last = reading
 
     def add(self, prediction: Prediction) -> None:
         """Counts one result."""
@@ -124,12 +145,22 @@ class Tally:
             lines.append(f"{'frame to mask':<14}p50 {p50:.1f} ms, p90 {p90:.1f} ms, p99 {p99:.1f} ms")
         if self.measured:
             lines.append(f"{'head found':<14}{self._heads()}")
+        if self.last is not None:
+            lines.append(f"{'drift':<14}{self._drift(self.last)}")
         if self.winners and len(labels) > 1:
             shown = (f"{labels[index]} {count}" for index, count in self.winners.most_common())
             lines.append(f"{'labels':<14}{', '.join(shown)}")
         if self.unverified:
             lines.append(f"{'UNVERIFIED':<14}this artefact passed no gate: do not rely on what it says")
         return lines
+
+    def _drift(self, last: DriftReading) -> str:
+        text = f"{self.strange} of {self.watched} frames look unlike the calibration set, by {last.kind}"
+        if self.alarms:
+            return f"{text}; DRIFTED on {self.alarms} frames, last by {last.strangest}: do not rely on what it says"
+        if self.watched < last.window:
+            return f"{text}; {last.window} frames decide"
+        return f"{text}; no alarm"
 
     def _heads(self) -> str:
         text = f"{len(self.hc_px)} of {self.measured} frames, {self.at_border} at the border"

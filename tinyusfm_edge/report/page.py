@@ -136,7 +136,8 @@ def _content(block: Block) -> str:
     if isinstance(block, Chart):
         return block.svg
     if isinstance(block, Pictures):
-        return '<div class="pictures">' + "".join(_picture(*picture) for picture in block.pictures) + "</div>"
+        one = " one" if len(block.pictures) == 1 else ""
+        return f'<div class="pictures{one}">' + "".join(_picture(*picture) for picture in block.pictures) + "</div>"
     return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in block.facts) + "</dl>"
 
 
@@ -158,7 +159,8 @@ def _is_number(text: str) -> bool:
 def _picture(caption: str, png: bytes) -> str:
     source = base64.b64encode(png).decode("ascii")
     words = escape(caption, quote=True)
-    return f'<figure><img alt="{words}" src="data:image/png;base64,{source}"><figcaption>{words}</figcaption></figure>'
+    below = f"<figcaption>{words}</figcaption>" if words else ""
+    return f'<figure><img alt="{words}" src="data:image/png;base64,{source}">{below}</figure>'
 
 
 _STYLE = """
@@ -178,6 +180,7 @@ svg{width:100%;height:auto}svg text{font:12px system-ui,sans-serif;fill:#3e4c59}
 .grid{stroke:#e6ebef}.axis{stroke:#9aa5b1}.limit{stroke:#b02a2a;stroke-dasharray:5 4}
 svg .limit-label{fill:#b02a2a}
 .pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(280px,1fr));gap:14px}figure{margin:0}
+.pictures.one{grid-template-columns:1fr}
 img{width:100%;border-radius:6px;display:block;background:#000}figcaption{font-size:.9rem;color:#52606d;padding-top:4px}
 dl{display:grid;grid-template-columns:minmax(120px,max-content) 1fr;gap:4px 18px;margin:0;font-size:.92rem}
 dt{color:#52606d}dd{margin:0;overflow-wrap:anywhere;font-family:ui-monospace,Menlo,Consolas,monospace;font-size:.86rem}

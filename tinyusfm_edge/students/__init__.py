@@ -1,7 +1,8 @@
 """Shipped students: trained weights as package data, each folder one student.
 
 A folder holds ``weights.safetensors`` (float16, its metadata says what it is), ``ranges.json`` (activation ranges of
-the calibration set, so that INT8 needs no images), ``card.json`` (every number, with hashes) and ``CARD.md`` (the same
+the calibration set, so that INT8 needs no images), ``drift.npz`` (what the training frames look like to the student, so
+that a runtime can tell when a stream does not), ``card.json`` (every number, with hashes) and ``CARD.md`` (the same
 for people). ``names`` and ``find_by_hash`` need no torch; ``load`` does.
 
 It does not know how students are trained or packaged (tinyusfm_edge/training).
@@ -14,13 +15,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyusfm_runtime.errors import InputError
+from tinyusfm_runtime.errors import BundleError, InputError
 
 if TYPE_CHECKING:
     from tinyusfm_edge.models.checkpoint import LoadedStudent
+    from tinyusfm_runtime.drift import DriftStatistic
 
 WEIGHTS = "weights.safetensors"
 RANGES = "ranges.json"
+DRIFT = "drift.npz"
 CARD = "card.json"
 CARD_TEXT = "CARD.md"
 
@@ -86,6 +89,34 @@ def _with_ranges(student: LoadedStudent, path: Path) -> LoadedStudent:
     return replace(student, ranges=ranges)
 
 
+def drift(name: str) -> DriftStatistic | None:
+    """Drift statistic of a shipped student.
+
+    Args:
+        name: one of ``names()``.
+
+    Returns:
+        The statistic, or None where the student has none.
+
+    Raises:
+        InputError: no such student.
+        CalibrationError: the file is damaged or belongs to other weights.
+    """
+    from tinyusfm_runtime.drift import DriftStatistic
+    from tinyusfm_runtime.errors import CalibrationError
+
+    place = folder(name)
+    if not (place / DRIFT).is_file():
+        return None
+    try:
+        found = DriftStatistic.from_bytes((place / DRIFT).read_bytes())
+    except BundleError as error:
+        raise CalibrationError(f"{DRIFT} of student {name!r} is damaged: {error}") from error
+    if found.about.get("weights_sha256") != hashlib.sha256((place / WEIGHTS).read_bytes()).hexdigest():
+        raise CalibrationError(f"{DRIFT} of student {name!r} belongs to other weights: package it anew")
+    return found
+
+
 def card(name: str) -> dict[str, Any]:
     """Numbers of a shipped student's model card.
 
@@ -125,4 +156,17 @@ def find_by_hash(sha256: str) -> str | None:
     return None
 
 
-__all__ = ["CARD", "CARD_TEXT", "RANGES", "WEIGHTS", "card", "find_by_hash", "folder", "load", "names", "opt_in"]
+__all__ = [
+    "CARD",
+    "CARD_TEXT",
+    "DRIFT",
+    "RANGES",
+    "WEIGHTS",
+    "card",
+    "drift",
+    "find_by_hash",
+    "folder",
+    "load",
+    "names",
+    "opt_in",
+]

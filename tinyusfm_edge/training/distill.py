@@ -100,7 +100,9 @@ class PixelHead(nn.Module):
 class DistillObjective(nn.Module):
     """Student, projections and pixel heads; ``forward`` gives the loss. The teacher is no part of the state."""
 
-    def __init__(self, config: DistillConfig, teacher_width: int, teacher: TeacherFeatures | None = None) -> None:
+    def __init__(
+        self, config: DistillConfig, teacher_widths: tuple[int, ...] = (), teacher: TeacherFeatures | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         student = build_student(config.built_student)
@@ -108,7 +110,7 @@ class DistillObjective(nn.Module):
         self.student = student
         self._teacher = [teacher]  # in a list, so that it is no submodule
         if config.needs_teacher:
-            self.projections = nn.ModuleList(nn.Linear(config.student.width, teacher_width) for _ in config.layers)
+            self.projections = nn.ModuleList(nn.Linear(config.student.width, width) for width in teacher_widths)
         self.heads = nn.ModuleDict(
             {v: PixelHead(config.student.width) for v in config.views if v != "clean" and config.reconstruct}
         )
@@ -128,7 +130,8 @@ class DistillObjective(nn.Module):
         pictures = {kind: masked(views, kind, config.view.mask) for kind in config.views}
         size = len(views.image_B1HW)
         student = self.student.backbone
-        indices = tuple(sorted({layer - 1 for layer in config.layers} | ({config.student.depth - 1} if self.heads else set())))
+        last = {config.student.depth - 1} if self.heads else set()
+        indices = tuple(sorted({layer - 1 for layer in config.layers} | last))
         taps = student.taps(as_input(torch.cat(list(pictures.values()))), indices)
         by_view = {
             kind: {index: tap[i * size : (i + 1) * size, 1:] for index, tap in zip(indices, taps, strict=True)}

@@ -59,7 +59,7 @@ class DistillConfig:
         method: ``distill``, or ``mae`` for the plain baseline without a teacher.
         views: what student and teacher see: ``spatial``, ``frequency``, ``clean``.
         layers: blocks of the student that learn, from 1; a deeper teacher gives the same share of its depth.
-        weights: ``consistency`` weighs each token by the teacher's agreement between its two views, ``uniform`` does not.
+        weights: ``consistency`` weighs each token by the teacher's agreement between its two views; or ``uniform``.
         weight_floor: smallest weight of a token, 0..1.
         dynamic_scale: multiply a stage's loss by its mean weight, so that inconsistent pictures count less.
         reconstruct: masked reconstruction in each masked view's own domain.
@@ -319,4 +319,14 @@ def _value(hint: Any, value: Any, name: str) -> Any:
     return value
 
 
-__all__ = ["ABLATIONS", "DistillConfig", "MaeConfig", "Method", "build", "merge", "parse_change", "read_config", "to_json"]
+__all__ = [
+    "ABLATIONS",
+    "DistillConfig",
+    "MaeConfig",
+    "Method",
+    "build",
+    "merge",
+    "parse_change",
+    "read_config",
+    "to_json",
+]

@@ -10,6 +10,7 @@ Shapes: B batch, P patches, V visible patches, D width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,6 +40,21 @@ def patches_of(image_B1HW: Tensor) -> Tensor:
     return cut.permute(0, 1, 3, 2, 4).reshape(b, -1, PATCH * PATCH)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rebuilt:
+    """Hidden patches, rebuilt.
+
+    Attributes:
+        decoded_BPD: inputs of the last layer.
+        rebuilt_BPK: its outputs, 256 pixels a patch.
+        target_BPK: what they should be.
+    """
+
+    decoded_BPD: Tensor
+    rebuilt_BPK: Tensor
+    target_BPK: Tensor
+
+
 class MaeObjective(nn.Module):
     """Student encoder, small decoder; ``forward`` gives the loss."""
 
@@ -59,30 +75,38 @@ class MaeObjective(nn.Module):
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and scalars of a batch: ``image`` B1HW 0..1, ``order`` BP, a random order of the patches."""
-        image, order = batch["image"], batch["order"]
+        found = self.predict(batch["image"], batch["order"])
+        loss = (found.rebuilt_BPK.float() - found.target_BPK).square().mean()
+        return loss, {"rebuild_mae": loss.detach()}
+
+    def predict(self, image_B1HW: Tensor, order_BP: Tensor) -> Rebuilt:
+        """Rebuilds the hidden patches.
+
+        Args:
+            image_B1HW: brightness 0..1.
+            order_BP: an order of the patches; its head is seen, its tail hidden.
+        """
         backbone, mae = self.student.backbone, self.config.mae
-        count = order.shape[1]
-        kept = order[:, : max(1, round(count * (1 - mae.ratio)))]
-        x = backbone.embed(as_input(image))
+        count = order_BP.shape[1]
+        kept, gone = order_BP.split([seen := max(1, round(count * (1 - mae.ratio))), count - seen], 1)
+        x = backbone.embed(as_input(image_B1HW))
         x = torch.cat([x[:, :1], _take(x[:, 1:], kept)], 1)
         for block in backbone.blocks:
             x = block(x)
-        seen = self.embed(backbone.norm(x)[:, 1:])
-        hidden = self.mask_token.to(seen.dtype).expand(len(seen), count - seen.shape[1], -1)
-        y = _take(torch.cat([seen, hidden], 1), order.argsort(1)) + self.positions
+        shown = self.embed(backbone.norm(x)[:, 1:])
+        hidden = self.mask_token.to(shown.dtype).expand(len(shown), count - seen, -1)
+        y = _take(torch.cat([shown, hidden], 1), order_BP.argsort(1)) + self.positions
         for block in self.blocks:
             y = block(y)
-        rebuilt = self.head(self.norm(y)).float()
-        target = patches_of((image - GREY_MEAN) / GREY_STD)
+        decoded = _take(self.norm(y), gone)
+        target = _take(patches_of((image_B1HW - GREY_MEAN) / GREY_STD), gone)
         if mae.norm_pixels:
             target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
-        error = (rebuilt - target).square().mean(-1)
-        loss = _take(error[..., None], order[:, kept.shape[1] :]).mean()
-        return loss, {"rebuild_mae": loss.detach()}
+        return Rebuilt(decoded_BPD=decoded, rebuilt_BPK=self.head(decoded), target_BPK=target)
 
 
 def _take(tokens_BPD: Tensor, index_BV: Tensor) -> Tensor:
     return tokens_BPD.gather(1, index_BV[..., None].expand(-1, -1, tokens_BPD.shape[-1]))
 
 
-__all__ = ["MaeObjective", "patches_of", "sine_positions"]
+__all__ = ["MaeObjective", "Rebuilt", "patches_of", "sine_positions"]

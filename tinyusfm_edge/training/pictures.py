@@ -84,11 +84,13 @@ class Listing:
         rows: files in order.
         left_out: flagged rows left out, by flag.
         only: ids to keep of what the files hold (frames of cines), or None for all.
+        frame_stride: the stride a coreset was made with, or None.
     """
 
     rows: list[Row]
     left_out: dict[str, int]
     only: frozenset[str] | None = None
+    frame_stride: int | None = None
 
 
 def list_rows(places: Sequence[Path], splits: Sequence[str] = ("train",)) -> Listing:
@@ -107,12 +109,10 @@ def list_rows(places: Sequence[Path], splits: Sequence[str] = ("train",)) -> Lis
     """
     found: list[Row] = []
     left_out: Counter[str] = Counter()
-    only: frozenset[str] | None = None
     if any(place.suffix == ".json" for place in places):
         if len(places) > 1:
             raise InputError("a coreset stands alone: it names its folders itself")
-        found, only = _coreset_rows(places[0])
-        return Listing(rows=found, left_out={}, only=only)
+        return _coreset_listing(places[0])
     for place in places:
         if (place / TABLE).is_file():
             rows = [row for row in read_table_rows(place) if row.split in splits]
@@ -137,18 +137,17 @@ def _search(folder: Path) -> Iterator[Row]:
     for path in sorted(paths, key=lambda p: (str(p.parent), natural_key(p))):
         inside = path.relative_to(folder).as_posix()
         if not any(part.startswith(".") for part in path.relative_to(folder).parts):
-            yield Row(
-                id=f"{folder.name}/{inside}", path=path, group=f"{folder.name}/{inside}", source=folder.name
-            )
+            yield Row(id=f"{folder.name}/{inside}", path=path, group=f"{folder.name}/{inside}", source=folder.name)
 
 
-def _coreset_rows(path: Path) -> tuple[list[Row], frozenset[str]]:
+def _coreset_listing(path: Path) -> Listing:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data["version"] != 1:
             raise InputError(f"{path} is a coreset of version {data['version']!r}; this release reads 1")
         places = [path.parent / place for place in data["places"]]
         chosen = frozenset(item["id"] for item in data["chosen"])
+        stride = int(data["frame_stride"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is no coreset: {error}") from error
     rows = list_rows(places, tuple(data["splits"])).rows
@@ -156,7 +155,7 @@ def _coreset_rows(path: Path) -> tuple[list[Row], frozenset[str]]:
     kept = [row for row in rows if row.id in files]
     if len(kept) != len(files):
         raise InputError(f"{path} names {len(files) - len(kept)} pictures that its folders no longer hold")
-    return kept, chosen
+    return Listing(rows=kept, left_out={}, only=chosen, frame_stride=stride)
 
 
 def read_pool(

@@ -7,7 +7,7 @@ the teacher, distill.py or mae.py says the loss, loop.py takes the steps. It doe
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from tinyusfm_calibration.tables import Row
 from tinyusfm_edge.models.checkpoint import save_student
 from tinyusfm_edge.models.teachers import load_teacher
+from tinyusfm_edge.models.teachers.feature_bank import load as load_bank
 from tinyusfm_edge.training.distill import DistillObjective, inactive_stages
 from tinyusfm_edge.training.distill_config import DistillConfig, to_json
+from tinyusfm_edge.training.foreign_bank import ForeignBank, open_foreign
 from tinyusfm_edge.training.lock import one_writer
 from tinyusfm_edge.training.loop import Draw, Outcome, ParameterGroup, fit, plain_groups
 from tinyusfm_edge.training.mae import MaeObjective
-from tinyusfm_edge.training.pictures import Pool, read_pool
+from tinyusfm_edge.training.pictures import Listing, Pool, read_pool
 from tinyusfm_edge.training.teacher_bank import (
     FeatureBank,
     FeatureConfig,
@@ -58,12 +59,17 @@ class PretrainTask:
     """The engine's task: views of pooled pictures, with cached teacher features where there is a bank."""
 
     def __init__(
-        self, pool: Pool, config: DistillConfig, bank: FeatureBank | None, teacher: TeacherFeatures | None, width: int
+        self,
+        pool: Pool,
+        config: DistillConfig,
+        bank: FeatureBank | ForeignBank | None,
+        teacher: TeacherFeatures | None,
+        widths: tuple[int, ...],
     ) -> None:
         torch.manual_seed(config.seed)
         self.pool, self.config, self.bank = pool, config, bank
         self._objective: MaeObjective | DistillObjective = (
-            MaeObjective(config) if config.method == "mae" else DistillObjective(config, width, teacher)
+            MaeObjective(config) if config.method == "mae" else DistillObjective(config, widths, teacher)
         )
 
     @property
@@ -102,13 +108,11 @@ class PretrainTask:
 
 
 def pretrain(
-    rows: Sequence[Row],
+    found: Listing,
     config: DistillConfig,
     out: Path,
     *,
     teacher: TeacherChoice | None = None,
-    left_out: dict[str, int] | None = None,
-    only: frozenset[str] | None = None,
     cache: Path | None = None,
     frame_stride: int = 8,
     allowed_failures: int = 0,
@@ -120,12 +124,10 @@ def pretrain(
     """Runs or resumes a pre-training and writes ``student.safetensors``.
 
     Args:
-        rows: pictures of the pool.
+        found: pictures of the pool.
         config: settings.
         out: folder of the run.
         teacher: needed unless the method has none.
-        left_out: counts of flagged rows, for the record.
-        only: frames of cines to keep, or None.
         cache: folder for decoded pictures and teacher banks; a folder in the run by default.
         frame_stride: every how manieth frame of a cine is taken.
         allowed_failures: files that may fail to decode.
@@ -146,15 +148,9 @@ def pretrain(
     if config.needs_teacher and teacher is None:
         raise InputError("this method learns from a teacher: give --teacher and --teacher-weights")
     cache = cache or out / "cache"
-    pool = _pool(rows, config, cache, left_out, only, frame_stride, allowed_failures, track)
-    say(_describe(pool))
-    features, bank, identity = None, None, None
-    if config.needs_teacher and teacher is not None:
-        features, identity = _teacher(teacher, config)
-        if config.variants:
-            bank = _bank(cache, pool, config, features, identity, say, track)
-    width = features.width if features is not None else 0
-    task = PretrainTask(pool, config, bank, None if bank is not None else features, width)
+    pool = open_pool(found, config, cache, frame_stride=frame_stride, allowed_failures=allowed_failures, track=track)
+    say(describe_pool(pool))
+    task, identity = _task(pool, config, cache, teacher if config.needs_teacher else None, say, track)
     engine = config.engine(len(pool))
     say(f"{engine.steps} steps of {engine.batch}, {engine.precision}, learning rate {engine.learning_rate:.2g}")
     settings = {
@@ -180,43 +176,98 @@ def pretrain(
     return outcome
 
 
-def _pool(
-    rows: Sequence[Row],
+def _task(
+    pool: Pool,
     config: DistillConfig,
     cache: Path,
-    left_out: dict[str, int] | None,
-    only: frozenset[str] | None,
-    frame_stride: int,
-    allowed_failures: int,
+    choice: TeacherChoice | None,
+    say: Callable[[str], None],
     track: Track,
+) -> tuple[PretrainTask, dict[str, str] | None]:
+    """The task with whatever answers for the teacher: nothing, a foreign bank, our bank, or the net itself."""
+    if choice is None:
+        return PretrainTask(pool, config, None, None, ()), None
+    if choice.name == "feature_bank":
+        foreign = open_foreign(
+            load_bank("feature_bank", choice.weights),
+            pool,
+            config.view,
+            views=config.views,
+            variants=config.variants,
+            seed=config.view_seed,
+            stages=len(config.layers),
+        )
+        return PretrainTask(pool, config, foreign, None, foreign.widths), {"name": choice.name}
+    features, identity = open_teacher(choice, config)
+    widths = (features.width,) * len(config.layers)
+    if not config.variants:
+        return PretrainTask(pool, config, None, features, widths), identity
+    bank = _bank(cache, pool, config, features, identity, say, track)
+    return PretrainTask(pool, config, bank, None, widths), identity
+
+
+def open_pool(
+    found: Listing,
+    config: DistillConfig,
+    cache: Path,
+    *,
+    frame_stride: int = 8,
+    allowed_failures: int = 0,
+    track: Track = lambda items, _label, _total: items,
 ) -> Pool:
-    size = config.view.stored_size
+    """Reads the pictures of a listing into a cache, at the size the views need.
+
+    Args:
+        found: what to read.
+        config: settings.
+        cache: folder for decoded pictures.
+        frame_stride: every how manieth frame of a cine is taken.
+        allowed_failures: files that may fail to decode.
+        track: wraps the files for a progress bar.
+
+    Raises:
+        InputError: more failures than allowed, or nothing left.
+        MissingExtra: a library for a format is missing.
+        OutputError: no room or no permission.
+    """
+    size, rows = config.view.stored_size, found.rows
+    frame_stride = found.frame_stride or frame_stride
     name = hashlib.sha256("\n".join([str(size), str(frame_stride), *(row.id for row in rows)]).encode()).hexdigest()
     with one_writer(cache):
         return read_pool(
             rows,
             size,
-            left_out=left_out,
+            left_out=found.left_out,
             store=cache / f"pictures-{name[:12]}",
             frame_stride=frame_stride,
             allowed_failures=allowed_failures,
-            only=only,
-            track=lambda items: _rows(track(items, "pictures", len(rows))),
+            only=found.only,
+            track=lambda items: iter(track(items, "pictures", len(rows))),
         )
 
 
-def _rows(items: Iterable[Any]) -> Iterator[Row]:
-    yield from items
-
-
-def _describe(pool: Pool) -> str:
+def describe_pool(pool: Pool) -> str:
+    """Lines that say what a pool holds, what was left out and what failed."""
     text = f"{len(pool)} pictures of {len(set(pool.groups))} groups from {len(set(pool.sources))} folders"
     text += "".join(f", {count} left out as {flag}" for flag, count in pool.left_out.items() if count)
     text += "".join(f"\nnot decoded: {f.name} (hash of its id): {f.reason}" for f in pool.failures)
     return text
 
 
-def _teacher(choice: TeacherChoice, config: DistillConfig) -> tuple[TeacherFeatures, dict[str, str]]:
+def open_teacher(choice: TeacherChoice, config: DistillConfig) -> tuple[TeacherFeatures, dict[str, str]]:
+    """Loads one of our teachers for a student.
+
+    Args:
+        choice: name and weights.
+        config: layers, grid and picture size.
+
+    Returns:
+        The teacher on the student's grid, and its name and sha256.
+
+    Raises:
+        InputError: no such teacher, or a size that is no multiple of its patch.
+        CheckpointError: unusable weights.
+    """
     net = load_teacher(choice.name, choice.weights)
     digest = hashlib.sha256()
     with choice.weights.open("rb") as stream:
@@ -254,4 +305,13 @@ def _bank(
     return bank
 
 
-__all__ = ["STUDENT_FILE", "PretrainTask", "TeacherChoice", "Track", "pretrain"]
+__all__ = [
+    "STUDENT_FILE",
+    "PretrainTask",
+    "TeacherChoice",
+    "Track",
+    "describe_pool",
+    "open_pool",
+    "open_teacher",
+    "pretrain",
+]

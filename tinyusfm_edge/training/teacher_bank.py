@@ -47,8 +47,8 @@ class FeatureConfig:
     Attributes:
         layers: the student's blocks, from 1; a deeper teacher gives the blocks at the same share of its depth.
         student_depth: blocks of the student.
-        teacher_size: side of the picture the teacher sees, pixels, a multiple of its patch; 0 takes the multiple nearest
-            to the student's.
+        teacher_size: side of the picture the teacher sees, pixels, a multiple of its patch; 0 takes the multiple
+            nearest to the student's.
         grid: patches a side of the student.
     """
 

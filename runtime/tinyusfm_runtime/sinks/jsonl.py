@@ -1,7 +1,8 @@
 """Sink: one JSON object a line and result. No pixels and no file names, so it may go into a log.
 
 Keys (schema 1): ``schema seq valid verified degraded target precision engine age_ms timings_ms
-measurement scores``. Numbers that are not finite become null. ``-`` writes to standard output.
+measurement scores``, and
+``drift`` where the stream is watched. Numbers that are not finite become null. ``-`` writes to standard output.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ def as_record(prediction: Prediction) -> dict[str, Any]:
         "measurement": prediction.measurement,
         "scores": prediction.scores,
     }
+    if prediction.drift is not None:
+        record["drift"] = prediction.drift.to_json()
     return {key: _plain(value) for key, value in record.items()}
 
 

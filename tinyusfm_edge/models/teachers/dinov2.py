@@ -1,4 +1,4 @@
-"""Teacher format DINOv2: ViT-S/B/L with 14-pixel patches and LayerScale, and UltraDINO-style nets (16-pixel, 4 registers).
+"""Teacher format DINOv2: ViT-S/B/L with 14-pixel patches and LayerScale; UltraDINO-style with 16-pixel ones.
 
 Names are timm's (``vit_small_patch14_dinov2``) or Meta's (the same but for ``register_tokens`` and ``mask_token``). The
 position table is resampled to the picture. UltraDINO takes one channel (methods.md 6): it is given the mean of three.

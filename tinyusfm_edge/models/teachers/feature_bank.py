@@ -35,9 +35,7 @@ class FeatureBankTeacher:
         self.entries = int(self.note["entries"])
         self.depth = self._count()
         self.stages = {
-            (view, stage): self._open(view, stage)
-            for view in self.note["views"]
-            for stage in range(1, self.depth + 1)
+            (view, stage): self._open(view, stage) for view in self.note["views"] for stage in range(1, self.depth + 1)
         }
         self.widths = tuple(int(self.stages[self.note["views"][0], s].shape[-1]) for s in range(1, self.depth + 1))
         self.width, self.patch = self.widths[-1], 16

@@ -1,4 +1,4 @@
-"""Teacher format plain ViT: MAE and what was trained from it (USF-MAE, UltraFedFM), DINO; absolute positions, no LayerScale.
+"""Teacher format plain ViT: MAE and what came of it (USF-MAE, UltraFedFM), DINO; absolute positions, no LayerScale.
 
 Names are timm's. A decoder, heads and mask tokens in the file are left out; everything of the encoder must be there,
 the position table above all (MAE's fixed sine table stands in its files like any other). ``fc_norm`` serves where a
