@@ -1,15 +1,18 @@
 # Commands of the project. `make demo` and `make test` are all that a fresh clone needs.
 #   PYTHON=python3.11   interpreter the environment is made from; a torch 2.13.0 that it has is used
 #   ARGS="..."          further arguments for the command, such as make test ARGS="-k bundle"
+#   ROW=... SEED=...    row and seed of the experiment, such as make experiment ROW=hc18-10-ours SEED=0
 
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+ROW ?=
+SEED ?= 0
 BIN := $(VENV)/bin
 INSTALL := $(PYTHON) scripts/environment.py --venv $(VENV) --extras
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check bench format clean
+.PHONY: help demo test lint check bench experiment format clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1 \t\2/p' Makefile
@@ -34,6 +37,10 @@ check: lint test  ## everything a change must pass
 bench:  ## engines against their rivals on this machine, about half an hour
 	$(INSTALL) bench
 	$(BIN)/python benchmarks/bench_engines.py $(ARGS)
+
+experiment:  ## one row of the experiment on real data (ROW, SEED), resumable; without ROW the table alone
+	$(INSTALL) train
+	$(BIN)/python benchmarks/experiment.py $(if $(ROW),--row $(ROW) --seed $(SEED)) $(ARGS)
 
 format:  ## let ruff rewrite the layout
 	$(INSTALL) test,opencv,lint

@@ -104,6 +104,29 @@ class PreprocessSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ExitPolicy:
+    """When a classifier with early exits may stop (early_exit.py decides by it).
+
+    Attributes:
+        blocks: after which a classifier stands, counted from 1; the one at the end is not named.
+        entropy: for each of them, the normalised entropy 0..1 below which its answer is taken; 0 never.
+        patience: how many classifiers in a row must agree for the answer to be taken; 0 switches that off.
+    """
+
+    blocks: tuple[int, ...]
+    entropy: tuple[float, ...]
+    patience: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.blocks or list(self.blocks) != sorted(set(self.blocks)) or self.blocks[0] < 1:
+            raise InputError(f"exits {self.blocks} must rise and count from 1")
+        if len(self.entropy) != len(self.blocks) or any(not 0.0 <= value <= 1.0 for value in self.entropy):
+            raise InputError(f"exits {self.blocks} need as many entropies between 0 and 1, not {self.entropy}")
+        if type(self.patience) is not int or self.patience < 0 or self.patience == 1:
+            raise InputError(f"patience {self.patience!r} must be 0 or at least 2: one classifier always agrees")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSpec:
     """All that a runtime must know about a model.
 
@@ -119,6 +142,7 @@ class ModelSpec:
         origin: where the weights come from, one line.
         intended_use: what it may be used for, one line.
         weights_sha256: hash of the float weights file it came from, hex.
+        exits: when a classifier with early exits may stop, or None.
     """
 
     name: str
@@ -132,12 +156,15 @@ class ModelSpec:
     origin: str = "unknown"
     intended_use: str = "research; not a medical device"
     weights_sha256: str = ""
+    exits: ExitPolicy | None = None
 
     def __post_init__(self) -> None:
         if not self.name or not all(c.isalnum() or c in ".-_" for c in self.name) or self.name[0] in ".-":
             raise InputError(f"model name {self.name!r}: use letters, digits, '.', '-' and '_'")
         if not 0.0 < self.threshold < 1.0:
             raise InputError(f"threshold {self.threshold} must lie between 0 and 1")
+        if self.exits is not None and self.task is not Task.CLASSIFY:
+            raise InputError("early exits are for classifiers")
 
     @property
     def input(self) -> TensorSpec:
@@ -147,8 +174,11 @@ class ModelSpec:
         return TensorSpec(name="image", dtype="uint8", axes="NCHW", shape=shape, low=0, high=255)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, ready for ``json.dumps``."""
-        return _plain(asdict(self))
+        """Plain data, ready for ``json.dumps``; ``exits`` only where there are any."""
+        data: dict[str, Any] = _plain(asdict(self))
+        if self.exits is None:
+            del data["exits"]
+        return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ModelSpec:
@@ -167,9 +197,19 @@ class ModelSpec:
             values["labels"] = tuple(str(label) for label in values["labels"])
             values["postprocess"] = PostProcess(values.get("postprocess", "none"))
             values["preprocess"] = _preprocess_from_json(values.get("preprocess", {}))
+            values["exits"] = _exits_from_json(values.get("exits"))
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"model spec is not usable: {error}") from error
+
+
+def _exits_from_json(data: dict[str, Any] | None) -> ExitPolicy | None:
+    if data is None:
+        return None
+    if set(data) != {"blocks", "entropy", "patience"}:
+        raise InputError("early exits are described by blocks, entropy and patience, nothing else")
+    entropy = tuple(float(value) for value in data["entropy"])
+    return ExitPolicy(blocks=tuple(data["blocks"]), entropy=entropy, patience=data["patience"])
 
 
 def _preprocess_from_json(data: dict[str, Any]) -> PreprocessSpec:
@@ -199,6 +239,7 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "AspectPolicy",
+    "ExitPolicy",
     "ModelSpec",
     "PostProcess",
     "PreprocessSpec",

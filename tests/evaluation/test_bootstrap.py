@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tinyusfm_edge.evaluation.bootstrap import Estimate, estimate_mean
+from tinyusfm_edge.evaluation.bootstrap import Estimate, estimate_mean, estimate_statistic, paired_difference
+from tinyusfm_runtime.errors import InputError
 
 
 def test_mean_and_counts() -> None:
@@ -49,3 +50,31 @@ def test_text() -> None:
     found = Estimate(mean=1.234, low=-0.5, high=2.0, num_values=3, num_groups=2)
     assert found.text(2) == "1.23 (-0.50 to 2.00)"
     assert found.text(1, sign=True) == "+1.2 (-0.5 to +2.0)"
+
+
+def test_a_statistic_of_means_has_the_interval_of_the_mean() -> None:
+    values = np.random.default_rng(3).normal(size=40)
+    groups = [f"p{i // 3}" for i in range(40)]
+    direct = estimate_mean(values.tolist(), groups)
+    found = estimate_statistic(lambda index: float(values[index].mean()), groups)
+    assert direct is not None and found is not None
+    assert (found.mean, found.num_groups) == (pytest.approx(direct.mean), direct.num_groups)
+    assert (found.low, found.high) == (pytest.approx(direct.low), pytest.approx(direct.high))
+
+
+def test_an_undefined_statistic_gives_no_estimate() -> None:
+    assert estimate_statistic(lambda index: float("nan"), ["a", "b"]) is None
+    assert estimate_statistic(lambda index: 0.0, []) is None
+
+
+def test_a_paired_difference_is_narrower_than_its_parts() -> None:
+    rng = np.random.default_rng(5)
+    base = rng.normal(size=60)
+    groups = [f"p{i}" for i in range(60)]
+    first, second = (base + 0.1 + rng.normal(scale=0.01, size=60)).tolist(), base.tolist()
+    difference, alone = paired_difference(first, second, groups), estimate_mean(first, groups)
+    assert difference is not None and alone is not None
+    assert difference.low > 0.05
+    assert difference.high - difference.low < 0.2 * (alone.high - alone.low)
+    with pytest.raises(InputError, match="same frames"):
+        paired_difference(first, second[1:], groups)

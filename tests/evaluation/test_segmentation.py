@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinyusfm_edge.evaluation.segmentation import Runner, evaluate_split, main, sweep_thresholds
+from tinyusfm_edge.evaluation.segmentation import Runner, evaluate_split, parse_thresholds, sweep_thresholds
 from tinyusfm_edge.training.data import Sample, resize_mask
 from tinyusfm_runtime.errors import InputError
 from tinyusfm_runtime.frame import Frame
@@ -139,22 +139,43 @@ def test_report_is_plain_data(samples: list[Sample]) -> None:
     assert "0.png" not in text, "hashes stand for files"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--split", "test"], "--final"),
-        (["--split", "test", "--final", "--thresholds", "0.4"], "no --thresholds"),
-        (["--thresholds", "0.5,x"], "give numbers"),
-        (["--thresholds", "1.5"], "between 0 and 1"),
-        ([], "cannot read weights"),
-    ],
-)
-def test_command_line_refuses_in_one_line(
-    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["--student", str(tmp_path / "none.safetensors"), "--data", str(tmp_path), *arguments]) == 2
-    out = capsys.readouterr().out
-    assert message in out and out.count("\n") == 1
+@pytest.mark.parametrize("text", ["0.5,x", "1.5", "0"])
+def test_thresholds_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match="thresholds"):
+        parse_thresholds(text)
+
+
+def test_border_distance_in_pixels_and_mm(samples: list[Sample]) -> None:
+    def shift(mask: np.ndarray) -> np.ndarray:
+        return np.roll(mask, 4, axis=0)
+
+    report = evaluate_split(oracle(samples, shift), SPEC, samples, "val")
+    assert report.hd95_px is not None and report.hd95_mm is not None
+    assert 3.0 <= report.hd95_px.mean <= 4.0
+    placement = preprocess(samples[0].frame, SPEC.preprocess)[1]
+    assert placement.spacing_mm is not None
+    assert report.images[0].hd95_mm is not None and report.images[0].hd95_px is not None
+    assert report.images[0].hd95_mm == pytest.approx(report.images[0].hd95_px * placement.spacing_mm[0], rel=0.3)
+    assert evaluate_split(oracle(samples), SPEC, samples, "val").hd95_px is not None
+
+
+def test_empty_labels_follow_the_rule_and_paper_mode_the_repository(samples: list[Sample]) -> None:
+    blank = [replace(s, mask_HW=np.zeros_like(s.mask_HW)) for s in samples[:2]]
+    both = [*samples[2:], *blank]
+
+    def run(tensor: np.ndarray) -> np.ndarray:
+        known = oracle(samples[2:])
+        try:
+            return known(tensor)
+        except KeyError:
+            return np.full((1, 1, 96, 96), -9.0, np.float32)
+
+    ours = sweep_thresholds(run, SPEC, both, "val", [0.5])[0]
+    assert (ours.dice.mean, ours.both_empty) == (1.0, 2)
+    assert ours.dice_non_empty is not None and ours.dice_non_empty.num_values == 6
+    paper = sweep_thresholds(run, SPEC, both, "val", [0.5], paper=True)[0]
+    assert paper.dice.mean == pytest.approx(6 / 8)
+    assert any("quirks" in value for _, value in paper.table())
 
 
 def test_label_masks_of_hc18_overstate_the_circumference(shared_folder: Path) -> None:

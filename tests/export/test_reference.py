@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tests.conftest import tiny_logits, tiny_spec
 from tests.export.fake_world import Bright
 from tinyusfm_calibration.sets import NamedFrame, pixels_sha256
-from tinyusfm_edge.training import supervised
+from tinyusfm_edge.training import task
 from tinyusfm_export.expected import expect
 from tinyusfm_export.gate_frames import GateFrames
 from tinyusfm_export.reference import normalise, reference_mode, reference_name, reference_outputs, run_reference
@@ -49,7 +49,7 @@ def test_answers_are_the_modules_own_and_repeat_to_the_bit() -> None:
 
 def test_frames_are_normalised_as_in_training() -> None:
     codes = torch.arange(256, dtype=torch.float32).reshape(1, 1, 16, 16)
-    assert torch.allclose(normalise(codes, SPEC), supervised.normalise(codes, SPEC.preprocess), atol=1e-6)
+    assert torch.allclose(normalise(codes, SPEC), task.normalise(codes, SPEC.preprocess), atol=1e-6)
 
 
 def test_it_runs_in_evaluation_mode_without_gradients_or_autocast_on_one_thread_and_puts_all_back() -> None:

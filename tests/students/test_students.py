@@ -22,7 +22,7 @@ from tinyusfm_runtime.measure import dice
 from tinyusfm_runtime.phantom import make_phantom
 
 GOLDEN_SEEDS = range(16)
-"""Below the seeds of training (supervised.PHANTOM_TRAIN_SEED)."""
+"""Below the seeds of training (task.PHANTOM_TRAIN_SEED)."""
 
 
 @pytest.fixture(scope="module")

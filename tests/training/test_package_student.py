@@ -21,18 +21,20 @@ from tinyusfm_calibration.ranges import Ranges
 from tinyusfm_calibration.sets import describe_frames, phantom_frames
 from tinyusfm_edge import students
 from tinyusfm_edge.models.student import StudentConfig, build_student
+from tinyusfm_edge.training.adapt import adapt, student_spec, write_student
+from tinyusfm_edge.training.adapt_config import AdaptConfig
 from tinyusfm_edge.training.card import render_card
 from tinyusfm_edge.training.data import read_table
 from tinyusfm_edge.training.package_student import PackagePlan, add_drift, add_gates, main, package, size_stratified
-from tinyusfm_edge.training.supervised import SupervisedConfig, train
 from tinyusfm_export.calibration_file import CalibrationFile
 from tinyusfm_export.graph import build_graph
 from tinyusfm_runtime.drift import GREY_NAMES
 from tinyusfm_runtime.errors import CalibrationError, InputError
 
-SMALL = SupervisedConfig(
+SMALL = AdaptConfig(
     steps=2,
     batch=4,
+    phantom_share=0.25,
     num_phantoms=6,
     held_phantoms=2,
     evaluate_every=1,
@@ -42,19 +44,22 @@ SMALL = SupervisedConfig(
 
 @pytest.fixture(scope="module")
 def run(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "small"
-    train(table, out, SMALL)
+    """Folder with an adapted student and its run beside it."""
+    out = tmp_path_factory.mktemp("runs")
+    adapt(table, out / "small.run", SMALL, ("head",), quiet=True)
+    spec = student_spec(SMALL, ("head",), name="small", postprocess="ellipse_hc")
+    write_student(out / "small.run", out / "small.safetensors", SMALL, spec, data=table)
     return out
 
 
 @pytest.fixture
 def plan(run: Path, table: Path, tmp_path: Path) -> PackagePlan:
     return PackagePlan(
-        weights=run / "last.safetensors",
+        weights=run / "small.safetensors",
         data=table,
         name="fetal-head",
         out=tmp_path / "students" / "fetal-head",
-        recipe=run / "config.json",
+        recipe=run / "small.run" / "config.json",
         threshold=0.4,
         start="random",
     )
@@ -66,11 +71,11 @@ def packaged(run: Path, table: Path, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("students")
     package(
         PackagePlan(
-            weights=run / "last.safetensors",
+            weights=run / "small.safetensors",
             data=table,
             name="fetal-head",
             out=folder / "fetal-head",
-            recipe=run / "config.json",
+            recipe=run / "small.run" / "config.json",
             provisional=True,
             sweep=(0.3, 0.7),
         )
@@ -100,7 +105,7 @@ def test_package_loads_as_a_shipped_student(packaged: Path, run: Path, monkeypat
     assert student.weights_sha256 == card["weights"]["sha256"] == student.ranges.weights_sha256
     assert students.find_by_hash(student.weights_sha256.upper()) == "fetal-head"
     assert students.find_by_hash("0" * 64) is None
-    trained = load_file(run / "last.safetensors")
+    trained = load_file(run / "small.safetensors")
     own = student.module.state_dict()
     assert all(torch.equal(own[name], tensor.half().float()) for name, tensor in trained.items())
     assert set(student.ranges.tensors) == set(build_graph(student.module, student.spec).linear_inputs)
@@ -276,3 +281,57 @@ def test_command_line(plan: PackagePlan, tmp_path: Path, capsys: pytest.CaptureF
         out = capsys.readouterr().out
         assert out.startswith("error: ") and out.count("\n") == 1
     assert not (tmp_path / "liver").exists()
+
+
+@pytest.fixture(scope="module")
+def classes(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The table with BUSI's three labels by patient."""
+    folder = tmp_path_factory.mktemp("data") / "classes"
+    shutil.copytree(table, folder)
+    text = (folder / "split.csv").read_text(encoding="utf-8").splitlines()
+    labels = ("benign", "malignant", "normal")
+    rows = [line.replace(",head,", f",{labels[index // 2 % 3]},") for index, line in enumerate(text[1:])]
+    (folder / "split.csv").write_text("\n".join([text[0], *rows]) + "\n", encoding="utf-8")
+    return folder
+
+
+def test_a_classifier_is_packaged_with_its_licence_note_and_scored_by_class(
+    classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = ("benign", "malignant", "normal")
+    student = replace(SMALL.student, task="classify", num_classes=3, exits=(6, 9))
+    config = replace(SMALL, student=student, phantom_share=0.0)
+    adapt(classes, tmp_path / "c.run", config, labels, quiet=True)
+    spec = student_spec(config, labels, name="c")
+    write_student(tmp_path / "c.run", tmp_path / "c.safetensors", config, spec, data=classes)
+    folder = tmp_path / "students"
+    arguments = ["--name", "breast-lesion", "--weights", str(tmp_path / "c.safetensors"), "--data", str(classes)]
+    assert main([*arguments, "--out", str(folder / "breast-lesion"), "--final"]) == 0, capsys.readouterr().out
+    monkeypatch.setattr(students, "_FOLDER", folder)
+    loaded, card = students.load("breast-lesion"), students.card("breast-lesion")
+    assert loaded.spec.labels == labels and loaded.spec.exits is not None
+    assert set(loaded.ranges.tensors) == set(build_graph(loaded.module, loaded.spec).linear_inputs)
+    assert set(card["ranges"]["strata"]) == set(labels)
+    assert card["metrics"]["test"]["metrics"]["accuracy"]["num_values"] == 4
+    text = (folder / "breast-lesion" / students.CARD_TEXT).read_text(encoding="utf-8")
+    assert "licence of BUSI" in text and "Opt-in" in text and "have **not been tested**" in text
+    assert "Early exits" in text and "| true benign |" in text
+    assert students.opt_in("breast-lesion").startswith("the licence of BUSI")
+    known = card["metrics"]["val"]["metrics"]["accuracy"]["mean"]
+    assert f"{known:.4f}" in text
+    add_gates(
+        folder / "breast-lesion",
+        [gate(card, statistics={"top1": 0.9912, "drift_mean": 0.001, "drift_worst": 0.0123})],
+    )
+    assert "| openvino | int8 | 0.9912 | 0.0010 | 0.0123 | passed |" in (
+        folder / "breast-lesion" / students.CARD_TEXT
+    ).read_text(encoding="utf-8")
+
+
+def test_a_student_of_another_task_is_refused(run: Path, classes: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="task"):
+        package(
+            PackagePlan(
+                weights=run / "small.safetensors", data=classes, name="breast-lesion", out=tmp_path / "breast-lesion"
+            )
+        )

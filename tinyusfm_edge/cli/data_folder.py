@@ -7,7 +7,6 @@ positions calibrate, odd ones judge. It does not know masks, models or gates.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,12 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from tinyusfm_calibration.sets import NamedFrame, SetDeclaration, draw, load_declaration
+from tinyusfm_calibration.tables import TABLE, read_rows, spacing_mm
 from tinyusfm_runtime.errors import InputError, SourceError
 from tinyusfm_runtime.frame import Frame
 from tinyusfm_runtime.sources import open_source
 
-TABLE = "split.csv"
-MAX_TABLE_BYTES = 64 << 20
 CALIBRATION_FRAMES = 128
 """Drawn from the training split where no declared set is asked for."""
 
@@ -91,7 +89,7 @@ def _default_declaration(folder: Path) -> SetDeclaration:
 
 
 def _from_table(folder: Path, declaration: SetDeclaration, *, calibrate: bool) -> DataFolder:
-    rows = _read_rows(folder)
+    rows = read_rows(folder)
     validation = [_named(folder, row) for row in rows if row["split"] == "val"]
     if not validation:
         raise InputError(f"{folder.name}/{TABLE} names no frame of split val, on which the gate is judged")
@@ -114,19 +112,6 @@ def _from_table(folder: Path, declaration: SetDeclaration, *, calibrate: bool) -
     )
 
 
-def _read_rows(folder: Path) -> list[dict[str, str]]:
-    try:
-        raw = (folder / TABLE).read_bytes()
-        if len(raw) > MAX_TABLE_BYTES:
-            raise InputError(f"{folder.name}/{TABLE} has {len(raw)} bytes: that is no table of frames")
-        rows = list(csv.DictReader(raw.decode("utf-8").splitlines()))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{folder.name}/{TABLE} cannot be read: {error}") from error
-    if not rows or not {"file", "split"} <= set(rows[0]) or any(None in row.values() for row in rows):
-        raise InputError(f"{folder.name}/{TABLE} needs the columns file and split and no short rows")
-    return rows
-
-
 def outline(row: Mapping[str, str]) -> NamedFrame:
     """A row's name and group without its picture."""
     blank = Frame(pixels=np.zeros((8, 8), np.uint8))
@@ -137,7 +122,7 @@ def _named(folder: Path, row: Mapping[str, str]) -> NamedFrame:
     data = _read(folder, row)
     with open_source(f"folder:{folder / row['file']}") as source:
         frame = next(iter(source))
-    frame = replace(frame, spacing_mm=_spacing(row, frame), t_recv_ns=None)
+    frame = replace(frame, spacing_mm=spacing_mm(row, *frame.pixels.shape[:2], unusable="unknown"), t_recv_ns=None)
     return NamedFrame(
         id=row["file"],
         frame=frame,
@@ -155,17 +140,6 @@ def _read(folder: Path, row: Mapping[str, str]) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"{folder.name}/{TABLE} names a file that cannot be read: {error.strerror}") from error
-
-
-def _spacing(row: Mapping[str, str], frame: Frame) -> tuple[float, float] | None:
-    """mm a pixel of the stored picture: the table's, which is the original's, times how much smaller this one is."""
-    try:
-        original = float(row.get("pixel_size_mm") or "")
-        rows, cols = frame.pixels.shape[:2]
-        orig_h, orig_w = float(row.get("orig_h") or rows), float(row.get("orig_w") or cols)
-    except ValueError:
-        return None
-    return original * orig_h / rows, original * orig_w / cols
 
 
 def _plain_frames(folder: Path) -> list[NamedFrame]:
@@ -189,7 +163,7 @@ def read_table_rows(folder: Path) -> list[dict[str, str]]:
     Raises:
         InputError: there is none that can be used.
     """
-    return _read_rows(folder)
+    return read_rows(folder)
 
 
 def split_names(text: str | None) -> list[str]:

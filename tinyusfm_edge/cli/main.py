@@ -17,10 +17,15 @@ import typer
 from typer.main import get_command
 
 from tinyusfm_edge.cli import console
+from tinyusfm_edge.cli.adapt import adapt
+from tinyusfm_edge.cli.bank import bank
 from tinyusfm_edge.cli.build import build
 from tinyusfm_edge.cli.calibrate import calibrate
+from tinyusfm_edge.cli.coreset import coreset
 from tinyusfm_edge.cli.demo import demo
+from tinyusfm_edge.cli.distill import distill
 from tinyusfm_edge.cli.doctor import doctor
+from tinyusfm_edge.cli.evaluate import evaluate
 from tinyusfm_edge.cli.export import export
 from tinyusfm_edge.cli.profile import profile
 from tinyusfm_edge.cli.qat import qat
@@ -40,7 +45,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="From an ultrasound model to a verified INT8 artefact on live frames. For research; not a medical device.",
 )
-for command in (calibrate, export, build, verify, run, profile, sensitivity, qat, doctor, demo):
+for command in (
+    export,
+    verify,
+    run,
+    profile,
+    build,
+    calibrate,
+    sensitivity,
+    qat,
+    coreset,
+    distill,
+    bank,
+    adapt,
+    evaluate,
+    doctor,
+    demo,
+):
     app.command()(command)
 
 

@@ -64,6 +64,8 @@ def load(typed: str, options: ForeignOptions | None = None) -> tuple[LoadedStude
         student, shipped_name = _load(typed, given)
     for warning in heard:
         console.note(f"note: {warning.message}")
+    if shipped_name is not None and (reason := students.opt_in(shipped_name)):
+        console.note(f"note: student {shipped_name!r} is opt-in: {reason}")
     if given.name is not None and student.spec.name != given.name:
         student = replace(student, spec=replace(student.spec, name=given.name), name=given.name)
     return student, shipped_name is not None

@@ -1,7 +1,6 @@
-"""Dice, IoU and head circumference error of a segmentation model on a labelled split, with intervals over patients.
+"""Dice, IoU, border distance and circumference error of a mask model on a labelled split, intervals over patients.
 
-``python -m tinyusfm_edge.evaluation.segmentation --student fetal-head --data DIR --split val`` prints a table and
-writes JSON. Frames and masks go through the runtime's own preprocessing and post-processing, so the numbers are those
+Frames and masks go through the runtime's own preprocessing and post-processing, so the numbers are those
 of live frames. Masks are compared in the model's input geometry, where the runtime measures. The model is a callable
 from input tensor to logits: the PyTorch reference and an artefact in its engine are scored alike.
 
@@ -11,24 +10,22 @@ masks of HC18 overstate it. It does not know how the model was made.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tinyusfm_edge.evaluation.bootstrap import Estimate, estimate_mean
-from tinyusfm_edge.models.checkpoint import LoadedStudent, load_student_file, write_atomically
-from tinyusfm_edge.training.data import Sample, read_table, resize_mask
+from tinyusfm_edge.evaluation.metrics import hausdorff95, overlap
+from tinyusfm_edge.models.checkpoint import LoadedStudent
+from tinyusfm_edge.training.data import Sample, resize_mask
 from tinyusfm_export.reference import reference_mode, run_reference
 from tinyusfm_runtime.answer import answer
 from tinyusfm_runtime.engine import LOGITS_NAME
-from tinyusfm_runtime.errors import EdgeError, InputError
-from tinyusfm_runtime.measure import dice, largest_component, measure_head
+from tinyusfm_runtime.errors import InputError
+from tinyusfm_runtime.measure import binary_mask, largest_component, measure_head
 from tinyusfm_runtime.preprocess import Placement, preprocess
 from tinyusfm_runtime.spec import ModelSpec, Task
 
@@ -62,22 +59,28 @@ class ImageScore:
         group: patient.
         dice: 0..1.
         iou: 0..1.
+        hd95_px: 95 % border distance in input pixels, or None where a mask is empty.
+        hd95_mm: the same in mm, or None without a spacing.
         hc_mm: measured circumference, or None (nothing found, or no spacing).
         hc_error_mm: measured minus stated, or None.
         label_error_mm: circumference of the label mask's own ellipse minus stated, or None.
         touches_border: the measured mask touches the border of the picture.
         found: there is a mask at all.
+        empty_truth: the label mask is empty.
     """
 
     sha256: str
     group: str
     dice: float
     iou: float
+    hd95_px: float | None
+    hd95_mm: float | None
     hc_mm: float | None
     hc_error_mm: float | None
     label_error_mm: float | None
     touches_border: bool
     found: bool
+    empty_truth: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +93,11 @@ class SegmentationReport:
         dice: mean over frames; a frame without a mask counts as it scores.
         iou: the same of intersection over union.
         worst_dice: of a single frame.
+        dice_non_empty: Dice over frames whose label mask is not empty, or None.
+        hd95_px: mean 95 % border distance in input pixels where both masks exist.
+        hd95_mm: the same in mm where the frame has a spacing.
+        both_empty: frames where neither label nor answer has a mask; they score Dice 1 (paper: 0).
+        paper: scored with the official repository's quirks.
         hc_mae_mm: mean absolute circumference error where both values exist.
         hc_bias_mm: mean signed error, measured minus stated.
         hc_p95_mm: 95th percentile of the absolute error, or None.
@@ -104,6 +112,11 @@ class SegmentationReport:
     dice: Estimate
     iou: Estimate
     worst_dice: float
+    dice_non_empty: Estimate | None
+    hd95_px: Estimate | None
+    hd95_mm: Estimate | None
+    both_empty: int
+    paper: bool
     hc_mae_mm: Estimate | None
     hc_bias_mm: Estimate | None
     hc_p95_mm: float | None
@@ -123,6 +136,15 @@ class SegmentationReport:
             ("Dice", f"{self.dice.text(4)}, worst {self.worst_dice:.4f}"),
             ("IoU", self.iou.text(4)),
         ]
+        if self.paper:
+            rows.insert(1, ("scored", "with the official repository's quirks"))
+        if self.dice_non_empty and self.dice_non_empty.num_values < self.dice.num_values:
+            rows.append(("Dice where the label is not empty", self.dice_non_empty.text(4)))
+            rows.append(("both masks empty", str(self.both_empty)))
+        if self.hd95_px:
+            rows.append(("HD95, input pixels", self.hd95_px.text(2)))
+        if self.hd95_mm:
+            rows.append(("HD95, mm", self.hd95_mm.text(2)))
         if self.hc_mae_mm and self.hc_bias_mm:
             rows += [
                 ("HC absolute error, mm", f"{self.hc_mae_mm.text(2)}, p95 {self.hc_p95_mm:.2f}"),
@@ -152,13 +174,14 @@ def run_cases(run: Runner, spec: ModelSpec, samples: Sequence[Sample]) -> Iterat
         yield Case(sample=sample, logits=run(tensor), mask_HW=mask, placement=placement)
 
 
-def score_case(case: Case, spec: ModelSpec, threshold: float) -> ImageScore:
+def score_case(case: Case, spec: ModelSpec, threshold: float, *, paper: bool = False) -> ImageScore:
     """Scores one frame as the runtime would answer it.
 
     Args:
         case: the frame and the model's logits.
         spec: the model's spec.
         threshold: probability cut, 0..1.
+        paper: score the bare thresholded mask with the official repository's quirks (methods.md 1.7).
     """
     found = answer({LOGITS_NAME: case.logits}, replace(spec, threshold=threshold), case.placement)
     mask = np.zeros_like(case.mask_HW) if found.mask_HW is None else found.mask_HW
@@ -167,18 +190,22 @@ def score_case(case: Case, spec: ModelSpec, threshold: float) -> ImageScore:
     label_HW = largest_component(case.mask_HW)[row : row + height, col : col + width]
     label = measure_head(label_HW, case.placement.spacing_mm)
     stated = case.sample.hc_mm
-    both = int(np.count_nonzero(mask & case.mask_HW))
-    either = int(np.count_nonzero(mask | case.mask_HW))
+    compared = binary_mask(case.logits, threshold) if paper and found.valid else mask
+    dice, iou = overlap(compared, case.mask_HW, paper=paper)
+    spacing = case.placement.spacing_mm
     return ImageScore(
         sha256=case.sample.sha256,
         group=case.sample.group,
-        dice=dice(mask, case.mask_HW),
-        iou=both / either if either else 1.0,
+        dice=dice,
+        iou=iou,
+        hd95_px=hausdorff95(compared, case.mask_HW, paper=paper),
+        hd95_mm=None if spacing is None or paper else hausdorff95(compared, case.mask_HW, spacing),
         hc_mm=head.hc_mm if head else None,
         hc_error_mm=_difference(head.hc_mm, stated) if head else None,
         label_error_mm=_difference(label.hc_mm, stated),
         touches_border=head is not None and head.touches_border,
         found=bool(mask.any()),
+        empty_truth=not case.mask_HW.any(),
     )
 
 
@@ -186,39 +213,46 @@ def _difference(value: float | None, stated: float | None) -> float | None:
     return None if value is None or stated is None else value - stated
 
 
-def summarise(images: Sequence[ImageScore], split: str, threshold: float) -> SegmentationReport:
+def summarise(images: Sequence[ImageScore], split: str, threshold: float, *, paper: bool = False) -> SegmentationReport:
     """Makes a report of the frames' scores.
 
     Args:
         images: at least one.
         split: name of the split.
         threshold: probability cut they were made with.
+        paper: they were scored with the official repository's quirks.
 
     Raises:
         InputError: no images.
     """
-    groups = [image.group for image in images]
-    overlap = estimate_mean([image.dice for image in images], groups)
-    iou = estimate_mean([image.iou for image in images], groups)
-    if overlap is None or iou is None:
+    overlaps, iou = _estimate(images, lambda image: image.dice), _estimate(images, lambda image: image.iou)
+    if overlaps is None or iou is None:
         raise InputError(f"split {split!r} has no frames to score")
-    measured = [(image.hc_error_mm, image.group) for image in images if image.hc_error_mm is not None]
-    errors, error_groups = [e for e, _ in measured], [g for _, g in measured]
-    labels = [(image.label_error_mm, image.group) for image in images if image.label_error_mm is not None]
+    errors = [image.hc_error_mm for image in images if image.hc_error_mm is not None]
     return SegmentationReport(
         split=split,
         threshold=threshold,
-        dice=overlap,
+        dice=overlaps,
         iou=iou,
         worst_dice=min(image.dice for image in images),
-        hc_mae_mm=estimate_mean([abs(e) for e in errors], error_groups),
-        hc_bias_mm=estimate_mean(errors, error_groups),
+        dice_non_empty=_estimate(images, lambda image: None if image.empty_truth else image.dice),
+        hd95_px=_estimate(images, lambda image: image.hd95_px),
+        hd95_mm=_estimate(images, lambda image: image.hd95_mm),
+        both_empty=sum(image.empty_truth and not image.found for image in images),
+        paper=paper,
+        hc_mae_mm=_estimate(images, lambda image: None if image.hc_error_mm is None else abs(image.hc_error_mm)),
+        hc_bias_mm=_estimate(images, lambda image: image.hc_error_mm),
         hc_p95_mm=float(np.percentile(np.abs(errors), 95)) if errors else None,
-        label_bias_mm=estimate_mean([e for e, _ in labels], [g for _, g in labels]),
+        label_bias_mm=_estimate(images, lambda image: image.label_error_mm),
         border=float(np.mean([image.touches_border for image in images])),
         not_found=sum(not image.found for image in images),
         images=tuple(images),
     )
+
+
+def _estimate(images: Sequence[ImageScore], value: Callable[[ImageScore], float | None]) -> Estimate | None:
+    known = [(found, image.group) for image in images if (found := value(image)) is not None]
+    return estimate_mean([found for found, _ in known], [group for _, group in known])
 
 
 def evaluate_split(run: Runner, spec: ModelSpec, samples: Sequence[Sample], split: str) -> SegmentationReport:
@@ -238,7 +272,13 @@ def evaluate_split(run: Runner, spec: ModelSpec, samples: Sequence[Sample], spli
 
 
 def sweep_thresholds(
-    run: Runner, spec: ModelSpec, samples: Sequence[Sample], split: str, thresholds: Sequence[float]
+    run: Runner,
+    spec: ModelSpec,
+    samples: Sequence[Sample],
+    split: str,
+    thresholds: Sequence[float],
+    *,
+    paper: bool = False,
 ) -> list[SegmentationReport]:
     """Scores the same logits at several thresholds.
 
@@ -248,6 +288,7 @@ def sweep_thresholds(
         samples: labelled frames; never those of the test split.
         split: name of the split.
         thresholds: probability cuts, each in (0, 1).
+        paper: score with the official repository's quirks.
 
     Returns:
         One report a threshold.
@@ -255,12 +296,19 @@ def sweep_thresholds(
     scores: list[list[ImageScore]] = [[] for _ in thresholds]
     for case in run_cases(run, spec, samples):
         for found, threshold in zip(scores, thresholds, strict=True):
-            found.append(score_case(case, spec, threshold))
-    return [summarise(found, split, threshold) for found, threshold in zip(scores, thresholds, strict=True)]
+            found.append(score_case(case, spec, threshold, paper=paper))
+    return [
+        summarise(found, split, threshold, paper=paper) for found, threshold in zip(scores, thresholds, strict=True)
+    ]
 
 
 def score_student(
-    student: LoadedStudent, samples: Sequence[Sample], split: str, thresholds: Sequence[float] = ()
+    student: LoadedStudent,
+    samples: Sequence[Sample],
+    split: str,
+    thresholds: Sequence[float] = (),
+    *,
+    paper: bool = False,
 ) -> list[SegmentationReport]:
     """Scores a student in the PyTorch float32 reference.
 
@@ -269,6 +317,7 @@ def score_student(
         samples: labelled frames.
         split: name of the split, for the report.
         thresholds: probability cuts; none is the spec's own.
+        paper: score with the official repository's quirks.
 
     Returns:
         One report a threshold.
@@ -278,40 +327,9 @@ def score_student(
     """
     with reference_mode(student.module):
         run = partial(run_reference, student.module, student.spec)
-        return sweep_thresholds(run, student.spec, samples, split, list(thresholds) or [student.spec.threshold])
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    from tinyusfm_edge import students
-
-    parser = argparse.ArgumentParser(description="accuracy of a segmentation student on a labelled split")
-    parser.add_argument("--student", required=True, help="name of a shipped student, or a student file")
-    parser.add_argument("--data", type=Path, required=True, help="folder with split.csv")
-    parser.add_argument("--split", default="val", choices=("train", "val", "test"))
-    parser.add_argument("--final", action="store_true", help="needed for the test split, which is looked at once")
-    parser.add_argument("--thresholds", default="", help="comma-separated cuts to compare, such as 0.4,0.5,0.6")
-    parser.add_argument("--limit", type=int, default=None, help="at most this many frames")
-    parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
-    options = parser.parse_args(arguments)
-    try:
-        if options.split == "test" and (not options.final or options.thresholds):
-            raise InputError("the test split is for the final report: give --final, and no --thresholds")
-        cuts = parse_thresholds(options.thresholds)
-        known = options.student in students.names()
-        student = students.load(options.student) if known else load_student_file(options.student)
-        samples = read_table(options.data, options.split, limit=options.limit)
-        reports = score_student(student, samples, options.split, cuts)
-        for report in reports:
-            print(f"{student.name} {student.weights_sha256[:12]} threshold {report.threshold:g}")
-            print("\n".join(f"  {name:34s}{value}" for name, value in report.table()))
-        if options.out is not None:
-            text = json.dumps({"weights_sha256": student.weights_sha256, "reports": [r.to_json() for r in reports]})
-            write_atomically(options.out, text.encode())
-    except EdgeError as error:
-        print(f"error: {error}")
-        return error.exit_code
-    return 0
+        return sweep_thresholds(
+            run, student.spec, samples, split, list(thresholds) or [student.spec.threshold], paper=paper
+        )
 
 
 def parse_thresholds(text: str) -> list[float]:
@@ -328,9 +346,6 @@ def parse_thresholds(text: str) -> list[float]:
         raise InputError(f"thresholds {text!r}: each must lie between 0 and 1")
     return found
 
-
-if __name__ == "__main__":
-    raise SystemExit(main())
 
 __all__ = [
     "Case",

@@ -250,6 +250,8 @@ def _check_agreement(spec: ModelSpec, config: StudentConfig) -> None:
         raise InputError(f"the spec's input is {size[0]}x{size[1]}, the architecture's {config.image_size} squared")
     if config.task != "features" and len(spec.labels) != config.outputs:
         raise InputError(f"{len(spec.labels)} labels for {config.outputs} outputs")
+    if spec.exits is not None and spec.exits.blocks != config.exits:
+        raise InputError(f"the spec's early exits {spec.exits.blocks} are not the architecture's {config.exits}")
 
 
 def _foreign_config(

@@ -26,7 +26,7 @@ PREFIXES = ("module.model.", "module.", "model.", "backbone.", "")
 CONTAINERS = ("state_dict", "model", "teacher", "student")
 """Keys of a checkpoint that may hold the state dict (methods.md 1.6)."""
 _ANCHOR = "blocks.0.attn.qkv.weight"
-_HEADS = {"segment": ("neck.", "head."), "classify": ("head.",), "features": ()}
+_HEADS = {"segment": ("neck.", "head."), "classify": ("head.", "exits."), "features": ()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -52,6 +52,7 @@ class StudentConfig:
         heads: attention heads; 12 is published, 3 (head size 64) suits NPUs. Not interchangeable.
         seg_head: ``fpn`` is the published head, ``lite`` uses depthwise-separable 3x3 convolutions (our choice).
         drop_path: stochastic depth in training, 0..1.
+        exits: blocks, counted from 1, after which a classifier may stop early; the head at the end is not named.
     """
 
     task: Literal["segment", "classify", "features"] = "segment"
@@ -62,6 +63,7 @@ class StudentConfig:
     heads: int = 12
     seg_head: Literal["fpn", "lite"] = "fpn"
     drop_path: float = 0.1
+    exits: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks every value before anything is built, since configs also come from files.
@@ -89,6 +91,15 @@ class StudentConfig:
             raise InputError("the segmentation head taps blocks 4, 6, 8 and 12: depth must be 12")
         if self.task == "segment" and self.num_classes < 2:
             raise InputError("segmentation has at least 2 classes, background counted")
+        self._check_exits()
+
+    def _check_exits(self) -> None:
+        if not isinstance(self.exits, tuple) or any(type(block) is not int for block in self.exits):
+            raise InputError(f"exits must be whole numbers, not {self.exits!r}")
+        if self.exits and self.task != "classify":
+            raise InputError("early exits are for classifiers: a mask needs blocks 4, 6, 8 and 12")
+        if list(self.exits) != sorted(set(self.exits)) or any(not 1 <= block < self.depth for block in self.exits):
+            raise InputError(f"exits {self.exits} must rise and lie between 1 and {self.depth - 1}")
 
     @property
     def outputs(self) -> int:
@@ -98,8 +109,10 @@ class StudentConfig:
         return 1 if self.task == "segment" and self.num_classes == 2 else self.num_classes
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
+        """Plain data; ``exits`` only where there are any, so that files of students without stay as they were."""
+        data = asdict(self)
+        exits = data.pop("exits")
+        return data | {"exits": list(exits)} if exits else data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> StudentConfig:
@@ -113,7 +126,8 @@ class StudentConfig:
         unknown = set(data) - {f.name for f in fields(cls)}
         if unknown:
             raise InputError(f"student config has unknown keys {sorted(unknown)}")
-        return cls(**data)
+        exits = data.get("exits", ())
+        return cls(**{**data, "exits": tuple(exits) if isinstance(exits, list) else exits})
 
 
 class PatchEmbed(nn.Module):
@@ -290,14 +304,35 @@ class SegmentationStudent(nn.Module):
 
     def forward(self, image_NCHW: Tensor) -> Tensor:
         """Normalised picture NCHW -> logits NKHW at the input's size."""
-        grid = self.backbone.grid
-        maps = [t[:, 1:].transpose(1, 2).unflatten(2, (grid, grid)) for t in self.backbone.taps(image_NCHW)]
+        return self.decode(self.backbone.taps(image_NCHW))
+
+    def decode(self, taps_BND: list[Tensor]) -> Tensor:
+        """Tokens after the tapped blocks, class token included -> logits NKHW at the input's size."""
+        grid, size = self.backbone.grid, self.config.image_size
+        maps = [t[:, 1:].transpose(1, 2).unflatten(2, (grid, grid)) for t in taps_BND]
         logits = self.head(self.neck(maps))
-        return F.interpolate(logits, size=image_NCHW.shape[-2:], mode="bilinear", align_corners=False)
+        return F.interpolate(logits, size=(size, size), mode="bilinear", align_corners=False)
+
+
+class ExitHead(nn.Module):
+    """An early answer: mean of the patch tokens, LayerNorm, linear (methods.md 7, our choice)."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.head = nn.Linear(width, outputs)
+        _init_linear(self.head)
+
+    def forward(self, tokens_BND: Tensor) -> Tensor:
+        """Tokens after a block, class token included -> logits NK."""
+        return self.head(self.norm(tokens_BND[:, 1:].mean(1)))
 
 
 class ClassificationStudent(nn.Module):
-    """TinyUSFM with mean pooling of the patch tokens, ``fc_norm`` and a linear head."""
+    """TinyUSFM with mean pooling of the patch tokens, ``fc_norm`` and a linear head, and early exits if asked for.
+
+    ``exits`` holds a head a block by its number; ``forward`` does not look at them (models/early_exit.py does).
+    """
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
@@ -307,11 +342,15 @@ class ClassificationStudent(nn.Module):
         self.fc_norm = nn.LayerNorm(config.width, eps=1e-6)
         self.head = nn.Linear(config.width, config.num_classes)
         _init_linear(self.head)
+        self.exits = nn.ModuleDict({str(block): ExitHead(config.width, config.num_classes) for block in config.exits})
 
     def forward(self, image_NCHW: Tensor) -> Tensor:
         """Normalised picture NCHW -> logits NK."""
-        tokens = self.backbone(image_NCHW)
-        return self.head(self.fc_norm(tokens[:, 1:].mean(1)))
+        return self.classify(self.backbone(image_NCHW))
+
+    def classify(self, tokens_BND: Tensor) -> Tensor:
+        """Tokens after the last block, class token included -> logits NK."""
+        return self.head(self.fc_norm(tokens_BND[:, 1:].mean(1)))
 
 
 class FeatureStudent(nn.Module):
@@ -354,6 +393,7 @@ __all__ = [
     "Backbone",
     "Block",
     "ClassificationStudent",
+    "ExitHead",
     "FeatureStudent",
     "FpnHead",
     "Mlp",

@@ -130,6 +130,17 @@ def card(name: str) -> dict[str, Any]:
     return found
 
 
+def opt_in(name: str) -> str:
+    """Why a shipped student must be asked for by name, from its card; empty where it need not.
+
+    Raises:
+        InputError: no such student.
+    """
+    path = folder(name) / CARD
+    found = json.loads(path.read_text(encoding="utf-8")).get("opt_in", "") if path.is_file() else ""
+    return str(found)
+
+
 def find_by_hash(sha256: str) -> str | None:
     """Name of the shipped student whose weights file has this hash.
 
@@ -157,4 +168,5 @@ __all__ = [
     "folder",
     "load",
     "names",
+    "opt_in",
 ]

@@ -9,9 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tinyusfm_edge.evaluation.bootstrap import Estimate
+from tinyusfm_edge.training.student_texts import StudentText, text_of
 
 CARD_VERSION = 1
 """Version of ``card.json``."""
+UNSEEN = "The test split has not been looked at."
+"""Said where only validation was scored."""
 
 
 def render_card(card: Mapping[str, Any]) -> str:
@@ -24,11 +27,12 @@ def render_card(card: Mapping[str, Any]) -> str:
         Text for people; every number in it comes from the card.
     """
     spec = card["spec"]
+    text = text_of(card["name"])
     parts = [
         f"# {card['name']}",
         _provisional(card),
-        f"Binary segmentation of {', '.join(spec['labels']).replace('_', ' ')} in grey B-mode ultrasound, and the head "
-        "circumference of the mask.",
+        _opt_in(text),
+        _summary(spec),
         _section("Use", _use(spec)),
         _section("The net", _net(card)),
         _section("Input and output", _input(spec)),
@@ -36,10 +40,11 @@ def render_card(card: Mapping[str, Any]) -> str:
         _section("Training", _training(card)),
         _section("Accuracy of the PyTorch float32 reference", _metrics(card)),
         _section("What the mask's threshold does", _thresholds(card)),
+        _section("Early exits", _exits(spec)),
         _section("What a precision costs, per target, on patients", _gates(card["gates"])),
-        _section("Activation ranges", _ranges(card["ranges"])),
+        _section("Activation ranges", _ranges(card["ranges"], text)),
         _section("Drift", _drift(card.get("drift"))),
-        _section("Limits", _limits()),
+        _section("Limits", "\n".join(f"* {limit}" for limit in text.limits)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -52,6 +57,29 @@ def _provisional(card: Mapping[str, Any]) -> str:
     if not card["provisional"]:
         return ""
     return "**Provisional: training is not finished. These weights stand in for the final ones; do not report them.**"
+
+
+def _opt_in(text: StudentText) -> str:
+    return f"**Opt-in: {text.opt_in}.**" if text.opt_in else ""
+
+
+def _summary(spec: Mapping[str, Any]) -> str:
+    names = ", ".join(spec["labels"]).replace("_", " ")
+    if spec["task"] == "classify":
+        return f"Classification of grey B-mode ultrasound into {names}."
+    return f"Binary segmentation of {names} in grey B-mode ultrasound, and the head circumference of the mask."
+
+
+def _exits(spec: Mapping[str, Any]) -> str:
+    policy = spec.get("exits")
+    if policy is None:
+        return ""
+    blocks, levels = (", ".join(f"{value:g}" for value in policy[key]) for key in ("blocks", "entropy"))
+    patience = f", or where {policy['patience']} in a row agree" if policy["patience"] else ""
+    return (
+        f"After blocks {blocks} an answer is taken where its normalised entropy is below {levels}{patience}. "
+        "Calibrated on the validation split, so what it saves there is an optimistic estimate."
+    )
 
 
 def _use(spec: Mapping[str, Any]) -> str:
@@ -74,16 +102,23 @@ def _net(card: Mapping[str, Any]) -> str:
         ("stored as", f"{weights['dtype']}, {weights['bytes']:,} bytes"),
         ("sha256", f"`{weights['sha256']}`"),
     ]
-    return "TinyUSFM with its published segmentation head, re-implemented.\n\n" + _table(("", ""), rows)
+    mask = card["spec"]["task"] == "segment"
+    head = "its published segmentation head" if mask else "mean pooling of patch tokens and a linear head"
+    return f"TinyUSFM with {head}, re-implemented.\n\n" + _table(("", ""), rows)
 
 
 def _input(spec: Mapping[str, Any]) -> str:
     pre = spec["preprocess"]
     crop = "no crop" if pre["crop"] is None else f"crop {pre['crop']}"
-    return (
+    frame = (
         f"One grey frame of any size: {crop}, aspect policy `{pre['aspect']}`, antialiased bilinear resize in 8-bit "
         f"fixed point to {pre['height']}x{pre['width']}; mean {_numbers(pre['mean'])} and standard deviation "
-        f"{_numbers(pre['std'])} of three equal channels are inside the graph. The mask is cut at probability "
+        f"{_numbers(pre['std'])} of three equal channels are inside the graph. "
+    )
+    if spec["task"] == "classify":
+        return frame + f"The answer is one probability a class (softmax): {', '.join(spec['labels'])}."
+    return frame + (
+        f"The mask is cut at probability "
         f"{spec['threshold']:g}. Post-processing `{spec['postprocess']}`: largest 8-connected component, ellipse by "
         "second-order moments with the frame's own row and column spacing, circumference by Ramanujan's second "
         "formula. Without a spacing there are no millimetres. A mask that touches the border is flagged: its "
@@ -98,10 +133,11 @@ def _numbers(values: Sequence[float]) -> str:
 def _data(card: Mapping[str, Any]) -> str:
     data = card["data"]
     rows = [(name, str(count["frames"]), str(count["groups"])) for name, count in data["splits"].items()]
+    text = text_of(card["name"])
     return (
         f"{data['name']}: {data['title']} ({data['licence']}, doi:{data['doi']}). {data['citation']}.\n\n"
-        "Split by patient: no patient stands in two splits. The test split is looked at once, for the report.\n\n"
-        + _table(("split", "frames", "patients"), rows)
+        f"{text.grouping} The test split is looked at once, for the report.\n\n"
+        + _table(("split", "frames", "patients" if text.task == "segment" else "groups"), rows)
     )
 
 
@@ -110,6 +146,8 @@ def _training(card: Mapping[str, Any]) -> str:
     recipe = card["recipe"]
     if recipe is None:
         return "The run left no configuration." + start
+    if "adapt" in recipe:
+        return _adaptation(recipe) + start
     share = 100 * recipe["phantom_share"]
     since = recipe.get("polish_from")
     polish = f" From step {since} on the ranges of the augmentation are halved." if since is not None else ""
@@ -123,8 +161,51 @@ def _training(card: Mapping[str, Any]) -> str:
     )
 
 
+def _adaptation(run: Mapping[str, Any]) -> str:
+    """A run of the common recipe."""
+    recipe = run["adapt"]
+    mask = recipe["student"]["task"] == "segment"
+    parts = [
+        f"Adaptation, AdamW, {recipe['steps']} steps of {recipe['batch']} frames, peak learning rate "
+        f"{recipe['learning_rate']:g}, layer-wise decay {recipe['layer_decay']:g}, "
+        f"{'BCE and soft Dice' if mask else 'class-weighted cross-entropy'}, moving average of the weights "
+        f"{recipe['ema']:g}, seed {recipe['seed']}, {recipe['precision']}. The weights kept are those of the best "
+        f"validation {'Dice' if mask else 'balanced accuracy'}.",
+        "Start: random weights." if run.get("init") is None else f"Start: weights `{run['init']['sha256'][:12]}`.",
+    ]
+    if recipe["kd"]:
+        parts.append(f"Distilled from {run['teacher']['name']}, adapted to the task: {', '.join(recipe['kd'])}.")
+    if recipe["phantom_share"]:
+        parts.append(
+            f"{100 * recipe['phantom_share']:g} % of a batch are synthetic phantoms ({recipe['num_phantoms']} drawn); "
+            "phantoms say nothing about accuracy on patients."
+        )
+    return " ".join(parts)
+
+
+def _class_metrics(reports: Sequence[Mapping[str, Any]]) -> str:
+    names = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "auc": "AUC", "f1": "F1", "ece": "ECE"}
+    rows = [
+        (f"{report['split']} ({report['metrics']['accuracy']['num_values']})",)
+        + tuple(_estimate(report["metrics"][name], 4) for name in names)
+        for report in reports
+    ]
+    labels = reports[-1]["labels"]
+    confusion = [
+        (f"true {name}", *map(str, counts)) for name, counts in zip(labels, reports[-1]["confusion"], strict=True)
+    ]
+    return (
+        "Mean and 95 % interval (bootstrap over groups).\n\n"
+        + _table(("split", *names.values()), rows)
+        + f"\n\nAnswers on {reports[-1]['split']}:\n\n"
+        + _table(("", *labels), confusion)
+    )
+
+
 def _metrics(card: Mapping[str, Any]) -> str:
     reports = [report for report in (card["metrics"]["val"], card["metrics"]["test"]) if report is not None]
+    if "metrics" in reports[0]:
+        return _class_metrics(reports) + ("" if card["metrics"]["test"] else "\n\n" + UNSEEN)
     rows = [_metric_row(report) for report in reports]
     head = (
         "split",
@@ -137,7 +218,7 @@ def _metrics(card: Mapping[str, Any]) -> str:
         "at the border",
         "no mask",
     )
-    missing = "" if card["metrics"]["test"] else "\n\nThe test split has not been looked at."
+    missing = "" if card["metrics"]["test"] else f"\n\n{UNSEEN}"
     label = reports[-1]["label_bias_mm"]
     note = ""
     if label:
@@ -194,34 +275,43 @@ def _thresholds(card: Mapping[str, Any]) -> str:
 def _gates(gates: Sequence[Mapping[str, Any]]) -> str:
     if not gates:
         return "Not measured yet for these weights."
+    classes = "top1" in gates[0]["summary"]["statistics"]
+    columns = _CLASS_GATE if classes else _MASK_GATE
     rows = []
     for gate in gates:
         found = gate["summary"]
-        numbers = found["statistics"]
-        rows.append(
-            (
-                gate["target"],
-                gate["precision"],
-                _number(numbers.get("dice_mean"), 4),
-                _number(numbers.get("dice_worst"), 4),
-                _number(numbers.get("hc_p95_mm"), 2),
-                "passed" if found["passed"] else "; ".join(found["failures"]),
-            )
-        )
-    head = ("target", "precision", "Dice, mean", "Dice, worst", "HC difference p95, mm", "gate")
+        numbers = (_number(found["statistics"].get(key), digits) for key, _, digits in columns)
+        verdict = "passed" if found["passed"] else "; ".join(found["failures"])
+        rows.append((gate["target"], gate["precision"], *numbers, verdict))
+    head = ("target", "precision", *(title for _, title, _ in columns), "gate")
     return "Each artefact in its own engine against the PyTorch float32 reference.\n\n" + _table(head, rows)
+
+
+_MASK_GATE = (
+    ("dice_mean", "Dice, mean", 4),
+    ("dice_worst", "Dice, worst", 4),
+    ("hc_p95_mm", "HC difference p95, mm", 2),
+)
+_CLASS_GATE = (
+    ("top1", "same answer", 4),
+    ("drift_mean", "change of a probability, mean", 4),
+    ("drift_worst", "worst", 4),
+)
 
 
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _ranges(ranges: Mapping[str, Any]) -> str:
+def _ranges(ranges: Mapping[str, Any], text: StudentText) -> str:
     strata = ", ".join(f"{name}: {count}" for name, count in ranges["strata"].items())
+    even = f"even over classes ({strata})"
+    if text.task == "segment":
+        even = f"even over head sizes ({strata}; quartiles of the head's share of the picture)"
     return (
         f"{ranges['tensors']} tensors, method `{ranges['method']}`, from {ranges['frames']} frames of the training "
-        f"split, one a patient while patients last, even over head sizes ({strata}; quartiles of the head's share of "
-        f"the picture). `ranges.json` names the frames' hashes; set `{ranges['set_id'][:16]}`."
+        f"split, one a patient while patients last, {even}. `ranges.json` names the frames' hashes; set "
+        f"`{ranges['set_id'][:16]}`."
     )
 
 
@@ -236,21 +326,9 @@ def _drift(drift: Mapping[str, Any] | None) -> str:
     )
 
 
-def _limits() -> str:
-    return (
-        "* Standard planes of one hospital's two scanner types, as HC18 holds them; other scanners, planes, "
-        "gestational ages and pathologies have **not been tested**, and no external set has.\n"
-        "* A frame without a head still gets a mask where the net sees one; nothing here says whether a frame is a "
-        "standard plane.\n"
-        "* Frames are the split's compact copies (short side at most 256 pixels, JPEG).\n"
-        "* Phantoms were in training: results on phantoms show that a conversion is right, not how well patients are "
-        "segmented."
-    )
-
-
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
-__all__ = ["CARD_VERSION", "render_card"]
+__all__ = ["CARD_VERSION", "UNSEEN", "render_card"]

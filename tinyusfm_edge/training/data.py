@@ -1,29 +1,29 @@
-"""Segmentation tables: ``split.csv`` (file,label,mask,split,group,...) to arrays in the model's input geometry.
+"""Labelled tables: ``split.csv`` (file,label,mask,split,group,...) to arrays in the model's input geometry.
 
 Pictures go through the runtime's own preprocessing, so training sees what live frames will be.
-Decode errors are named and stop the load; nothing is skipped silently. It does not know the model or augmentation.
+Decode errors are named and stop the load. Rows flagged as near duplicates or with conflicting labels are left out of
+every split, since they would count a picture twice or teach two classes for one lesion; ``table_counts`` says how many.
+It does not know the model or augmentation.
 
 Shapes: S samples, HW rows and columns.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
 
+from tinyusfm_calibration.tables import TABLE, Row, clean, label_share, read_rows, read_table_rows, spacing_mm
 from tinyusfm_runtime.errors import InputError
 from tinyusfm_runtime.frame import Frame
 from tinyusfm_runtime.preprocess import place, preprocess, resize
 from tinyusfm_runtime.spec import PreprocessSpec
 
-TABLE = "split.csv"
-"""Name of the table in a data folder."""
 FILLED_MASK_THRESHOLD = 128
 """Code above which an antialiased, resized 0/255 mask counts as foreground."""
 
@@ -36,9 +36,10 @@ class Sample:
         id: the table's file column.
         group: patient or examination.
         frame: the picture with its spacing.
-        mask_HW: uint8 0/1 at the frame's size.
+        mask_HW: uint8 0/1 at the frame's size; all 0 where only a label was asked for and the table names no mask.
         hc_mm: stated head circumference, mm, or None.
         sha256: hash of the picture file, hex.
+        label: the table's label column, or empty.
     """
 
     id: str
@@ -47,15 +48,27 @@ class Sample:
     mask_HW: np.ndarray
     hc_mm: float | None
     sha256: str
+    label: str = ""
 
 
-def read_table(folder: Path, split: str, *, limit: int | None = None) -> list[Sample]:
-    """Reads one split of a segmentation table.
+def read_table(
+    folder: Path,
+    split: str,
+    *,
+    need: Literal["mask", "label"] = "mask",
+    limit: int | None = None,
+    share: float = 1.0,
+    share_seed: int = 0,
+) -> list[Sample]:
+    """Reads one split of a labelled table, flagged rows left out.
 
     Args:
         folder: holds ``split.csv`` and the files it names.
         split: ``train``, ``val`` or ``test``.
+        need: what a row must have to be read.
         limit: at most this many samples, the first in table order.
+        share: of the samples, by whole patients, nested (``label_share``); in (0, 1].
+        share_seed: which patients enter the share first.
 
     Returns:
         Samples in table order.
@@ -64,75 +77,71 @@ def read_table(folder: Path, split: str, *, limit: int | None = None) -> list[Sa
         InputError: no table, a column or number that is not usable, a file that cannot be read, mask and picture of
             different size, or no sample in the split.
     """
-    rows = [row for row in _read_rows(folder) if row["split"] == split and row["mask"]]
+    found = _clean_rows(folder)[0]
+    rows = [row for row in found if row.split == split and (row.mask if need == "mask" else row.label)]
     if not rows:
-        raise InputError(f"{folder / TABLE} has no row with split {split!r} and a mask")
-    return [_read_sample(folder, row) for row in rows[:limit]]
+        raise InputError(f"{folder / TABLE} has no row with split {split!r} and a {need}")
+    return [_read_sample(row) for row in label_share(rows, share, share_seed)[:limit]]
 
 
 def table_counts(folder: Path) -> dict[str, dict[str, int]]:
-    """Frames and patients of each split of a table.
+    """Frames and patients of each split of a table, and the flagged frames that are left out.
 
     Args:
         folder: holds ``split.csv``.
 
     Returns:
-        Split -> ``frames`` and ``groups``, splits sorted.
+        Split -> ``frames`` and ``groups``, splits sorted; ``flagged`` where a split has such rows.
 
     Raises:
         InputError: no table, or one without the columns.
     """
+    kept, every = _clean_rows(folder)
     groups: dict[str, list[str]] = {}
-    for row in _read_rows(folder):
-        if row["mask"]:
-            groups.setdefault(row["split"], []).append(row.get("group") or row["file"])
-    return {split: {"frames": len(found), "groups": len(set(found))} for split, found in sorted(groups.items())}
+    for row in kept:
+        if row.mask is not None or row.label:
+            groups.setdefault(row.split, []).append(row.group)
+    found = {}
+    for split, names in sorted(groups.items()):
+        found[split] = {"frames": len(names), "groups": len(set(names))}
+        flagged = sum(row.split == split and (row.near_duplicate or row.label_conflict) for row in every)
+        if flagged:
+            found[split]["flagged"] = flagged
+    return found
 
 
-def _read_rows(folder: Path) -> list[dict[str, str]]:
-    table = folder / TABLE
-    try:
-        text = table.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{folder} has no readable {TABLE}: give a folder with a table file,label,mask,split,group,..."
-        ) from error
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    missing = {"file", "mask", "split"} - set(reader.fieldnames or ())
-    if missing:
-        raise InputError(f"{table} lacks the columns {', '.join(sorted(missing))}")
-    return [{key: value or "" for key, value in row.items() if isinstance(key, str)} for row in reader]
+def _clean_rows(folder: Path) -> tuple[list[Row], list[Row]]:
+    read_rows(folder, ("file", "mask", "split"))
+    every = read_table_rows(folder)
+    return clean(every)[0], every
 
 
-def _read_sample(folder: Path, row: dict[str, str]) -> Sample:
-    name = row["file"]
-    data = _read_bytes(folder / name)
-    pixels, mask = _decode(data), _decode(_read_bytes(folder / row["mask"]))
+def _read_sample(row: Row) -> Sample:
+    name = row.columns["file"]
+    data = _read_bytes(row.path)
+    pixels = _decode(data)
+    mask = _decode(_read_bytes(row.mask)) if row.mask is not None else pixels
+    if row.mask is None and mask is not None:
+        mask = np.zeros_like(mask)
     if pixels is None or mask is None:
         raise InputError(f"table row {name!r}: picture or mask is missing or cannot be decoded")
     if mask.shape != pixels.shape:
         raise InputError(f"table row {name!r}: mask {mask.shape} and picture {pixels.shape} differ in size")
     try:
-        spacing = _spacing_mm(row, *pixels.shape)
-        hc_mm = float(row["head_circumference_mm"]) if row.get("head_circumference_mm") else None
-    except (KeyError, TypeError, ValueError) as error:
+        spacing = spacing_mm(row.columns, *pixels.shape, unusable="raise")
+        stated = row.columns.get("head_circumference_mm")
+        hc_mm = float(stated) if stated else None
+    except (InputError, ValueError) as error:
         raise InputError(f"table row {name!r}: a size in mm or pixels is missing or no number: {error}") from error
     return Sample(
         id=name,
-        group=row.get("group") or name,
+        group=row.columns.get("group") or name,
         frame=Frame(pixels=pixels, spacing_mm=spacing),
         mask_HW=(mask >= FILLED_MASK_THRESHOLD).astype(np.uint8),
         hc_mm=hc_mm,
         sha256=hashlib.sha256(data).hexdigest(),
+        label=row.label,
     )
-
-
-def _spacing_mm(row: dict[str, str], rows: int, cols: int) -> tuple[float, float] | None:
-    """(row, column) spacing; the table's pixel size is that of the original picture, orig_h x orig_w pixels."""
-    if not row.get("pixel_size_mm"):
-        return None
-    size = float(row["pixel_size_mm"])
-    return size * float(row["orig_h"]) / rows, size * float(row["orig_w"]) / cols
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -178,4 +187,4 @@ def resize_mask(mask_HW: np.ndarray, frame: Frame, spec: PreprocessSpec) -> np.n
     return out
 
 
-__all__ = ["FILLED_MASK_THRESHOLD", "TABLE", "Sample", "read_table", "resize_mask", "table_counts", "to_arrays"]
+__all__ = ["FILLED_MASK_THRESHOLD", "Sample", "read_table", "resize_mask", "table_counts", "to_arrays"]

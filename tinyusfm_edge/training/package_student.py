@@ -1,12 +1,13 @@
-"""A trained state dict -> package data of a shipped student: weights, activation ranges, card.
+"""An adapted student -> package data of a shipped one: weights, activation ranges, card.
 
-``python -m tinyusfm_edge.training.package_student --weights runs/x/best.safetensors --data DIR --name fetal-head``
+``python -m tinyusfm_edge.training.package_student --weights student.safetensors --data DIR --name fetal-head``
 stores the weights as float16, reads them back, scores what was read on the validation split (on the test split only
-with ``--final``, once for a package), observes activation ranges on training frames that are even over head sizes,
-and writes ``card.json`` and ``CARD.md``. ``--gates FILE`` only adds a patient gate's verdicts to an existing card,
+with ``--final``, once for a package), observes activation ranges on training frames that are even over head sizes or
+classes, and writes ``card.json`` and ``CARD.md``. ``--gates FILE`` only adds a patient gate's verdicts to a card,
 ``--drift FILE`` only the drift statistic of a calibration file.
 
-It does not know training itself; what a run's ``config.json`` says goes into the card as it stands.
+It does not know training itself; what a run's ``config.json`` says goes into the card as it stands. What a student is
+called, may be used for and was not tested on stands in student_texts.py.
 """
 
 from __future__ import annotations
@@ -35,16 +36,19 @@ from tinyusfm_calibration.sets import (
     pixels_sha256,
 )
 from tinyusfm_edge import students
+from tinyusfm_edge.evaluation.classification import ClassificationReport, score_class_student
 from tinyusfm_edge.evaluation.segmentation import SegmentationReport, parse_thresholds, score_student
 from tinyusfm_edge.models.checkpoint import LoadedStudent, load_student_file, save_student, write_atomically
 from tinyusfm_edge.models.macs import static_card
 from tinyusfm_edge.models.student import StudentConfig
 from tinyusfm_edge.training.card import CARD_VERSION, render_card
 from tinyusfm_edge.training.data import Sample, read_table, table_counts
+from tinyusfm_edge.training.student_texts import text_of
 from tinyusfm_export.calibration_file import read_calibration_file
 from tinyusfm_export.graph import ExportGraph, build_graph
 from tinyusfm_runtime.errors import CalibrationError, EdgeError, InputError, OutputError
 from tinyusfm_runtime.preprocess import preprocess
+from tinyusfm_runtime.spec import Task
 
 CALIBRATION_FRAMES = 64
 """Frames of a shipped student's calibration set."""
@@ -57,7 +61,7 @@ class PackagePlan:
     """What to package.
 
     Attributes:
-        weights: state dict of a segmentation student (safetensors or torch).
+        weights: student file, or state dict (safetensors or torch) with its architecture in the recipe.
         data: folder with ``split.csv``.
         name: name of the student.
         out: folder to write.
@@ -104,10 +108,11 @@ def package(plan: PackagePlan) -> dict[str, Any]:
         path = Path(temporary) / students.WEIGHTS
         path.write_bytes(data)
         student = load_student_file(path)
-    val = score_student(student, read_table(plan.data, "val"), "val", [plan.threshold, *plan.sweep])
+    val = _score(student, _read(plan, "val"), "val", [plan.threshold, *plan.sweep])
     test = _test_metrics(plan, student, old)
-    frames = size_stratified(read_table(plan.data, "train"))
-    test_frames = read_table(plan.data, "test")
+    train = _read(plan, "train")
+    frames = size_stratified(train) if text_of(plan.name).task == "segment" else label_stratified(train)
+    test_frames = _read(plan, "test")
     # by file and by pixels, so that a copy stored another way is caught as well
     taken = {sample.sha256 for sample in test_frames} | {pixels_sha256(sample.frame) for sample in test_frames}
     exclude_test_frames(frames, frozenset(taken))
@@ -116,10 +121,11 @@ def package(plan: PackagePlan) -> dict[str, Any]:
         "version": CARD_VERSION,
         "name": plan.name,
         "provisional": plan.provisional,
+        "opt_in": text_of(plan.name).opt_in,
         "weights": {"sha256": student.weights_sha256, "bytes": len(data), "dtype": "float16"},
         "spec": student.spec.to_json(),
         "architecture": static_card(student.module),
-        "data": _data_source(plan.data),
+        "data": _data_source(plan),
         "recipe": recipe,
         "start": plan.start,
         "metrics": {"val": _plain_metrics(val[0]), "test": test},
@@ -144,39 +150,28 @@ def stored_bytes(plan: PackagePlan, recipe: Mapping[str, Any] | None) -> bytes:
 
     Args:
         plan: names the weights and the threshold.
-        recipe: the run's configuration, whose ``student`` is the architecture; None is the published net.
+        recipe: the run's configuration, whose ``student`` is the architecture of a bare state dict.
 
     Raises:
-        InputError: unknown student name or unusable weights.
+        InputError: unknown student name, a student of another task, or unusable weights.
     """
-    text = _TEXTS.get(plan.name)
-    if text is None:
-        raise InputError(f"nothing is known about a student {plan.name!r}: describe it in package_student.py")
-    config = StudentConfig.from_json(dict(recipe["student"])) if recipe else StudentConfig()
+    text = text_of(plan.name)
+    settings = (recipe.get("adapt") or recipe) if recipe else {}
+    config = StudentConfig.from_json(dict(settings["student"])) if "student" in settings else None
     trained = load_student_file(
-        plan.weights, name=plan.name, labels=text["labels"], postprocess="ellipse_hc", config=config
+        plan.weights, task=text.task, name=plan.name, labels=text.labels, postprocess=text.postprocess, config=config
     )
     spec = replace(
         trained.spec,
         threshold=plan.threshold,
-        licence=text["licence"],
-        origin=text["origin"],
-        intended_use=text["intended_use"],
+        licence=text.licence,
+        origin=text.origin,
+        intended_use=text.intended_use,
     )
     with TemporaryDirectory() as temporary:
         path = Path(temporary) / students.WEIGHTS
         save_student(path, trained.module, spec, torch.float16)
         return path.read_bytes()
-
-
-_TEXTS: dict[str, dict[str, Any]] = {
-    "fetal-head": {
-        "labels": ("fetal_head",),
-        "licence": "CC-BY-4.0",
-        "origin": "trained from HC18 (van den Heuvel et al. 2018, doi:10.5281/zenodo.1327317) and phantoms",
-        "intended_use": "research on head circumference in standard planes; not a medical device",
-    }
-}
 
 
 def size_stratified(samples: Sequence[Sample]) -> list[NamedFrame]:
@@ -199,6 +194,15 @@ def size_stratified(samples: Sequence[Sample]) -> list[NamedFrame]:
     ]
 
 
+def label_stratified(samples: Sequence[Sample]) -> list[NamedFrame]:
+    """Names frames by class, so that a set is drawn evenly over classes.
+
+    Args:
+        samples: labelled frames of the training split.
+    """
+    return [NamedFrame(id=s.id, frame=s.frame, sha256=s.sha256, group=s.group, stratum=s.label) for s in samples]
+
+
 def observe_ranges(student: LoadedStudent, frames: Sequence[NamedFrame], method: str) -> tuple[Ranges, CalibrationSet]:
     """Activation ranges of a student's export graph on a deterministic choice of frames.
 
@@ -213,7 +217,9 @@ def observe_ranges(student: LoadedStudent, frames: Sequence[NamedFrame], method:
     Raises:
         CalibrationError: too few frames, or a tensor that is not finite or always zero.
     """
-    declared = replace(load_declaration("hc18"), name="hc18-by-size", count=CALIBRATION_FRAMES)
+    segment = student.spec.task is Task.SEGMENT
+    name = "hc18-by-size" if segment else f"{student.name}-by-class"
+    declared = replace(load_declaration("hc18"), name=name, count=CALIBRATION_FRAMES)
     chosen = draw(declared, frames)
     calibration = describe_frames(declared.name, chosen)
     inputs = (preprocess(named.frame, student.spec.preprocess)[0] for named in chosen)
@@ -370,34 +376,36 @@ def _test_metrics(plan: PackagePlan, student: LoadedStudent, old: Mapping[str, A
         raise InputError(f"{plan.out} was already scored on the test split with other weights: it is looked at once")
     if not plan.final:
         return None
-    return _plain_metrics(score_student(student, read_table(plan.data, "test"), "test")[0])
+    return _plain_metrics(_score(student, _read(plan, "test"), "test", ())[0])
 
 
-def _plain_metrics(report: SegmentationReport) -> dict[str, Any]:
+def _read(plan: PackagePlan, split: str) -> list[Sample]:
+    return read_table(plan.data, split, need="mask" if text_of(plan.name).task == "segment" else "label")
+
+
+def _score(
+    student: LoadedStudent, samples: list[Sample], split: str, thresholds: Sequence[float]
+) -> list[SegmentationReport | ClassificationReport]:
+    if student.spec.task is Task.CLASSIFY:
+        return [score_class_student(student, samples, split)]
+    return list(score_student(student, samples, split, thresholds))
+
+
+def _plain_metrics(report: SegmentationReport | ClassificationReport) -> dict[str, Any]:
     plain = report.to_json()
     del plain["images"]
     return plain
 
 
-def _data_source(data: Path) -> dict[str, Any]:
-    return {
-        "name": "HC18",
-        "title": "Automated measurement of fetal head circumference using 2D ultrasound images, training set",
-        "licence": "CC BY 4.0",
-        "citation": (
-            "van den Heuvel TLA, de Bruijn D, de Korte CL, van Ginneken B. Automated measurement of fetal head "
-            "circumference using 2D ultrasound images. PLoS ONE 13(8):e0200412, 2018"
-        ),
-        "doi": "10.5281/zenodo.1327317",
-        "splits": table_counts(data),
-    }
+def _data_source(plan: PackagePlan) -> dict[str, Any]:
+    return {**text_of(plan.name).data, "splits": table_counts(plan.data)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description="package a trained student")
     parser.add_argument("--name", required=True)
-    parser.add_argument("--weights", type=Path, help="state dict of the trained student")
+    parser.add_argument("--weights", type=Path, help="student file of adapt, its run beside it")
     parser.add_argument("--data", type=Path, help="folder with split.csv")
     parser.add_argument("--out", type=Path, default=None, help="folder to write; the package's own by default")
     parser.add_argument("--threshold", type=float, default=0.5, help="probability cut of the mask")
@@ -422,7 +430,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.weights is None or options.data is None:
             raise InputError("give --weights and --data, or --gates, or --drift")
         else:
-            recipe = options.weights.with_name("config.json")
+            beside = (options.weights.with_suffix(".run") / "config.json", options.weights.with_name("config.json"))
+            recipe = next((path for path in beside if path.is_file()), None)
             card = package(
                 PackagePlan(
                     weights=options.weights,
@@ -435,7 +444,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     final=options.final,
                     provisional=options.provisional,
                     start=options.start,
-                    recipe=recipe if recipe.is_file() else None,
+                    recipe=recipe,
                 )
             )
         print(render_card(card))
@@ -455,6 +464,7 @@ __all__ = [
     "add_drift",
     "add_gates",
     "graph_taps",
+    "label_stratified",
     "observe_ranges",
     "package",
     "size_stratified",

@@ -15,7 +15,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 from tinyusfm_calibration.sets import NamedFrame
 from tinyusfm_edge import students
@@ -27,23 +27,24 @@ from tinyusfm_export.pipeline import ExportOptions, export_bundle
 from tinyusfm_runtime import plugins
 from tinyusfm_runtime.errors import EdgeError, GateError, MissingExtra, UnsupportedError
 from tinyusfm_runtime.machine import machine_card
+from tinyusfm_runtime.spec import Task
 
 TARGETS = ("openvino", "onnx")
 """Targets whose engines run on a CPU."""
 
 
-def patient_frames(data: Path) -> GateFrames:
+def patient_frames(data: Path, need: Literal["mask", "label"] = "mask") -> GateFrames:
     """The validation split as gate frames.
 
     Args:
         data: folder with ``split.csv``.
+        need: what a row must have to count, as in training.
 
     Raises:
         InputError: no table, or nothing in the split.
     """
-    named = [
-        NamedFrame(id=s.id, frame=s.frame, sha256=s.sha256, stratum="", group=s.group) for s in read_table(data, "val")
-    ]
+    samples = read_table(data, "val", need=need)
+    named = [NamedFrame(id=s.id, frame=s.frame, sha256=s.sha256, stratum="", group=s.group) for s in samples]
     return choose_gate_frames(data=named, source=data.name)
 
 
@@ -115,8 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     entries: list[dict[str, Any]] = []
     try:
         student = students.load(options.name)
-        frames = patient_frames(options.data)
-        test = frozenset(sample.sha256 for sample in read_table(options.data, "test"))
+        need: Literal["mask", "label"] = "label" if student.spec.task is Task.CLASSIFY else "mask"
+        frames = patient_frames(options.data, need)
+        test = frozenset(sample.sha256 for sample in read_table(options.data, "test", need=need))
         for target in TARGETS:
             try:
                 judged = judge_on_patients(student, frames, target, offered(target), test_sha256=test)

@@ -1,0 +1,249 @@
+"""Distillation: weights in [0, 1], 1 for equal features; losses look where they should; ablations differ; it learns."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.training.small_runs import small_config
+from tinyusfm_edge.training.distill import (
+    DistillObjective,
+    consistency,
+    frequency_loss,
+    inactive_stages,
+    spatial_loss,
+    weighted_distance,
+)
+from tinyusfm_edge.training.distill_config import ABLATIONS, DistillConfig, read_config, to_json
+from tinyusfm_edge.training.mae import MaeObjective, patches_of
+from tinyusfm_edge.training.masking import draw_bands, draw_spatial, pixels_of, removed_frequencies
+from tinyusfm_edge.training.teacher_bank import plain_norm, regrid
+from tinyusfm_edge.training.views import ViewConfig, draw_views
+from tinyusfm_runtime.errors import InputError
+from tinyusfm_runtime.phantom import make_phantom
+
+SEEDS = st.integers(0, 2**40)
+
+
+def tokens(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@given(SEEDS, st.floats(0, 1))
+@settings(max_examples=30, deadline=None)
+def test_weights_lie_between_floor_and_one_and_carry_no_gradient(seed: int, floor: float) -> None:
+    one, two = tokens(seed, 2, 5, 8).requires_grad_(), tokens(seed + 1, 2, 5, 8)
+    weight = consistency(one, two, floor)
+    assert weight.shape == (2, 5)
+    assert not weight.requires_grad
+    assert floor - 1e-6 <= float(weight.min()) <= float(weight.max()) <= 1
+    same = consistency(one, one, floor)
+    torch.testing.assert_close(same, torch.ones(2, 5), atol=1e-6, rtol=0)
+    assert float(consistency(one, -one, 0.0).max()) == 0
+
+
+def test_layer_norm_uncovers_what_huge_channels_hide() -> None:
+    """Raw tokens with one huge common channel agree about everything; normalised ones do not."""
+    one, two = tokens(1, 1, 50, 64), tokens(2, 1, 50, 64)
+    one[..., 0] = two[..., 0] = 300.0
+    assert float(consistency(one, two).min()) > 0.95
+    one[..., 0] = two[..., 0] = 0.0
+    assert float(consistency(plain_norm(one), plain_norm(two)).mean()) < 0.3
+
+
+def test_uniform_weights_give_the_plain_mean_and_zero_weights_hide_tokens() -> None:
+    student, target = tokens(1, 3, 4, 8), tokens(2, 3, 4, 8)
+    plain = torch.nn.functional.smooth_l1_loss(student, target, beta=2.0)
+    uniform = weighted_distance(student, target, torch.full((3, 4), 0.3), beta=2.0, dynamic_scale=False)
+    torch.testing.assert_close(uniform, plain)
+    scaled = weighted_distance(student, target, torch.full((3, 4), 0.3), beta=2.0, dynamic_scale=True)
+    torch.testing.assert_close(scaled, 0.3 * plain)
+    weight = torch.tensor([[1.0, 1, 0, 0]]).expand(3, 4)
+    spoilt = target.clone()
+    spoilt[:, 2:] = 99
+    torch.testing.assert_close(
+        weighted_distance(student, spoilt, weight, beta=2.0, dynamic_scale=False),
+        torch.nn.functional.smooth_l1_loss(student[:, :2], target[:, :2], beta=2.0),
+    )
+    assert math.isfinite(weighted_distance(student, target, torch.zeros(3, 4), beta=2.0, dynamic_scale=False))
+
+
+def test_spatial_loss_looks_at_masked_pixels_only() -> None:
+    mask = draw_spatial(ViewConfig().mask, 64, torch.Generator().manual_seed(1))[None]
+    target = torch.rand(1, 1, 64, 64)
+    wrong = torch.where(pixels_of(mask), target, target + 5)
+    assert float(spatial_loss(wrong, target, mask)) == 0
+    assert float(spatial_loss(torch.where(pixels_of(mask), target + 2, target), target, mask)) == pytest.approx(2)
+
+
+def test_frequency_loss_looks_at_removed_bands_only() -> None:
+    config = ViewConfig(image_size=64)
+    bands = draw_bands(config.mask, torch.Generator().manual_seed(1))[None]
+    removed = removed_frequencies(config.mask, 64, bands)
+    target = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(2))
+    spectrum = torch.fft.rfft2(target)
+    noise = torch.fft.rfft2(torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(3)))
+    elsewhere = torch.fft.irfft2(torch.where(removed, spectrum, noise), s=(64, 64))
+    assert float(frequency_loss(elsewhere, target, removed)) < 1e-3
+    there = torch.fft.irfft2(torch.where(removed, noise, spectrum), s=(64, 64))
+    assert float(frequency_loss(there, target, removed)) > 0.1
+
+
+def test_regridding_keeps_constant_maps_and_means() -> None:
+    flat = torch.ones(2, 64, 3)
+    torch.testing.assert_close(regrid(flat, 7), torch.ones(2, 49, 3))
+    ramp = torch.linspace(-1, 1, 16)[:, None].expand(16, 16).reshape(1, 256, 1)
+    smaller = regrid(ramp.contiguous(), 14).view(14, 14)
+    assert smaller.shape == (14, 14)
+    assert bool((smaller[1:] > smaller[:-1]).all())
+    torch.testing.assert_close(smaller.mean(), torch.tensor(0.0), atol=1e-5, rtol=0)
+    with pytest.raises(InputError, match="square grid"):
+        regrid(torch.ones(1, 60, 2), 7)
+
+
+def batch_of(config: DistillConfig, count: int = 4, width: int = 24) -> dict[str, object]:
+    pixels = [make_phantom(i, height=64, width=64).frame.pixels for i in range(count)]
+    views = draw_views(pixels, list(range(count)), config.view)
+    patches = config.built_student.image_size // 16
+    order = torch.stack([torch.randperm(patches**2, generator=torch.Generator().manual_seed(i)) for i in range(count)])
+    teacher = {
+        kind: [plain_norm(tokens(10 * i + layer, count, patches**2, width)) for layer in config.layers]
+        for i, kind in enumerate(("spatial", "frequency", "clean"))
+    }
+    return {
+        "image": views.image_B1HW,
+        "mask": views.mask_Bhw,
+        "bands": views.bands_BK,
+        "order": order,
+        "teacher": teacher,
+    }
+
+
+@pytest.mark.parametrize("name", sorted(ABLATIONS))
+def test_every_ablation_computes_its_own_loss_and_trains_every_parameter(name: str) -> None:
+    config = small_config(name)
+    torch.manual_seed(0)
+    objective = MaeObjective(config) if config.method == "mae" else DistillObjective(config, (24,) * len(config.layers))
+    loss, scalars = objective(batch_of(config))
+    loss.backward()
+    without = [n for n, p in objective.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without, "a parameter without a gradient stops DDP"
+    expected = {
+        "ours": {"kd", "rebuild_spatial", "rebuild_frequency", "weight_mean/1", "weight_spread/2"},
+        "uniform": {"kd", "rebuild_spatial", "rebuild_frequency"},
+        "spatial": {"kd", "rebuild_spatial"},
+        "frequency": {"kd", "rebuild_frequency"},
+        "no-reconstruction": {"kd", "weight_mean/1"},
+        "last-layer": {"kd", "weight_mean/2", "rebuild_spatial"},
+        "mae": {"rebuild_mae"},
+        "feature-kd": {"kd"},
+        "dynamic-scale": {"kd", "weight_mean/1", "rebuild_spatial"},
+    }[name]
+    assert expected <= set(scalars)
+    if name in ("spatial", "frequency", "mae", "feature-kd", "uniform"):
+        assert not [key for key in scalars if key.startswith("weight_")]
+    if name == "no-reconstruction":
+        assert not [key for key in scalars if key.startswith("rebuild")]
+
+
+def test_losses_of_a_batch_are_means_over_its_pictures() -> None:
+    """What makes two processes see one process's curve."""
+    for name in ("ours", "mae", "dynamic-scale"):
+        config = small_config(name)
+        torch.manual_seed(0)
+        objective = (
+            MaeObjective(config) if config.method == "mae" else DistillObjective(config, (24,) * len(config.layers))
+        )
+        whole = batch_of(config)
+
+        def part(value: object, chosen: slice) -> object:
+            if isinstance(value, torch.Tensor):
+                return value[chosen]
+            return {k: [t[chosen] for t in v] for k, v in value.items()}  # type: ignore[attr-defined]
+
+        halves = [{k: part(v, s) for k, v in whole.items()} for s in (slice(0, 2), slice(2, 4))]
+        parts = torch.stack([objective(half)[0] for half in halves])
+        torch.testing.assert_close(objective(whole)[0], parts.mean(), atol=1e-5, rtol=1e-5)
+
+
+def test_teacher_is_no_part_of_the_state() -> None:
+    class Deaf:
+        width = 24
+
+    objective = DistillObjective(small_config(), (24, 24), Deaf())  # type: ignore[arg-type]
+    assert not [name for name in objective.state_dict() if "teacher" in name]
+
+
+def test_eight_pictures_can_be_learnt_by_heart() -> None:
+    config = small_config("ours", "view.image_size=32", "student.depth=2")
+    torch.manual_seed(0)
+    objective = DistillObjective(config, (24,) * len(config.layers))
+    batch = batch_of(config, 8)
+    # targets that follow from the picture, so that there is something to learn
+    flat = patches_of(batch["image"])  # type: ignore[arg-type]
+    target = plain_norm(flat @ tokens(5, 256, 24))
+    batch["teacher"] = {kind: [target] * 2 for kind in ("spatial", "frequency")}
+    optimiser = torch.optim.AdamW(objective.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(150):
+        loss, scalars = objective(batch)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(scalars["kd"]))
+    assert losses[-1] < 0.25 * losses[0]
+
+
+def test_mae_hides_what_it_scores() -> None:
+    """Changing hidden patches changes the target only, changing visible ones the answer."""
+    config = small_config("mae", "view.image_size=64")
+    torch.manual_seed(0)
+    objective = MaeObjective(config).eval()
+    batch = batch_of(config, 1)
+    image, order = batch["image"], batch["order"]
+    seen: list[torch.Tensor] = []
+    objective.head.register_forward_hook(lambda _m, _i, out: seen.append(out.detach().clone()))
+    grid = 4
+    changed = image.clone()  # type: ignore[attr-defined]
+    place = int(order[0, -1])  # type: ignore[index]
+    row, col = divmod(place, grid)
+    changed[..., row * 16 : row * 16 + 16, col * 16 : col * 16 + 16] = 1.0
+    objective(batch)
+    objective({**batch, "image": changed})
+    torch.testing.assert_close(seen[0], seen[1])
+
+
+def test_patches_are_cut_row_by_row() -> None:
+    image = torch.arange(32 * 48, dtype=torch.float32).view(1, 1, 32, 48)
+    assert torch.equal(patches_of(image)[0, 4].view(16, 16), image[0, 0, 16:, 16:32])
+
+
+def test_an_inactive_mechanism_is_said_out_loud() -> None:
+    lines = inactive_stages({"weight_spread/4": 0.001, "weight_spread/8": 0.2, "kd": 0.0}, 0.01)
+    assert len(lines) == 1
+    assert "mechanism inactive at block 4" in lines[0]
+
+
+def test_settings_are_read_strictly_and_survive_json(tmp_path: Path) -> None:
+    config, data = read_config("spatial", None, ["view.mask.spatial_ratio=0.5", "layers=[6,12]", "precision=fp32"])
+    assert (config.views, config.layers, config.view.mask.spatial_ratio) == (("spatial",), (6, 12), 0.5)
+    (tmp_path / "c.json").write_text(__import__("json").dumps(data), encoding="utf-8")
+    assert to_json(read_config("ours", tmp_path / "c.json")[0]) == data
+    for wrong in ("view.sise=3", "batch=many", "views=[spatial]", "weights=loud", "nothing", "layers=[13]", "view=3"):
+        with pytest.raises(InputError):
+            read_config("ours", None, [wrong])
+    with pytest.raises(InputError, match="there is no ablation"):
+        read_config("better")
+
+
+def test_learning_rate_follows_the_batch_and_precision_is_settled_once() -> None:
+    engine = read_config("ours", None, ["batch=64", "epochs=2", "precision=fp32"])[0].engine(640)
+    assert engine.steps == 20
+    assert engine.learning_rate == pytest.approx(1.5e-4 * 64 / 256)
+    assert engine.warmup == 1
+    assert read_config()[0].engine(10).precision in ("fp32", "bf16")
