@@ -135,7 +135,8 @@ def test_ctrl_c_closes_the_sinks_and_prints_the_table(bundle: Path, tmp_path: Pa
     environment = child_environment()
     environment["PYTHONPATH"] = root + ":" + environment.get("PYTHONPATH", "")
     child = subprocess.Popen(
-        [sys.executable, "-c", code, "run", str(bundle), "igtl://x", "--budget-ms", "60000", "--sink", f"jsonl:{place}"],
+        [sys.executable, "-c", code, "run", str(bundle), "igtl://x", "--budget-ms", "60000",
+         "--sink", f"jsonl:{place}"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=root,
     )  # fmt: skip
     assert child.stderr is not None
