@@ -73,6 +73,8 @@ def matrix() -> list[tuple[str, Any]]:
         ("wrong_geometry", smuggled(spacing_mm=(float("nan"), 1.0))),
         ("wrong_geometry", smuggled(spacing_mm=(0.3, -1.0))),
         ("wrong_geometry", smuggled(seq="7")),
+        ("wrong_geometry", smuggled(t_source_ns=0.5)),
+        ("wrong_geometry", smuggled(t_recv_ns="now")),
         ("not_a_frame", np.zeros((SIDE, SIDE), np.uint8)),
         ("not_a_frame", b"frame"),
     ]
@@ -153,7 +155,7 @@ def test_a_run_releases_the_interpreter(name: str) -> None:
     engine.load(slow_model(name), tiny_spec(), EngineConfig(threads=1, rest_precision="f32"))
     tensor = np.random.default_rng(1).integers(0, 256, (1, 1, SIDE, SIDE), dtype=np.uint8)
     engine.run(tensor)
-    assert max(ticks_during(lambda: engine.run(tensor)) for _ in range(5)) >= 5
+    assert any(ticks_during(lambda: engine.run(tensor)) >= 5 for _ in range(5))
     engine.close()
 
 

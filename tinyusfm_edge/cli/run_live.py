@@ -121,7 +121,8 @@ def run_live(asked: LiveRun, source: FrameSource) -> None:
     try:
         with ExitStack() as stack:
             sinks = [stack.enter_context(_sink(place)) for place in asked.sinks]
-            answering = stack.enter_context(_answering(asked))
+            answering = _answering(asked)
+            stack.enter_context(answering)
 
             def tell(change: StateChange) -> None:
                 watch.state(change)
