@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -410,19 +411,6 @@ def test_states_are_told_and_logged_in_one_line(session: Session, caplog: pytest
     assert any("live state live -> stale" in line for line in lines)
 
 
-def test_a_callback_may_close_the_loop(session: Session) -> None:
-    source = HandSource()
-    box: list[Live] = []
-    options = LiveOptions(overlay_limit_ms=1, on_event=lambda _: box[0].close())
-    live = Live(session, source, budget_ms=LONG_MS, advanced=options)
-    box.append(live)
-    with live:
-        source.push(*numbered(1))
-        for _ in live:
-            pass
-    assert source.closed == 1
-
-
 def test_a_probe_seen_through_a_window_is_still_a_probe(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     probe = HandSource()
     module = ModuleType("hand")
@@ -479,6 +467,30 @@ def test_threads_are_pinned_where_that_is_asked_for(session: Session, plug_in: t
         pytest.raises(InputError, match="cannot pin"),
     ):
         list(bad)
+
+
+@pytest.mark.parametrize("where", ["state", "event", "sink"])
+def test_every_callback_may_close_the_loop(session: Session, where: str) -> None:
+    source, box = HandSource(), list[Live]()
+
+    class Closing:
+        def write_live(self, result: LiveResult) -> None:
+            box[0].close()
+
+    def close(_: object) -> None:
+        box[0].close()
+
+    options = LiveOptions(overlay_limit_ms=1, on_event=close if where == "event" else None)
+    sinks: list[Any] = [Closing()] if where == "sink" else []
+    live = Live(
+        session, source, budget_ms=LONG_MS, sinks=sinks, on_state=close if where == "state" else None, advanced=options
+    )
+    box.append(live)
+    with live:
+        source.push(*numbered(3))
+        for _ in live:
+            pass
+    assert source.closed == source.left == 1 and live.counters.balanced and not live.counters.waiting
 
 
 def test_a_budget_must_be_a_time_and_a_loop_runs_once(session: Session) -> None:
