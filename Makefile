@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 INSTALL := $(PYTHON) scripts/environment.py --venv $(VENV) --extras
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check bench experiment format clean
+.PHONY: help demo test lint check bench experiment soak format clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1 \t\2/p' Makefile
@@ -41,6 +41,10 @@ bench:  ## engines against their rivals on this machine, about half an hour
 experiment:  ## one row of the experiment on real data (ROW, SEED), resumable; without ROW the table alone
 	$(INSTALL) train
 	$(BIN)/python benchmarks/experiment.py $(if $(ROW),--row $(ROW) --seed $(SEED)) $(ARGS)
+
+soak:  ## the live loop under load for an hour: frames, ages, memory, accuracy
+	$(INSTALL) demo
+	$(BIN)/python benchmarks/soak.py $(ARGS)
 
 format:  ## let ruff rewrite the layout
 	$(INSTALL) test,opencv,lint

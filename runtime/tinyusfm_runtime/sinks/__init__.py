@@ -11,10 +11,12 @@ import re
 import secrets
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from tinyusfm_runtime.errors import OutputError
+from tinyusfm_runtime import plugins
+from tinyusfm_runtime.errors import InputError, OutputError
 from tinyusfm_runtime.frame import Frame
+from tinyusfm_runtime.live_result import LiveResult
 from tinyusfm_runtime.session import Prediction
 
 
@@ -35,6 +37,39 @@ class Sink(Protocol):
     def write(self, frame: Frame, prediction: Prediction) -> None: ...
 
     def close(self) -> None: ...
+
+
+def open_sink(location: str, **options: Any) -> Sink:
+    """Opens a sink that is named outright.
+
+    Args:
+        location: ``NAME:PLACE``, such as ``jsonl:out.jsonl``.
+        **options: handed to the sink.
+
+    Raises:
+        InputError: no sink of that name.
+        OutputError: it cannot be written.
+        MissingExtra: a library is missing.
+    """
+    name, colon, place = location.partition(":")
+    if not colon or name not in plugins.names("sinks"):
+        there = ", ".join(plugins.names("sinks"))
+        raise InputError(f"a sink is written NAME:PLACE, such as jsonl:out.jsonl; sinks here: {there}")
+    sink: Sink = plugins.load("sinks", name).open_sink(place, **options)
+    return sink
+
+
+def deliver(sink: Sink, result: LiveResult) -> None:
+    """Hands a live result to a sink; one that only knows predictions gets those that may be shown.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    write_live = getattr(sink, "write_live", None)
+    if write_live is not None:
+        write_live(result)
+    elif result.prediction is not None and not result.withheld:
+        sink.write(result.frame, result.prediction)
 
 
 class PendingFile:
@@ -108,4 +143,4 @@ def wants_file(error: BaseException | None) -> bool:
     return error is None or isinstance(error, KeyboardInterrupt)
 
 
-__all__ = ["PendingFile", "Sink", "wants_file"]
+__all__ = ["PendingFile", "Sink", "deliver", "open_sink", "wants_file"]
