@@ -359,6 +359,11 @@ class DriftMonitor:
         why = "" if self.kind == "features" else " alone (the artefact gives no features)"
         return f"watched by {self.kind}{why}, at most {self.statistic.false_alarms:.0%} false alarms a window"
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Auxiliary outputs it reads of a prediction; another artefact of the bundle may not give them."""
+        return self.statistic.auxiliary if self.kind == "features" else ()
+
     def observe(self, prediction: Prediction, frame: Frame) -> DriftReading:
         """Takes one more frame into account.
 

@@ -384,6 +384,9 @@ class Live:
         prediction = answered.prediction
         if prediction is not None and answered.rung > 0:
             prediction = replace(prediction, degraded=True)
+        drift = self.options.drift
+        if drift is not None and prediction is not None and set(drift.needs) <= set(prediction.auxiliary):
+            prediction = replace(prediction, drift=drift.observe(prediction, frame))
         degraded = _why_degraded(answered)
         now_ns = time.monotonic_ns()
         age_ms = (now_ns - frame.t_recv_ns) / 1e6

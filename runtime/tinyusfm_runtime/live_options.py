@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from tinyusfm_runtime.drift import DriftMonitor
 from tinyusfm_runtime.errors import InputError
 from tinyusfm_runtime.live_result import LiveEvent
 from tinyusfm_runtime.live_state import StateLimits
@@ -34,6 +35,7 @@ class LiveOptions:
         infer_cpus: CPUs the inference thread is pinned to (Linux), or None; the engine's own threads are pinned where
             it is opened (LadderOptions.cpus).
         temporal: smoothing over time, or None.
+        drift: watches whether frames still look like the calibration set, or None; each prediction carries its reading.
         tick_ms: how often states and overlay are looked at.
     """
 
@@ -50,6 +52,7 @@ class LiveOptions:
     capture_cpus: frozenset[int] | None = None
     infer_cpus: frozenset[int] | None = None
     temporal: TemporalOptions | None = None
+    drift: DriftMonitor | None = None
     tick_ms: float = 20.0
 
     def __post_init__(self) -> None:

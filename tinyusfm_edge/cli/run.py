@@ -77,14 +77,14 @@ def run(
     if not (isinstance(opened, LiveSource) or budget_ms or sinks or policy or fallback or isolate or smooth):
         _run_file(
             bundle, opened, overlay=overlay, jsonl=jsonl, target=target, precision=precision, threads=threads,
-            limit=limit, allow_unverified=allow_unverified,
+            limit=limit, allow_unverified=allow_unverified, drift=drift,
         )  # fmt: skip
         return
     files = [f"{name}:{place}" for name, place in (("video", overlay), ("jsonl", jsonl)) if place is not None]
     asked = LiveRun(
         bundle=bundle, budget_ms=budget_ms, policy=policy, sinks=[*files, *sinks], fallback=fallback, isolate=isolate,
         smooth=smooth, target=target, precision=precision, threads=threads, limit=limit,
-        allow_unverified=allow_unverified,
+        allow_unverified=allow_unverified, drift=drift,
     )  # fmt: skip
     run_live(asked, opened)
 
@@ -100,6 +100,7 @@ def _run_file(
     threads: int | None,
     limit: int | None,
     allow_unverified: bool,
+    drift: bool | None,
 ) -> None:
     """Every frame of a file, in this thread."""
     from tinyusfm_runtime.session import Session

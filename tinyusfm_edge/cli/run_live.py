@@ -14,6 +14,7 @@ from tinyusfm_edge.cli import console
 from tinyusfm_runtime.errors import InputError
 
 if TYPE_CHECKING:
+    from tinyusfm_runtime.drift import DriftMonitor
     from tinyusfm_runtime.frame import FrameSource
     from tinyusfm_runtime.ladder import Ladder
     from tinyusfm_runtime.live import Live
@@ -42,6 +43,7 @@ class LiveRun:
         threads: threads inside the engine, or None.
         limit: stop after so many results, or None.
         allow_unverified: also run an artefact that passed no gate.
+        drift: watch for drift, None where the bundle can.
     """
 
     bundle: Path
@@ -56,6 +58,7 @@ class LiveRun:
     threads: int | None
     limit: int | None
     allow_unverified: bool
+    drift: bool | None = None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -70,6 +73,9 @@ class Watch:
     degraded: int = 0
     withheld: int = 0
     stale: int = 0
+    strange: int = 0
+    watched: int = 0
+    drifted: int = 0
 
     def state(self, change: StateChange) -> None:
         """Takes note of a change and says it."""
@@ -90,6 +96,13 @@ class Watch:
         self.degraded += result.degraded
         self.withheld += result.withheld
         self.stale += result.stale
+        reading = None if result.prediction is None else result.prediction.drift
+        if reading is not None:
+            if reading.alarm and not self.drifted:
+                console.note(f"drift: frames no longer look like the calibration set, by {reading.strangest}")
+            self.watched += 1
+            self.strange += reading.strange
+            self.drifted += reading.alarm
 
     def end(self, live: Live) -> None:
         """The loop is over."""
@@ -131,7 +144,11 @@ def run_live(asked: LiveRun, source: FrameSource) -> None:
                     if listen is not None:
                         listen(change)
 
-            options = LiveOptions(on_event=watch.event, temporal=TemporalOptions() if asked.smooth else None)
+            options = LiveOptions(
+                on_event=watch.event,
+                temporal=TemporalOptions() if asked.smooth else None,
+                drift=_drift_monitor(answering, asked.drift),
+            )
             live = Live(
                 answering,
                 source,
@@ -180,6 +197,9 @@ def table(watch: Watch, live: Live) -> list[str]:
     if watch.states_ms:
         spent = ", ".join(f"{name} {ms / 1e3:.1f} s" for name, ms in sorted(watch.states_ms.items()))
         lines.append(f"{'states':<14}{spent}")
+    if watch.watched:
+        alarm = f", DRIFTED on {watch.drifted}" if watch.drifted else ", no alarm"
+        lines.append(f"{'drift':<14}{watch.strange} of {watch.watched} look unlike the calibration set{alarm}")
     if watch.events:
         lines.append(f"{'events':<14}{_listed({name.replace('_', ' '): n for name, n in watch.events.items()})}")
     if counters.source:
@@ -189,6 +209,17 @@ def table(watch: Watch, live: Live) -> list[str]:
 
 def _listed(counts: Any) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in sorted(counts.items()) if count)
+
+
+def _drift_monitor(answering: Session | Ladder, wanted: bool | None) -> DriftMonitor | None:
+    """The bundle's drift monitor, where one session answers."""
+    from tinyusfm_runtime.session import Session
+
+    if wanted is False or not isinstance(answering, Session):
+        if wanted:
+            raise InputError("--drift goes with one session: leave --fallback and --isolate out")
+        return None
+    return answering.watch_drift() if wanted or answering.has_drift else None
 
 
 def _sink(place: str) -> Sink:
