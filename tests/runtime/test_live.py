@@ -128,7 +128,8 @@ def test_a_slow_reader_holds_a_file_up_and_loses_nothing(session: Session) -> No
 def test_the_newest_frame_wins_and_the_others_are_counted(session: Session, gate: Gate) -> None:
     source = HandSource()
     assert isinstance(source, LiveSource) and not isinstance(ListSource([]), LiveSource)
-    with Live(session, source, budget_ms=LONG_MS) as live:
+    sink = Collector()
+    with Live(session, source, budget_ms=LONG_MS, sinks=[sink]) as live:  # type: ignore[list-item]
         assert live.policy is DropPolicy.NEWEST
         gate.shut()
         source.push(*numbered(1))
@@ -138,8 +139,9 @@ def test_the_newest_frame_wins_and_the_others_are_counted(session: Session, gate
         counters = live.counters
         assert counters.balanced and counters.waiting == 2 and counters.dropped == {"overtaken": 8}
         gate.open.set()
-        assert next(live).frame.seq == 0
-        newest = next(live)
+        wait_until(lambda: len(sink.results) == 2)
+        first, newest = sink.results
+        assert first.frame.seq == 0 and first.dropped_since_last == 0
         assert newest.frame.seq == 9 and newest.dropped_since_last == 8
         assert live.latency().deepest == 1
     counters = live.counters
