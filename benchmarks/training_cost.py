@@ -3,7 +3,8 @@
 ``python benchmarks/training_cost.py --size 112 --batch 16`` times the parts of one optimiser step (views, teacher,
 student forward, backward, optimiser) in one process, takes the floor of gemm_floor.py in the same run, and prints a
 table and one JSON line. What 200K pictures x 100 epochs take on one H200 is **derived**, not measured: operations of
-the step / (peak x share), with the share given (0.2 of 989 TFLOP/s dense BF16, NVIDIA's data sheet, is methods.md's 200).
+the step / (peak x share), with the share given (0.2 of 989 TFLOP/s dense BF16, by NVIDIA's data sheet, is about
+methods.md's 200 effective).
 
 It does not read pictures from a disk: decoding happens once, before training.
 """
