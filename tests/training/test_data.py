@@ -114,3 +114,26 @@ def test_resized_masks_keep_place_and_area(aspect: AspectPolicy) -> None:
     row, col, height, width = placement.box
     assert narrow.centre_px[0] == pytest.approx(row + (90.5 / 200) * height - 0.5, abs=0.2)
     assert narrow.centre_px[1] == pytest.approx(col + (160.5 / 300) * width - 0.5, abs=0.2)
+
+
+def test_labels_are_read_and_flagged_rows_left_out_and_counted(table: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "flagged"
+    shutil.copytree(table, folder)
+    head, *rows = (folder / "split.csv").read_text(encoding="utf-8").splitlines()
+    flagged = [f"{row},{int(index in (0, 1))},{int(index == 2)}" for index, row in enumerate(rows)]
+    no_mask = flagged[3].split(",")
+    no_mask[2] = ""
+    lines = [f"{head},near_duplicate,label_conflict", *flagged[:3], ",".join(no_mask), *flagged[4:]]
+    (folder / "split.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    labelled = read_table(folder, "train", need="label")
+    assert len(labelled) == 21 and {s.label for s in labelled} == {"head"}
+    assert not labelled[0].mask_HW.any(), "no mask is named"
+    assert len(read_table(folder, "train")) == 20
+    assert table_counts(folder)["train"] == {"frames": 21, "groups": 11, "flagged": 3}
+
+
+def test_shares_are_nested_whole_patients(table: Path) -> None:
+    kept = [{s.id for s in read_table(table, "train", share=share, share_seed=3)} for share in (0.25, 0.5, 1.0)]
+    assert kept[0] < kept[1] < kept[2]
+    assert [len(ids) for ids in kept] == [6, 12, 24]
+    assert kept[0] != {s.id for s in read_table(table, "train", share=0.25, share_seed=4)}

@@ -24,7 +24,7 @@ from torch import nn
 
 from tinyusfm_edge.evaluation.exits import ExitReport, calibrate_exits, exit_probabilities
 from tinyusfm_edge.models.checkpoint import load_weights, save_student
-from tinyusfm_edge.models.student import ClassificationStudent, Student, build_student
+from tinyusfm_edge.models.student import ClassificationStudent, SegmentationStudent, Student, build_student
 from tinyusfm_edge.training.adapt_config import AdaptConfig
 from tinyusfm_edge.training.data import read_table
 from tinyusfm_edge.training.guide import Guide
@@ -157,6 +157,9 @@ def start_student(config: AdaptConfig, init: Path | None) -> tuple[Student, dict
     """
     torch.manual_seed(config.seed)
     model = build_student(config.student)
+    if isinstance(model, SegmentationStudent):
+        # the published mask head never uses the final norm: processes would wait for its gradient
+        model.backbone.norm.requires_grad_(False)
     if init is None:
         return model, None
     found = load_weights(model, init, resize_positions=True)
@@ -191,9 +194,11 @@ def best_student(run_folder: Path, config: AdaptConfig) -> Student:
     state = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
     model = build_student(config.student)
     wrong = set(model.state_dict()) ^ set(state)
+    if isinstance(model, SegmentationStudent):
+        wrong -= {"backbone.norm.weight", "backbone.norm.bias"}
     if wrong:
         raise InputError(f"{path} is of another net: {len(wrong)} names differ, first {sorted(wrong)[0]}")
-    model.load_state_dict(state)
+    model.load_state_dict(state, strict=False)
     return model.eval()
 
 
