@@ -175,12 +175,44 @@ def unpack_header(data: bytes | bytearray | memoryview, *, max_body_bytes: int =
     )
 
 
-def unpack_body(header: Header, body: bytes | bytearray | memoryview) -> Message:
+def check_image_start(header: Header, start: bytes | bytearray | memoryview) -> Header:
+    """Compares the length in a header with the size in the picture behind it, before the picture has arrived.
+
+    Args:
+        header: of an IMAGE message.
+        start: the first bytes of its body, EXTENDED_BYTES + IMAGE_HEADER_BYTES or all there are.
+
+    Returns:
+        The header.
+
+    Raises:
+        WireError: header and picture contradict each other; one of them is damaged.
+    """
+    around = 0
+    if header.version > 1 and len(start) >= EXTENDED_BYTES:
+        extended, index_bytes, text_bytes, _ = _EXTENDED.unpack_from(start)
+        around = extended + index_bytes + text_bytes
+        start = start[extended:]
+        if extended != EXTENDED_BYTES:
+            return header  # a longer one of a later protocol: the picture lies further on
+    if len(start) < IMAGE_HEADER_BYTES:
+        raise WireError("size", "the body is too short for a picture")
+    _, channels, scalar, _, _, columns, rows, slices, *_ = _IMAGE.unpack_from(start)
+    item_bytes = np.dtype(_SCALARS.get(scalar, "u1")).itemsize
+    promised = around + IMAGE_HEADER_BYTES + columns * rows * slices * channels * item_bytes
+    # a part of a picture is shorter than its whole, and is refused later, in step
+    if header.body_bytes > promised or header.body_bytes < around + IMAGE_HEADER_BYTES:
+        raise WireError("size", f"the header says {header.body_bytes} bytes and the picture {promised}")
+    return header
+
+
+def unpack_body(header: Header, body: bytes | bytearray | memoryview, *, check_crc: bool = True) -> Message:
     """Checks a body against its header and takes extended header and metadata off.
 
     Args:
         header: what ``unpack_header`` gave.
         body: exactly ``header.body_bytes`` bytes; the message keeps views of it.
+        check_crc: False only to show what would pass without it.
 
     Returns:
         The message.
@@ -190,7 +222,7 @@ def unpack_body(header: Header, body: bytes | bytearray | memoryview) -> Message
     """
     if len(body) != header.body_bytes:
         raise WireError("size", f"the body has {len(body)} bytes and its header says {header.body_bytes}")
-    if crc64(body) != header.crc:
+    if check_crc and crc64(body) != header.crc:
         raise WireError("crc", "the CRC does not match the body")
     view = memoryview(body)
     if header.version == 1:
@@ -444,6 +476,7 @@ __all__ = [
     "Message",
     "WireError",
     "WireImage",
+    "check_image_start",
     "pack",
     "pack_image",
     "pack_status",
