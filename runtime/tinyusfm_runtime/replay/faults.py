@@ -37,7 +37,7 @@ class Step:
         seq: running number, from 0; those of dropped frames are missing.
         frame: what to send, or None to say only that the probe is alive.
         corrupt: change bytes on the way.
-        fault: why this step is not what it would have been, or None.
+        faults: why this step is not what it would have been.
     """
 
     due_s: float
@@ -45,7 +45,7 @@ class Step:
     seq: int
     frame: Frame | None
     corrupt: bool = False
-    fault: str | None = None
+    faults: tuple[str, ...] = ()
 
 
 def read_faults(text: str | None) -> frozenset[str]:
@@ -85,13 +85,13 @@ def plan(frames: Iterable[Frame], *, rate_hz: float, faults: frozenset[str], see
         if "jitter" in faults:
             step = replace(step, due_s=max(step.due_s + draw.uniform(-1, 1) * JITTER_PERIODS / rate_hz, 0.0))
         if "corrupt" in faults and step.frame is not None and draw.random() < CORRUPT_SHARE:
-            step = replace(step, corrupt=True, fault="corrupt")
+            step = replace(step, corrupt=True, faults=(*step.faults, "corrupt"))
         if held is not None:
             yield replace(step, due_s=min(held.due_s, step.due_s))
             yield replace(held, due_s=max(held.due_s, step.due_s))
             held = None
         elif "reorder" in faults and step.frame is not None and draw.random() < REORDER_SHARE:
-            held = replace(step, fault="reorder")
+            held = replace(step, faults=(*step.faults, "reorder"))
         else:
             yield step
     if held is not None:
@@ -102,7 +102,7 @@ def _dropped(frames: Iterable[Frame], rate_hz: float, faults: frozenset[str], dr
     for seq, frame in enumerate(frames):
         at_s = seq / rate_hz
         if "drop" in faults and draw.random() < DROP_SHARE:
-            yield Step(due_s=at_s, taken_s=at_s, seq=seq, frame=None, fault="drop")
+            yield Step(due_s=at_s, taken_s=at_s, seq=seq, frame=None, faults=("drop",))
         else:
             yield Step(due_s=at_s, taken_s=at_s, seq=seq, frame=frame)
 
@@ -113,7 +113,7 @@ def _frozen(steps: Iterable[Step], rate_hz: float, faults: frozenset[str], draw:
     for step in steps:
         if left:
             left -= 1
-            yield replace(step, frame=still, fault="freeze")
+            yield replace(step, frame=still, faults=(*step.faults, "freeze"))
             continue
         if "freeze" in faults and step.frame is not None and draw.random() < 1 / (FREEZE_EVERY_S * rate_hz):
             left = max(round(draw.uniform(*FREEZE_S) * rate_hz), 1)

@@ -68,8 +68,8 @@ def play(steps: Iterable[Step], outlet: Outlet, *, rate_hz: float, seed: int, st
                 break
         if stop.is_set():
             break
-        if step.fault is not None:
-            tally.faults[step.fault] = tally.faults.get(step.fault, 0) + 1
+        for fault in step.faults:
+            tally.faults[fault] = tally.faults.get(fault, 0) + 1
         if step.frame is None:
             continue
         tally.late += time.monotonic() - start_s - step.due_s > 0.5 / rate_hz

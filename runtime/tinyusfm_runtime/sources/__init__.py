@@ -13,14 +13,15 @@ Shapes: HW = rows, columns; HWC = rows, columns, channels.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import ModuleType, TracebackType
 from typing import Any
 
 from tinyusfm_runtime import plugins
 from tinyusfm_runtime.errors import InputError, SourceError
-from tinyusfm_runtime.frame import Frame, FrameSource
+from tinyusfm_runtime.frame import Frame, FrameSource, LiveSource
+from tinyusfm_runtime.slot import Counters
 
 Box = tuple[int, int, int, int]
 """(row, column, height, width) in frame pixels."""
@@ -30,7 +31,8 @@ def open_source(location: str, *, crop: Box | str | None = None, **options: Any)
     """Opens whatever gives frames at a location.
 
     Args:
-        location: a folder, a file or a scheme such as ``phantom:0-31``; ``dicom:PATH`` names the source outright.
+        location: a folder, a file or a scheme such as ``phantom:0-31`` or ``igtl://HOST:PORT``;
+            ``dicom:PATH`` names the source outright.
         crop: (row, column, height, width) in frame pixels, or ``"region"`` for the region that the file itself
             marks as ultrasound (DICOM), or None.
         **options: handed to the source; one that it does not know is an error.
@@ -44,15 +46,20 @@ def open_source(location: str, *, crop: Box | str | None = None, **options: Any)
         MissingExtra: a library is missing.
     """
     name, module = _choose(location)
+    known = inspect.signature(module.open_source).parameters
     if crop == "region":
         options["region"] = True
-    known = inspect.signature(module.open_source).parameters
+    elif crop is not None and "crop" in known:
+        # a source that others push into cuts before it keeps anything
+        options["crop"], crop = crop, None
     unknown = [key for key in options if key not in known]
     if unknown:
         takes = ", ".join(key for key in known if key != "location") or "none"
         raise InputError(f"the {name} source has no option {unknown[0]!r}; its options: {takes}")
     source: FrameSource = module.open_source(location, **options)
-    return source if crop is None or isinstance(crop, str) else CroppedSource(source, crop)
+    if crop is None or isinstance(crop, str):
+        return source
+    return CroppedLiveSource(source, crop) if isinstance(source, LiveSource) else CroppedSource(source, crop)
 
 
 def _choose(location: str) -> tuple[str, ModuleType]:
@@ -63,7 +70,8 @@ def _choose(location: str) -> tuple[str, ModuleType]:
         if scheme == name or module.accepts(location):
             return name, module
     raise InputError(
-        "no source reads this location: give a folder of images, a DICOM file, a video or phantom:SEED "
+        "no source reads this location: give a folder of images, a DICOM, MetaImage or video file, phantom:SEED, "
+        "or something live such as igtl://HOST:PORT, shm:NAME or camera:0 "
         f"(sources here: {', '.join(names)}; name one outright as in dicom:PATH)"
     )
 
@@ -87,6 +95,37 @@ class CroppedSource:
     def __iter__(self) -> Iterator[Frame]:
         for frame in self.source:
             yield cropped(frame, self.crop)
+
+
+class CroppedLiveSource(CroppedSource):
+    """The same for a live source; a frame that the window does not fit is counted as ``crop`` and left out."""
+
+    def __init__(self, source: LiveSource, crop: Box) -> None:
+        super().__init__(source, crop)
+        self._live, self._tally = source, Counters()
+
+    def __iter__(self) -> Iterator[Frame]:
+        for frame in self._live:
+            try:
+                window = cropped(frame, self.crop)
+            except SourceError:
+                self._tally.add("crop")
+                continue
+            yield window
+
+    @property
+    def last_contact_ns(self) -> int | None:
+        """See LiveSource."""
+        return self._live.last_contact_ns
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """See LiveSource; ``crop`` beside the source's own."""
+        return {**self._live.counters, **self._tally.snapshot()}
+
+    def close(self) -> None:
+        """See LiveSource."""
+        self._live.close()
 
 
 def cropped(frame: Frame, crop: Box) -> Frame:
@@ -113,4 +152,4 @@ def cropped(frame: Frame, crop: Box) -> Frame:
     return replace(frame, pixels=window, crop=(top + row, left + col, height, width))
 
 
-__all__ = ["Box", "CroppedSource", "cropped", "open_source"]
+__all__ = ["Box", "CroppedLiveSource", "CroppedSource", "cropped", "open_source"]

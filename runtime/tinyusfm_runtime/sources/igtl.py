@@ -30,7 +30,7 @@ from tinyusfm_runtime.igtl_wire import MAX_BODY_BYTES, PORT, Message, WireError,
 from tinyusfm_runtime.plugins import Probe
 from tinyusfm_runtime.slot import Counters
 
-ADDRESS = re.compile(r"igtl:(?://)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(?::(\d{1,5}))?(?:/([\x21-\x7e]{1,20}))?")
+ADDRESS = re.compile(r"igtl:(?://)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(?::(\d{1,5}))?(?:/([^\s/]{1,20}))?")
 CONNECT_TIMEOUT_S = 1.0
 RETRY_S = (0.02, 0.1)
 """First and longest pause between two attempts to connect; a server that is back is found within the second."""
