@@ -128,7 +128,7 @@ class FakeCapture:
     opened = 0
     pictures: queue.Queue[np.ndarray | None]
 
-    def __init__(self, path: str, backend: int, parameters: list[int]) -> None:
+    def __init__(self, path: str, backend: int) -> None:
         self._converting = True
         self._open = type(self).plugged
         type(self).opened += self._open
@@ -154,7 +154,7 @@ class FakeCapture:
         if not type(self).plugged:
             return False, None
         try:
-            # OpenCV waits for CAP_PROP_READ_TIMEOUT_MSEC; the tests should not wait so long
+            # OpenCV waits for READ_TIMEOUT_S; the tests should not wait so long
             picture = self.pictures.get(timeout=0.5)
         except queue.Empty:
             return False, None

@@ -11,6 +11,7 @@ gives it.
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import time
@@ -27,8 +28,9 @@ from tinyusfm_runtime.slot import SlotSource
 
 RETRY_S = 0.1
 """Pause between two attempts to open a device that went away."""
-READ_TIMEOUT_MS = 1000
-"""A device that gives nothing for so long is opened again."""
+READ_TIMEOUT_S = 1
+"""A device that gives nothing for so long is opened again. Whole seconds: OpenCV's V4L2 takes it from the environment
+(OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT) and from nowhere else; its own default is 10."""
 PLANES = {"GREY": "whole", "YUYV": "even", "UYVY": "odd", "NV12": "top", "YU12": "top", "YV12": "top"}
 """FourCC -> where its brightness stands in what OpenCV hands over without conversion."""
 
@@ -121,8 +123,10 @@ class Device:
         """Opens it: False if it is not there."""
         cv2 = self._cv2
         level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+        # read when the first device is opened; whoever set it before is right
+        os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", str(READ_TIMEOUT_S))
         try:
-            capture = cv2.VideoCapture(self._path, cv2.CAP_V4L2, [cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_TIMEOUT_MS])
+            capture = cv2.VideoCapture(self._path, cv2.CAP_V4L2)
             if not capture.isOpened():
                 capture.release()
                 return False
@@ -232,7 +236,7 @@ class CameraSource(SlotSource):
         yield from super().__iter__()
 
     def close(self) -> None:
-        """Ends the iteration; the device itself is let go within READ_TIMEOUT_MS."""
+        """Ends the iteration; the device itself is let go within READ_TIMEOUT_S."""
         self._stop.set()
         super().close()
         if self._thread is None:
@@ -279,7 +283,7 @@ class CameraSource(SlotSource):
 
 __all__ = [
     "PLANES",
-    "READ_TIMEOUT_MS",
+    "READ_TIMEOUT_S",
     "RETRY_S",
     "CameraSource",
     "Device",
