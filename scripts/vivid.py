@@ -2,10 +2,9 @@
 
     python scripts/vivid.py --files DIR program.py [argument ...]
 
-DIR holds Debian packages that were unpacked, none of them installed (``apt-get download``, ``dpkg -x``): ``kernel`` with
-a linux-image, ``root`` with qemu-system-x86, its data, libraries and firmware, busybox-static, kmod and
-v4l-utils. QEMU
-emulates (no /dev/kvm needed), the guest sees the host's files read-only over 9p, and there is no network. The exit code
+DIR holds Debian packages that were unpacked, none of them installed (``apt-get download``, ``dpkg -x``): ``kernel``
+with a linux-image, ``root`` with qemu-system-x86, its data, libraries and firmware, busybox-static, kmod and v4l-utils.
+QEMU emulates (no /dev/kvm needed), the guest sees the host's files read-only over 9p, and there is no network. The exit code
 is the program's.
 """
 
@@ -40,7 +39,7 @@ INIT = """#!/bin/busybox sh
 
 
 def module_order(folder: Path) -> list[Path]:
-    """Files of MODULES and of what they need, needed ones first (modules.dep, or the file names where there is none)."""
+    """Files of MODULES and of what they need, needed ones first."""
     done = folder / "modules.dep"
     if not done.is_file():
         base = folder.parents[2]
