@@ -29,6 +29,7 @@ from tinyusfm_edge.cli.evaluate import evaluate
 from tinyusfm_edge.cli.export import export
 from tinyusfm_edge.cli.profile import profile
 from tinyusfm_edge.cli.qat import qat
+from tinyusfm_edge.cli.replay import replay
 from tinyusfm_edge.cli.run import run
 from tinyusfm_edge.cli.sensitivity import sensitivity
 from tinyusfm_edge.cli.verify import verify
@@ -49,6 +50,7 @@ for command in (
     export,
     verify,
     run,
+    replay,
     profile,
     build,
     calibrate,
