@@ -58,13 +58,6 @@ class Samples:
     files: list[int] = field(default_factory=list)
     threads: list[int] = field(default_factory=list)
 
-    def take(self, begin_s: float) -> None:
-        """Looks once."""
-        self.t_s.append(time.monotonic() - begin_s)
-        self.rss_mb.append(rss_mb())
-        self.files.append(sum(1 for _ in Path("/proc/self/fd").iterdir()))
-        self.threads.append(sum(1 for _ in Path("/proc/self/task").iterdir()))
-
     def between(self, warm_up_s: float, end_s: float) -> Samples:
         """Those after the warm-up and before the source ended."""
         keep = [i for i, t in enumerate(self.t_s) if warm_up_s <= t <= end_s]
@@ -79,6 +72,40 @@ class Samples:
     def slope_mb_h(self) -> float:
         """Slope of the least-squares line."""
         return float(np.polyfit(self.t_s, self.rss_mb, 1)[0]) * 3600
+
+
+class Sampler(threading.Thread):
+    """Looks at this process every so often, into memory that it took beforehand: the watcher must not grow either."""
+
+    def __init__(self, seconds: float, pause_s: float) -> None:
+        super().__init__()
+        self._pause_s, self._begin_s, self._over = pause_s, time.monotonic(), threading.Event()
+        self._rows = np.full((int(seconds / pause_s) + 1000, 4), np.nan)
+        self._count = 0
+
+    def run(self) -> None:
+        """Looks until it is told to end."""
+        while not self._over.wait(self._pause_s) and self._count < len(self._rows):
+            files = sum(1 for _ in os.scandir("/proc/self/fd"))
+            threads = sum(1 for _ in os.scandir("/proc/self/task"))
+            self._rows[self._count] = (time.monotonic() - self._begin_s, rss_mb(), files, threads)
+            self._count += 1
+
+    def end(self) -> Samples:
+        """Stops looking.
+
+        Returns:
+            What it saw.
+        """
+        self._over.set()
+        self.join()
+        t_s, memory, files, threads = self._rows[: self._count].T
+        return Samples(
+            t_s=t_s.tolist(),
+            rss_mb=memory.tolist(),
+            files=files.astype(int).tolist(),
+            threads=threads.astype(int).tolist(),
+        )
 
 
 def rss_mb() -> float:
@@ -148,7 +175,7 @@ def soak(
     """
     sockets = listen_for_sockets()
     frames, arrays = read_frames(folder)
-    samples, errors = Samples(), list[str]()
+    errors: list[str] = []
     source = PacedSource(rate_hz, frames, seconds, leak_bytes)
     limits = LadderOptions(misses_in_a_row=0, threads=1)
     with Ladder.open(bundle, advanced=limits) as ladder:
@@ -157,9 +184,7 @@ def soak(
         # a machine that is busy with other things must not look like a hanging engine
         options = LiveOptions(withhold_stale=False, give_up_ms=60_000, grace_ms=60_000)
         gc.collect()
-        begin_s, stop = time.monotonic(), threading.Event()
-        sampler = threading.Thread(target=_sample, args=(samples, begin_s, stop, 1.0 if seconds > 600 else 0.25))
-        unbalanced = 0
+        sampler, unbalanced = Sampler(seconds, 1.0 if seconds > 600 else 0.25), 0
         with Live(ladder, source, budget_ms=budget_ms, advanced=options) as live:
             sampler.start()
             try:
@@ -169,8 +194,7 @@ def soak(
                         comparison.look(result)
             except Exception as error:  # whatever it is, it is the finding
                 errors.append(f"{type(error).__name__}: {error}")
-            stop.set()
-            sampler.join()
+            samples = sampler.end()
         counters, latency = live.counters, live.latency()
         engine, rung = ladder.description, ladder.rung
     settled = samples.between(warm_up_s, seconds)
@@ -226,11 +250,6 @@ def _faults(found: Mapping[str, Any], settled: Samples) -> list[str]:
     if found["seconds"] >= LONG_S and found["slope_mb_h"] >= MAX_SLOPE_MB_H:
         faults.append(f"memory grows by {found['slope_mb_h']:.2f} MB an hour, not less than {MAX_SLOPE_MB_H}")
     return faults
-
-
-def _sample(samples: Samples, begin_s: float, stop: threading.Event, pause_s: float) -> None:
-    while not stop.wait(pause_s):
-        samples.take(begin_s)
 
 
 def listen_for_sockets() -> list[str]:

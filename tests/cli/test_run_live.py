@@ -127,7 +127,8 @@ def test_ctrl_c_closes_the_sinks_and_prints_the_table(bundle: Path, tmp_path: Pa
         "import sys\n"
         "from tests.runtime.live_sources import PacedSource, pictures\n"
         "from tinyusfm_runtime import sources\n"
-        "sources.open_source = lambda location, **options: PacedSource(20, pictures(4))\n"
+        "frames = [*pictures(4) * 5, *pictures(1) * 10_000]\n"
+        "sources.open_source = lambda location, **options: PacedSource(20, frames)\n"
         "from tinyusfm_edge.cli.main import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
@@ -141,9 +142,13 @@ def test_ctrl_c_closes_the_sinks_and_prints_the_table(bundle: Path, tmp_path: Pa
     )  # fmt: skip
     assert child.stderr is not None
     line = child.stderr.readline()
-    assert "lost -> live" in line, line
+    assert line.startswith("state lost -> live"), line
+    while "-> frozen" not in line:  # the picture stands still after a second
+        line = child.stderr.readline()
+        assert line.startswith("state "), line
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=60)
     assert child.returncode == INTERRUPTED, err
     assert "received" in out and "stopped" in err and "Traceback" not in err
+    assert "live state" not in err, "said once"
     assert place.exists()

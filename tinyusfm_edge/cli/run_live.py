@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -128,6 +129,8 @@ def run_live(asked: LiveRun, source: FrameSource) -> None:
     from tinyusfm_runtime.live_options import LiveOptions
     from tinyusfm_runtime.temporal import TemporalOptions
 
+    # what the loop logs is said below as notes; without a handler Python would print it a second time
+    logging.getLogger("tinyusfm_runtime").addHandler(logging.NullHandler())
     watch = Watch()
     live: Live | None = None
     standard_output = any(place in ("jsonl:-", "csv:-") for place in asked.sinks)
