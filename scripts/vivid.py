@@ -4,8 +4,8 @@
 
 DIR holds Debian packages that were unpacked, none of them installed (``apt-get download``, ``dpkg -x``): ``kernel``
 with a linux-image, ``root`` with qemu-system-x86, its data, libraries and firmware, busybox-static, kmod and v4l-utils.
-QEMU emulates (no /dev/kvm needed), the guest sees the host's files read-only over 9p, and there is no network. The exit code
-is the program's.
+QEMU emulates (no /dev/kvm needed), the guest sees the host's files read-only over 9p, and there is no network. The
+exit code is the program's.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def module_order(folder: Path) -> list[Path]:
     by_stem = {Path(name).name.split(".")[0].replace("-", "_"): name for name in needs}
     order: list[str] = []
     for wanted in MODULES:
-        name = by_stem.get(wanted)
-        if name is not None:  # else built into the kernel
-            order += [part for part in [*reversed(needs[name]), name] if part not in order]
+        if wanted in by_stem:  # else built into the kernel
+            found = by_stem[wanted]
+            order += [part for part in [*reversed(needs[found]), found] if part not in order]
     return [folder / name for name in order]
 
 
