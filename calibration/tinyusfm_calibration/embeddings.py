@@ -175,6 +175,7 @@ def id_keys(ids: Sequence[str], seed: int = 0) -> np.ndarray:
 __all__ = [
     "CHUNK_ROWS",
     "PCA_DIM",
+    "Item",
     "Projection",
     "check_ids",
     "chunks",

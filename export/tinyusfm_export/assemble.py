@@ -22,6 +22,7 @@ from tinyusfm_export.ladder import Ladder
 from tinyusfm_export.range_choice import Preparation
 from tinyusfm_export.verdict import Verdict
 from tinyusfm_runtime.bundle import Bundle
+from tinyusfm_runtime.drift import DRIFT_FILE, DriftStatistic
 from tinyusfm_runtime.frame import Frame
 from tinyusfm_runtime.manifest import (
     GOLDEN_FRAMES,
@@ -58,6 +59,7 @@ def bundle_files(
     ranges: Ranges | None,
     verdicts: Sequence[Verdict],
     preparation: Preparation | None = None,
+    drift: DriftStatistic | None = None,
 ) -> dict[str, bytes]:
     """Everything but the manifest.
 
@@ -68,6 +70,7 @@ def bundle_files(
         ranges: activation ranges, where any artefact is int8.
         verdicts: one a target.
         preparation: how the graph was changed before it became int8.
+        drift: what the calibration frames look like, where it is known.
 
     Returns:
         Path relative to the bundle -> content.
@@ -89,6 +92,8 @@ def bundle_files(
             "notes": list(ladder.notes),
         }
         files[QUANT_FILE] = to_bytes(quant)
+    if drift is not None:
+        files[DRIFT_FILE] = drift.to_bytes()
     return files
 
 

@@ -96,6 +96,8 @@ def correct_biases(graph: ExportGraph, decision: QuantDecision, shifts: Mapping[
     """
     import torch
 
+    if not shifts:
+        return graph
     layers = [graph.linear_inputs[name] for name in decision.quantized()]
     wanted = [path for path in layers if path in shifts]
     if not wanted:

@@ -106,6 +106,7 @@ def build_ladder(
     gated: bool,
     told: Callable[[str, float], None],
     preparation: Preparation | None = None,
+    notes: Sequence[str] = (),
 ) -> Ladder:
     """Builds and checks every rung.
 
@@ -118,6 +119,7 @@ def build_ladder(
         gated: False takes the first policy whatever comes out.
         told: called with what is being done and the share of the rungs done, 0..1.
         preparation: how the graph is changed before it becomes int8; the ranges are those of the changed graph.
+        notes: what a reader must know about the ranges; comes first.
 
     Raises:
         GateError: a rung misses the gate under every policy.
@@ -127,7 +129,7 @@ def build_ladder(
     prepared = preparation or Preparation()
     equalised = prepared.equalised(graph)
     built: dict[Rung, CheckedArtefact] = {}
-    notes: list[str] = []
+    said = list(notes)
     decisions: dict[str, QuantDecision] = {}
     for precision in dict.fromkeys(precision for _, precision in rungs):
         mine = [rung for rung in rungs if rung[1] == precision]
@@ -143,14 +145,14 @@ def build_ladder(
                 break
             if number + 1 < len(tries):
                 kept = _newly_float(decisions[precision], _decide(graph, precision, ranges, tries[number + 1]))
-                notes.append(f"{kept} layers are kept float: in int8 the gate was missed by {missed}")
+                said.append(f"{kept} layers are kept float: in int8 the gate was missed by {missed}")
     artefacts = tuple(built[rung] for rung in rungs)
     if gated and (missed := _missed(artefacts)):
         reports = {artefact.name: artefact.report for artefact in artefacts}
         raise GateError(f"nothing was published, the gate was missed by {missed}", MissedGates(reports=reports))
     if broken := [artefact.name for artefact in artefacts if artefact.broken]:
         raise EngineError(f"{', '.join(broken)}: outputs are not finite; that is not published even without a gate")
-    return Ladder(artefacts=artefacts, decisions=decisions, notes=tuple(notes))
+    return Ladder(artefacts=artefacts, decisions=decisions, notes=tuple(said))
 
 
 def _decide(graph: ExportGraph, precision: str, ranges: Ranges | None, policy: PtqPolicy) -> QuantDecision:

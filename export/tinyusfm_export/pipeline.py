@@ -30,7 +30,7 @@ from tinyusfm_export.ptq import PtqPolicy, activation_taps
 from tinyusfm_export.range_choice import Preparation
 from tinyusfm_export.side_by_side import judge_sides
 from tinyusfm_export.verdict import Verdict
-from tinyusfm_runtime.drift import DRIFT_FILE, DriftStatistic
+from tinyusfm_runtime.drift import DriftStatistic
 from tinyusfm_runtime.errors import CalibrationError, InputError, UnsupportedError
 from tinyusfm_runtime.manifest import Artefact
 from tinyusfm_runtime.plugins import public_name
@@ -176,26 +176,20 @@ def export_bundle(
         gated=gated,
         told=lambda what, share: told(what, 0.2 + 0.5 * share),
         preparation=options.preparation if quantized else None,
+        notes=options.notes if quantized else (),
     )
     if options.compute_capabilities:
         ladder = with_engines(ladder, options.compute_capabilities, lambda what, share: told(what, 0.7))
-    ladder = replace(ladder, notes=(*(options.notes if quantized else ()), *ladder.notes))
     told("measuring side by side", 0.7)
     verdicts = judge_sides(
         graph, ladder.artefacts, checks, siblings=options.compare, rounds=options.rounds, runs=options.runs
     )
     told("publishing", 0.97)
     used = ranges if quantized else None
+    preparation = options.preparation if quantized else None
     files = bundle_files(
-        ladder,
-        checks.golden,
-        pictures,
-        ranges=used,
-        verdicts=verdicts,
-        preparation=options.preparation if quantized else None,
+        ladder, checks.golden, pictures, ranges=used, verdicts=verdicts, preparation=preparation, drift=options.drift
     )
-    if options.drift is not None:
-        files[DRIFT_FILE] = options.drift.to_bytes()
     entries = manifest_artefacts(ladder.artefacts, files, gated=gated)
     path = rehearse_and_publish(
         out, spec=spec, artefacts=entries, files=files, calibration_id=used.set_id if used else None

@@ -416,6 +416,7 @@ __all__ = [
     "DRIFT_FILE",
     "DRIFT_VERSION",
     "GREY_NAMES",
+    "MAX_STATISTIC_BYTES",
     "STRANGE_SHARE",
     "WINDOW_FRAMES",
     "DriftMonitor",
