@@ -22,11 +22,12 @@ SECONDS = 0.15
 """Time spent on one shape and precision."""
 
 
-def gemm_floor(threads: int) -> dict[str, dict[str, float]]:
+def gemm_floor(threads: int, only: str = "") -> dict[str, dict[str, float]]:
     """Measures billions of operations a second (one multiplication and one addition are two).
 
     Args:
         threads: threads of torch.
+        only: beginning of the precisions' names that are measured; all by default.
 
     Returns:
         precision -> shape as text -> GOP/s, with the best under ``"best"``.
@@ -34,6 +35,8 @@ def gemm_floor(threads: int) -> dict[str, dict[str, float]]:
     torch.set_num_threads(threads)
     found: dict[str, dict[str, float]] = {}
     for name, make in ROUTINES.items():
+        if not name.startswith(only):
+            continue
         speeds = {}
         for rows, inner, columns in SHAPES:
             operations = 2.0 * rows * inner * columns

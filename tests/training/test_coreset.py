@@ -1,4 +1,4 @@
-"""Coresets end to end on a small pool: every method behind one call, a file that distillation takes, a page beside it."""
+"""Coresets end to end on a small pool: every method behind one call, a file that distillation takes, a page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gradient trajectories: the closed form is autograd's, masks stay with their pictures, killed epochs are taken up again."""
+"""Gradient trajectories: the closed form is autograd's, masks stay with pictures, stopped epochs are taken up again."""
 
 from __future__ import annotations
 

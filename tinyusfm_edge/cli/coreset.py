@@ -89,8 +89,8 @@ def coreset(
     for failure in found.pool.failures:
         console.note(f"not decoded: {failure.name} (hash of its id): {failure.reason}")
     console.say(
-        f"{out}: {len(chosen.ids)} of {chosen.num_pool} pictures by {chosen.method} from {chosen.num_clusters} clusters, "
-        f"{chosen.num_duplicates} near-duplicates skipped, {chosen.num_missing} short of the budget"
+        f"{out}: {len(chosen.ids)} of {chosen.num_pool} pictures by {chosen.method} from {chosen.num_clusters} "
+        f"clusters, {chosen.num_duplicates} near-duplicates skipped, {chosen.num_missing} short of the budget"
     )
     console.say("seconds: " + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in found.seconds.items()))
     console.say(f"report: {page}")

@@ -50,9 +50,9 @@ class EncoderAttention(nn.Module):
 
     def __init__(self, shape: EncoderShape) -> None:
         super().__init__()
-        self.heads = shape.heads
+        self.heads, self.only_qv = shape.heads, shape.bias == "qv"
         self.qkv = nn.Linear(shape.width, 3 * shape.width, bias=shape.bias == "qkv")
-        if shape.bias == "qv":
+        if self.only_qv:
             self.q_bias = nn.Parameter(torch.zeros(shape.width))
             self.v_bias = nn.Parameter(torch.zeros(shape.width))
         self.proj = nn.Linear(shape.width, shape.width)
@@ -60,8 +60,8 @@ class EncoderAttention(nn.Module):
     def forward(self, x_BND: Tensor, bias_HNN: Tensor | None = None) -> Tensor:
         """Tokens -> attended tokens; ``bias_HNN`` is added to the scaled products."""
         b, n, d = x_BND.shape
-        bias = self.qkv.bias
-        if bias is None:
+        bias: Tensor = self.qkv.bias
+        if self.only_qv:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
         qkv = (
             F.linear(x_BND, self.qkv.weight, bias).reshape(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)

@@ -122,11 +122,12 @@ def _clusters(coreset: Coreset) -> list[tuple[str, ...]]:
     for place, label in enumerate(selection.labels_M.tolist()):
         if label not in first or selection.score_M[place] < selection.score_M[first[label]]:
             first[label] = place
-    found = []
+    found: list[tuple[str, ...]] = []
     for label in np.argsort(-sizes, kind="stable")[:40].tolist():
-        place = first.get(label)
-        best = "-" if place is None else hashlib.sha256(selection.ids[place].encode()).hexdigest()[:12]
-        score = "-" if place is None else f"{selection.score_M[place]:.3f}"
+        best, score = "-", "-"
+        if label in first:
+            best = hashlib.sha256(selection.ids[first[label]].encode()).hexdigest()[:12]
+            score = f"{selection.score_M[first[label]]:.3f}"
         found.append((str(label), clusters.strata[label] or "-", str(sizes[label]), str(chosen[label]), best, score))
     return found
 

@@ -133,39 +133,28 @@ def choose(
     """
     embedder, proxy, config = embedder or Embedder(), proxy or ProxyConfig(), config or SelectConfig()
     clock = _Clock()
-    size = proxy.image_size
-    name = hashlib.sha256("\n".join([str(size), str(frame_stride), *(r.id for r in found.rows)]).encode()).hexdigest()
-    pool = read_pool(
-        found.rows,
-        size,
-        left_out=found.left_out,
-        store=work / f"pictures-{name[:12]}",
-        frame_stride=frame_stride,
-        allowed_failures=allowed_failures,
-        track=lambda items: iter(track(items, "pictures", len(found.rows))),
-    )
+    pool = _read(found, proxy.image_size, work, frame_stride, allowed_failures, track)
     clock.stop("reading")
     say(f"{len(pool)} pictures of {len(set(pool.groups))} groups")
     count = parse_budget(budget, len(pool))
-    gradients, trained = None, None
-    needs_vectors = method != "random"
-    if method in NEEDS_GRADIENTS or (needs_vectors and embedder.kind == "proxy"):
+    trained = None
+    if method in NEEDS_GRADIENTS or (method != "random" and embedder.kind == "proxy"):
         trained = Proxy(pool, proxy, work / "proxy", device)
-        gradients = trained.run(track)
+        trained.run(track)
         clock.stop("gradients")
     vectors: np.ndarray = np.zeros((len(pool), 1), np.float32)
-    clusters = None
-    if needs_vectors:
-        tokens, width, where = _tokens(embedder, trained, size, device)
+    if method != "random":
+        tokens, width, where = _tokens(embedder, trained, proxy.image_size, device)
         vectors = embed_pool(pool, tokens, width, work / "embeddings.f32", device=where, track=track)
         clock.stop("embeddings")
+    clusters = None
     if method not in ("random", "kcentre"):
         kinds = pool.sources if stratify and len(set(pool.sources)) > 1 else None
         clusters = cluster(
             vectors, count=config.clusters, strata=kinds, seed=config.seed, algorithm=config.algorithm, dim=config.dim
         )
         clock.stop("clusters")
-    used = gradients if method in NEEDS_GRADIENTS else None
+    used = trained.gradients_NE if trained is not None and method in NEEDS_GRADIENTS else None
     selection = select(vectors, pool.ids, count, method=method, gradients_NE=used, config=config, clusters=clusters)
     clock.stop("selection")
     settings = {
@@ -177,12 +166,20 @@ def choose(
         "stratify": stratify,
     }
     return Coreset(
-        selection=selection,
-        pool=pool,
-        clusters=clusters,
-        gradients_NE=used,
-        seconds=clock.seconds,
-        settings=settings,
+        selection=selection, pool=pool, clusters=clusters, gradients_NE=used, seconds=clock.seconds, settings=settings
+    )
+
+
+def _read(found: Listing, size: int, work: Path, frame_stride: int, allowed_failures: int, track: Track) -> Pool:
+    name = hashlib.sha256("\n".join([str(size), str(frame_stride), *(r.id for r in found.rows)]).encode()).hexdigest()
+    return read_pool(
+        found.rows,
+        size,
+        left_out=found.left_out,
+        store=work / f"pictures-{name[:12]}",
+        frame_stride=frame_stride,
+        allowed_failures=allowed_failures,
+        track=lambda items: iter(track(items, "pictures", len(found.rows))),
     )
 
 

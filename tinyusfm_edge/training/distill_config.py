@@ -253,7 +253,7 @@ def parse_change(text: str) -> dict[str, Any]:
         parsed = value
     for part in reversed(key.strip().split(".")):
         parsed = {part: parsed}
-    return parsed  # type: ignore[no-any-return]
+    return parsed
 
 
 def merge(data: dict[str, Any], changes: Any, where: str) -> None:
@@ -275,7 +275,7 @@ def merge(data: dict[str, Any], changes: Any, where: str) -> None:
 
 def to_json(config: Any) -> dict[str, Any]:
     """Settings as plain data."""
-    return json.loads(json.dumps(asdict(config)))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(asdict(config)))
 
 
 def build(kind: Any, data: Mapping[str, Any]) -> Any:

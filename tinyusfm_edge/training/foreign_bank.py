@@ -194,4 +194,4 @@ def open_foreign(
     return ForeignBank(teacher, views, stages, view.image_size // 16)
 
 
-__all__ = ["ForeignBank", "bank_note", "open_foreign", "write_features", "write_pictures"]
+__all__ = ["ForeignBank", "Track", "bank_note", "open_foreign", "write_features", "write_pictures"]

@@ -21,7 +21,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -392,7 +392,7 @@ class _Loop:
                 self.folder.save(self._saved(), self.average, self.optimiser.state_dict(), self.state)
             self.fabric.barrier()
 
-    def _batches(self) -> Iterator[list[Any]]:
+    def _batches(self) -> Generator[list[Any], None, None]:
         """The parts of every remaining step, one step ahead of its use."""
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
             ahead = pool.submit(self._make, self.state.step)

@@ -70,6 +70,7 @@ class MaeObjective(nn.Module):
         self.blocks = nn.ModuleList(Block(mae.width, mae.heads, 0.0) for _ in range(mae.depth))
         self.norm = nn.LayerNorm(mae.width, eps=1e-6)
         self.head = nn.Linear(mae.width, PATCH * PATCH)
+        self.positions: Tensor
         self.register_buffer("positions", sine_positions(student.backbone.grid, mae.width), persistent=False)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 

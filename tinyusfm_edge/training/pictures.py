@@ -280,12 +280,12 @@ class _Writer:
     def put(self, square_SS: np.ndarray, identity: str) -> None:
         data = np.ascontiguousarray(square_SS)
         self.digest.update(identity.encode())
-        self.digest.update(data)
+        self.digest.update(data.data)
         if self.stream is None:
             self.held.append(data)
             return
         try:
-            self.stream.write(data)
+            self.stream.write(data.data)
         except OSError as error:
             raise OutputError(f"cannot write pictures to {self.store}: {error.strerror}") from error
 

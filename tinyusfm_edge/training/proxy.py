@@ -167,7 +167,7 @@ class Proxy:
 
     def _pass(self, rows: np.ndarray, step: int | None) -> np.ndarray:
         """One batch, with a step of the optimiser or without; returns its norms."""
-        image = torch.from_numpy(self.pool.pixels_NSS[rows])[:, None].to(self.device).float() / 255
+        image = torch.from_numpy(np.array(self.pool.pixels_NSS[rows]))[:, None].to(self.device).float() / 255
         count = self.objective.student.backbone.grid**2
         order = torch.stack([mask_order(self.pool.ids[row], count) for row in rows]).to(self.device)
         with torch.set_grad_enabled(step is not None):
@@ -244,7 +244,7 @@ def embed_pool(
     found = np.memmap(path, np.float32, "w+", shape=(len(pool), width))
     starts: Sequence[int] = range(0, len(pool), batch)
     for start in track(starts, "embeddings", len(starts)):
-        part = torch.from_numpy(pool.pixels_NSS[start : start + batch])[:, None].to(device).float() / 255
+        part = torch.from_numpy(np.array(pool.pixels_NSS[start : start + batch]))[:, None].to(device).float() / 255
         with torch.no_grad():
             found[start : start + batch] = tokens(part).float().mean(1).cpu().numpy()
     found.flush()

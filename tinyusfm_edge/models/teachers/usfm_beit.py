@@ -58,7 +58,7 @@ class RelativeBias(nn.Module):
 
     def forward(self, grid: int) -> Tensor:
         """Bias HNN for so many patches a side."""
-        table = self.relative_position_bias_table
+        table: Tensor = self.relative_position_bias_table
         if grid != self.grid:
             side, wanted = 2 * self.grid - 1, 2 * grid - 1
             square = table[: side * side].transpose(0, 1).reshape(1, -1, side, side)
