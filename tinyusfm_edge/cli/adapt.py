@@ -93,6 +93,8 @@ def adapt(
     run_folder = out.with_suffix(".run")
     spec = recipe.student_spec(plan, names, name=name or out.stem, postprocess=postprocess)
     found = recipe.adapt(data, run_folder, plan, names, init=find_start(init), teacher=choice)
+    if not recipe.is_first_process():
+        return
     sha256, stops = recipe.write_student(run_folder, out, plan, spec, data=data)
     console.say(f"{out}  {sha256[:12]}  step {found.best_step}: {best_scores(run_folder, found.best_step)}")
     for what, value in stops.table() if stops is not None else ():

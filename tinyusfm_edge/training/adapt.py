@@ -181,6 +181,11 @@ def evaluation_of(objective: AdaptObjective, data: TaskData, spec: PreprocessSpe
     return Evaluation(every=config.evaluate_every, measure=measure, best_by="val_rank")
 
 
+def is_first_process() -> bool:
+    """Whether this process writes results: the only one, or the first of those that torchrun started."""
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
 def best_student(run_folder: Path, config: AdaptConfig) -> Student:
     """The student with the best weights of a finished run, in evaluation mode.
 
@@ -265,6 +270,7 @@ __all__ = [
     "best_student",
     "engine_config",
     "evaluation_of",
+    "is_first_process",
     "preprocess_spec",
     "start_student",
     "student_spec",

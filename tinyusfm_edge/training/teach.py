@@ -105,12 +105,12 @@ def adapted_teacher(
     from tinyusfm_edge.training.adapt import BEST, train_model
 
     plan = teacher_config(config)
-    about = {"name": choice.name, "sha256": read_weights_file(choice.weights).sha256}
+    about: dict[str, object] = {"name": choice.name, "sha256": read_weights_file(choice.weights).sha256}
     teacher = build_task_teacher(plan, choice)
-    outcome = train_model(teacher, data, run_folder, plan, labels, start={"teacher": about}, quiet=quiet)
+    train_model(teacher, data, run_folder, plan, labels, start={"teacher": about}, quiet=quiet)
     fill_task_teacher(teacher, run_folder / BEST)
     teacher.encoder = merge_adapters(teacher.encoder)  # type: ignore[assignment]
-    return teacher.requires_grad_(False).eval(), {**about, "val_rank": outcome.best}
+    return teacher.requires_grad_(False).eval(), about
 
 
 def fill_task_teacher(teacher: TaskTeacher, path: Path) -> None:
