@@ -17,6 +17,7 @@ import typer
 from typer.main import get_command
 
 from tinyusfm_edge.cli import console
+from tinyusfm_edge.cli.audit import audit
 from tinyusfm_edge.cli.demo import demo
 from tinyusfm_edge.cli.doctor import doctor
 from tinyusfm_edge.cli.export import export
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 for command in (export, verify, run, profile, doctor, demo):
     app.command()(command)
+app.add_typer(audit, name="audit")
 
 
 def _show_version(wanted: bool) -> None:
