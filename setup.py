@@ -15,7 +15,7 @@ MSVC = sys.platform == "win32"
 
 native = Extension(
     "tinyusfm_runtime._native",
-    sources=[f"{FOLDER}/{name}.c" for name in ("native_module", "preprocess", "components", "moments")],
+    sources=[f"{FOLDER}/{name}.c" for name in ("native_module", "preprocess", "components", "moments", "crc64")],
     depends=[f"{FOLDER}/{name}.h" for name in ("tue_numerics", "dispatch", "runs")],
     include_dirs=[FOLDER],
     define_macros=[("Py_LIMITED_API", "0x030A0000")],

@@ -25,7 +25,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a signature, a struct or a definition changes; callers compare it with the one they know. */
-#define TUE_NUMERICS_VERSION 1
+#define TUE_NUMERICS_VERSION 2
 
 /* What every function returns. */
 enum tue_status {
@@ -87,6 +87,9 @@ TUE_API int32_t tue_largest_component(const uint8_t *mask, int32_t rows, int32_t
 /* Raw moments of the non-zero pixels of a contiguous mask, x = column, y = row, both from 0:
  * out = {sum 1, sum x, sum y, sum x x, sum x y, sum y y}. Exact: the largest is below 2^57. */
 TUE_API int32_t tue_moments(const uint8_t *mask, int32_t rows, int32_t columns, int64_t out[6]);
+
+/* CRC-64 of ECMA-182, as OpenIGTLink guards the body of a message: start 0, no final inversion. */
+TUE_API int32_t tue_crc64(const uint8_t *data, size_t count, uint64_t *out);
 
 #ifdef __cplusplus
 }

@@ -23,7 +23,7 @@ import numpy as np
 
 from tinyusfm_runtime.errors import UnsupportedError
 
-VERSION = 1
+VERSION = 2
 """TUE_NUMERICS_VERSION of runtime/capi/tue_numerics.h that this file was written for."""
 SWITCH = "TINYUSFM_NATIVE"
 """Environment variable; ``0`` forces numpy."""
@@ -190,6 +190,25 @@ def moments(mask_HW: np.ndarray) -> tuple[int, int, int, int, int, int]:
     return m00, m10, m01, m20, m11, m02
 
 
+def crc64(octets: np.ndarray) -> int:
+    """CRC-64 of ECMA-182, see crc64.py.
+
+    Args:
+        octets: uint8 (N,), C-contiguous.
+
+    Returns:
+        0 .. 2^64 - 1.
+
+    Raises:
+        UnsupportedError: the kernels are not available, or the array is not a row of bytes.
+    """
+    if octets.dtype != np.uint8 or octets.ndim != 1 or not octets.flags.c_contiguous:
+        raise UnsupportedError(f"a checksum is taken of a row of bytes, not of {octets.dtype} {octets.shape}")
+    out = ctypes.c_uint64()
+    _check(_library().tue_crc64(_address(octets), octets.size, ctypes.byref(out)), "checksum")
+    return out.value
+
+
 @lru_cache(maxsize=1)
 def _load() -> tuple[ctypes.CDLL | None, str]:
     if os.environ.get(SWITCH, "").strip() == "0":
@@ -216,6 +235,7 @@ def _open(path: str) -> tuple[ctypes.CDLL | None, str]:
         "tue_components_scratch": (size, [i32, i32]),
         "tue_largest_component": (i32, [pointer, i32, i32, pointer, pointer, pointer, size]),
         "tue_moments": (i32, [pointer, i32, i32, pointer]),
+        "tue_crc64": (i32, [pointer, size, pointer]),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(library, name)
@@ -253,6 +273,7 @@ __all__ = [
     "VERSION",
     "ResampleFilter",
     "available",
+    "crc64",
     "largest_component",
     "luma_resize",
     "moments",

@@ -20,7 +20,7 @@ from tinyusfm_runtime.errors import UnsupportedError
 from tinyusfm_runtime.frame import PixelFormat, VideoRange
 
 CAPI = Path(__file__).parents[2] / "runtime" / "capi"
-SOURCES = ("preprocess.c", "components.c", "moments.c")
+SOURCES = ("preprocess.c", "components.c", "moments.c", "crc64.c")
 CC = shutil.which("gcc") or shutil.which("clang") or shutil.which("cc")
 EXAMPLES = settings(
     max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -295,6 +295,7 @@ class TestMasks:
         assert library.tue_threshold(None, 4, 0.0, None) == 1
         assert library.tue_moments(None, 4, 4, sums) == 1
         assert library.tue_moments(sums, 0, 4, sums) == 1
+        assert library.tue_crc64(None, 4, sums) == 1 and library.tue_crc64(sums, 4, None) == 1
         assert library.tue_moments(sums, 4, 16385, sums) == 1
         assert library.tue_largest_component(None, 4, 4, None, None, None, 0) == 1
         assert library.tue_preprocess(None, None, None, None, 0, None, 0) == 1
@@ -306,8 +307,8 @@ class TestLoading:
         (tmp_path / "garbage.so").write_bytes(b"not a library")
         assert native._open(str(tmp_path / "garbage.so"))[0] is None
         assert "cannot be loaded" in native._open(str(tmp_path / "garbage.so"))[1]
-        old = compiled(tmp_path, change=("TUE_NUMERICS_VERSION 1", "TUE_NUMERICS_VERSION 0"))
-        assert native._open(str(old)) == (None, "built from version 0 of the kernels, not 1: build it again")
+        old = compiled(tmp_path, change=("TUE_NUMERICS_VERSION 2", "TUE_NUMERICS_VERSION 0"))
+        assert native._open(str(old)) == (None, "built from version 0 of the kernels, not 2: build it again")
 
     def test_without_kernels_a_call_says_so_and_results_stay(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(native, "_load", lambda: (None, "not built: for this test"))

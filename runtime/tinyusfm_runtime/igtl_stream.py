@@ -1,0 +1,117 @@
+"""MessageReader: bytes of a non-blocking stream become whole OpenIGTLink messages, without ever waiting for one.
+
+It keeps a half-received message between calls, asks for memory only after a header has passed its checks, and compares
+a picture's own size with the header's length as soon as both are there, so that a wrong length is seen at once and not
+after megabytes of other messages. It does not know sockets, reconnecting or which messages matter.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from tinyusfm_runtime.igtl_wire import (
+    EXTENDED_BYTES,
+    HEADER_BYTES,
+    IMAGE_HEADER_BYTES,
+    MAX_BODY_BYTES,
+    Header,
+    Message,
+    WireError,
+    check_image_start,
+    unpack_body,
+    unpack_header,
+)
+
+ReceiveInto = Callable[[memoryview], int]
+"""Fills a buffer as far as bytes are there: how many, 0 at the end of the stream, BlockingIOError if there are none."""
+START_BYTES = EXTENDED_BYTES + IMAGE_HEADER_BYTES
+"""So much of a picture's body tells how long it must be."""
+
+
+class EndOfStream(Exception):
+    """The other side closed the connection; ``half`` tells whether it did so inside a message."""
+
+    def __init__(self, half: bool) -> None:
+        super().__init__("the stream ended")
+        self.half = half
+
+
+class MessageReader:
+    """Assembles messages.
+
+    Args:
+        receive_into: where bytes come from.
+        max_body_bytes: cap on one message.
+        check_crc: False only to show that damage would pass without it.
+    """
+
+    def __init__(
+        self, receive_into: ReceiveInto, *, max_body_bytes: int = MAX_BODY_BYTES, check_crc: bool = True
+    ) -> None:
+        self._receive_into, self._max_body_bytes, self._check_crc = receive_into, max_body_bytes, check_crc
+        self._begin()
+
+    @property
+    def half_since_ns(self) -> int | None:
+        """``time.monotonic_ns`` of the first byte of the message that is not whole yet, or None between messages."""
+        return self._first_ns
+
+    def read(self) -> tuple[Message, int]:
+        """Goes on with the current message.
+
+        Returns:
+            The message and ``time.monotonic_ns`` of its first byte.
+
+        Raises:
+            BlockingIOError: it is not whole yet.
+            EndOfStream: the other side is gone.
+            WireError: it must be refused. Reason ``crc`` leaves the stream in step; after any other that stems from
+                framing, ``in_step`` is False and only a new connection helps.
+        """
+        while True:
+            room = memoryview(self._header if self._parsed is None else self._body)[self._have : self._want]
+            if len(room):
+                self._fill(room)
+            if self._have < self._want:
+                continue
+            if self._parsed is None:
+                self._parsed = self._framed(lambda: unpack_header(self._header, max_body_bytes=self._max_body_bytes))
+                self._body = bytearray(self._parsed.body_bytes)
+                self._have, self._want = 0, self._first_part(self._parsed)
+            elif self._want < len(self._body):
+                parsed = self._parsed
+                self._framed(lambda: check_image_start(parsed, self._body[: self._want]))
+                self._want = len(self._body)
+            else:
+                parsed, body, first_ns = self._parsed, self._body, self._first_ns or time.monotonic_ns()
+                self._begin()
+                return unpack_body(parsed, body, check_crc=self._check_crc), first_ns
+
+    def _begin(self) -> None:
+        self._header, self._body = bytearray(HEADER_BYTES), bytearray()
+        self._parsed: Header | None = None
+        self._have, self._want = 0, HEADER_BYTES
+        self._first_ns: int | None = None
+        self.in_step = True
+
+    def _first_part(self, header: Header) -> int:
+        return min(START_BYTES, header.body_bytes) if header.kind == "IMAGE" else header.body_bytes
+
+    def _fill(self, room: memoryview) -> None:
+        count = self._receive_into(room)
+        if count == 0:
+            raise EndOfStream(half=self._first_ns is not None)
+        if self._first_ns is None:
+            self._first_ns = time.monotonic_ns()
+        self._have += count
+
+    def _framed(self, step: Callable[[], Header]) -> Header:
+        try:
+            return step()
+        except WireError:
+            self.in_step = False
+            raise
+
+
+__all__ = ["START_BYTES", "EndOfStream", "MessageReader", "ReceiveInto"]
