@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tinyusfm_runtime.frame import Frame
     from tinyusfm_runtime.session import Prediction
+    from tinyusfm_runtime.temporal import Reading
 
 
 class LiveState(str, Enum):
@@ -71,6 +72,7 @@ class LiveResult:
         rung: its place in the fallback ladder, 0 is the chosen one.
         degraded: another artefact than the chosen one answered, or the engine missed its deadline.
         error: why there is no prediction, one line without pixels or names, or None.
+        reading: what smoothing over time makes of it, where that was asked for; the prediction stays as it was.
     """
 
     frame: Frame
@@ -86,6 +88,7 @@ class LiveResult:
     rung: int
     degraded: bool
     error: str | None = None
+    reading: Reading | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,6 +105,42 @@ class StateChange:
 
     before: LiveState
     after: LiveState
+    t_ns: int
+    reason: str
+    seq: int | None = None
+
+
+class LiveEventKind(str, Enum):
+    """What else can happen in a loop."""
+
+    OVERLAY_EXPIRED = "overlay_expired"
+    """The last result that could be shown is older than the limit: take it off the screen."""
+    DEADLINE_MISSED = "deadline_missed"
+    """The engine has not answered within its deadline and is still at it."""
+    ENGINE_FAILED = "engine_failed"
+    """An artefact raised, gave up, hung, or answered what cannot be right."""
+    RUNG_CHANGED = "rung_changed"
+    """Another artefact answers from the next frame on."""
+    ENGINE_BACK = "engine_back"
+    """An artefact that had failed passed its golden frames again; it is not used before it is asked for."""
+    BUNDLE_CHANGED = "bundle_changed"
+    """Another bundle answers from the next frame on."""
+    BUNDLE_REFUSED = "bundle_refused"
+    """Another bundle was not taken, or taken back."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LiveEvent:
+    """Something happened that is neither a result nor a state.
+
+    Attributes:
+        kind: what it was.
+        t_ns: ``time.monotonic_ns`` when it was noticed.
+        reason: one line for people, without pixels or names.
+        seq: sequence number of the frame it concerns, or None.
+    """
+
+    kind: LiveEventKind
     t_ns: int
     reason: str
     seq: int | None = None
@@ -133,4 +172,13 @@ class LiveCounters:
         return self.received == self.processed + sum(self.dropped.values()) + sum(self.rejected.values()) + self.waiting
 
 
-__all__ = ["DropPolicy", "DropReason", "LiveCounters", "LiveResult", "LiveState", "StateChange"]
+__all__ = [
+    "DropPolicy",
+    "DropReason",
+    "LiveCounters",
+    "LiveEvent",
+    "LiveEventKind",
+    "LiveResult",
+    "LiveState",
+    "StateChange",
+]

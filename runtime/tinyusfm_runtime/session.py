@@ -207,6 +207,11 @@ class Session:
         """Engine really used, one line."""
         return self._description
 
+    @property
+    def golden_frames(self) -> Sequence[Frame]:
+        """The bundle's golden frames, phantoms all of them."""
+        return self._golden.frames
+
     def predict(self, frame: Frame) -> Prediction:
         """Answers for one frame.
 
