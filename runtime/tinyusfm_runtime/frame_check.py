@@ -40,7 +40,8 @@ def refusal(candidate: Any) -> str | None:
         return NOT_FINITE
     if pixels.dtype != np.uint8:
         return WRONG_TYPE
-    if isinstance(candidate.seq, bool) or not isinstance(candidate.seq, int):
+    seq: Any = candidate.seq
+    if isinstance(seq, bool) or not isinstance(seq, int):
         return WRONG_GEOMETRY
     try:
         replace(candidate, spacing_mm=None)

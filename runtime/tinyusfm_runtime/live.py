@@ -57,6 +57,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _SOURCE_ENDS_S = 5.0  # a source must end its iteration soon after close
+Tap = Callable[[Ladder, Frame, Answered, LiveResult], None]
+"""Sees every result in the inference thread, before anybody else does: which ladder, what it was asked and said."""
 _OLDEST_RECEPTION_NS = 3_600_000_000_000  # a reception time that lies further back is another clock's
 
 
@@ -114,7 +116,8 @@ class Live:
         self._reconnects = 0
         self._incoming: tuple[Ladder, threading.Event] | None = None
         self._owned: list[Ladder] = []
-        self._taps: list[Callable[[Frame, Answered, LiveResult], None]] = []
+        self.taps: list[Tap] = []
+        self._first: Ladder | None = None
         self._swap_lock = threading.Lock()
 
     def __enter__(self) -> Live:
@@ -124,6 +127,8 @@ class Live:
             assert self._wrapped is not None
             self._ladder = Ladder.of(self._wrapped)
             self._owned.append(self._ladder)
+        else:
+            self._first = self._ladder
         self._source = self._source.__enter__()
         watch = self.policy is DropPolicy.NEWEST
         self._states = StateMachine(
@@ -230,6 +235,42 @@ class Live:
         for ladder in self._owned:
             ladder.close()
 
+    # for swap.py
+
+    @property
+    def runs(self) -> bool:
+        """True from entering until the last frame is answered."""
+        return len(self._threads) == 3 and self._threads[1].is_alive() and not self._closing.is_set()
+
+    @property
+    def owns_this_thread(self) -> bool:
+        """True in one of the loop's own threads, where nobody may wait for the loop."""
+        return threading.current_thread() in self._threads
+
+    def take_over(self, ladder: Ladder) -> float:
+        """Lets another ladder answer from the next frame on.
+
+        Args:
+            ladder: an open one; from now on the loop closes it, unless it is the one the loop began with.
+
+        Returns:
+            How long the change waited for the end of the frame in the engine, ms. A loop that ends meanwhile changes
+            nothing, and nobody asks the ladder any more.
+        """
+        begin_ns, done = time.perf_counter_ns(), threading.Event()
+        if ladder is not self._first and ladder not in self._owned:
+            self._owned.append(ladder)
+        self._incoming = (ladder, done)
+        while not done.wait(self.options.tick_ms / 1e3) and self._threads[1].is_alive():
+            pass
+        return (time.perf_counter_ns() - begin_ns) / 1e6
+
+    def hand_back(self, ladder: Ladder) -> None:
+        """Closes a ladder that no longer answers, if it is the loop's to close."""
+        if ladder in self._owned and ladder is not self._ladder:
+            self._owned.remove(ladder)
+            ladder.close()
+
     # capture thread
 
     def _capture(self) -> None:
@@ -316,19 +357,19 @@ class Live:
         if incoming is not None:
             self._ladder = incoming[0]
             incoming[1].set()
-        self.ladder.between_frames(self._limits(), self._report)
+        self.ladder.between_frames(self._limits(), self.report)
 
     def _answer(self, frame: Frame) -> None:
-        insist = self.policy is DropPolicy.LOSSLESS
+        insist, ladder = self.policy is DropPolicy.LOSSLESS, self.ladder
         try:
-            answered = self.ladder.answer(frame, self._limits(), self._report, insist=insist)
+            answered = ladder.answer(frame, self._limits(), self.report, insist=insist)
         except FrameError:
             self._inbox.unusable(frame_check.MISPLACED)
             return
         result = self._result(frame, answered)
         self._show(result)
-        for tap in tuple(self._taps):
-            tap(frame, answered, result)
+        for tap in tuple(self.taps):
+            tap(ladder, frame, answered, result)
         self._outbox.put(result)
         for sink in self._sinks:
             deliver(sink, result)
@@ -407,11 +448,12 @@ class Live:
                 return
             self._overlay = None
         reason = f"the last result that could be shown is {age_ms:.0f} ms old"
-        self._report(LiveEvent(kind=LiveEventKind.OVERLAY_EXPIRED, t_ns=now_ns, reason=reason, seq=shown.frame.seq))
+        self.report(LiveEvent(kind=LiveEventKind.OVERLAY_EXPIRED, t_ns=now_ns, reason=reason, seq=shown.frame.seq))
 
     # any thread
 
-    def _report(self, event: LiveEvent) -> None:
+    def report(self, event: LiveEvent) -> None:
+        """Tells of an event; may come from any thread."""
         if event.kind is LiveEventKind.DEADLINE_MISSED and self._states is not None:
             self._states.missed(event.t_ns, self._period.ms)
         if self.options.on_event is not None:
@@ -430,4 +472,4 @@ def _why_degraded(answered: Answered) -> str | None:
     return "the engine missed its deadline" if answered.late else None
 
 
-__all__ = ["Live"]
+__all__ = ["Live", "Tap"]

@@ -1,8 +1,8 @@
 """The state of a live stream: LIVE, STALE, FROZEN, LOST or DEGRADED, out of arrivals, contact, pixels and results.
 
 Facts go in with their time, the state comes out; a change is logged in one line and handed to a callback. Thresholds
-are counted in frame periods, so one setting fits 15 and 60 frames a second. Times are ``time.monotonic_ns`` and are always
-passed in: nothing here reads a clock, waits, or sees a picture.
+are counted in frame periods, so one setting fits 15 and 60 frames a second. Times are ``time.monotonic_ns`` and are
+always passed in: nothing here reads a clock, waits, or sees a picture.
 
     no frame for 2 periods + slack                          STALE
     ... for 10 periods, with signs of life since the frame  FROZEN
