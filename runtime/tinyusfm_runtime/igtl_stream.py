@@ -17,7 +17,6 @@ from tinyusfm_runtime.igtl_wire import (
     MAX_BODY_BYTES,
     Header,
     Message,
-    WireError,
     check_image_start,
     unpack_body,
     unpack_header,
@@ -50,7 +49,11 @@ class MessageReader:
         self, receive_into: ReceiveInto, *, max_body_bytes: int = MAX_BODY_BYTES, check_crc: bool = True
     ) -> None:
         self._receive_into, self._max_body_bytes, self._check_crc = receive_into, max_body_bytes, check_crc
-        self._begin()
+        self._header, self._body = bytearray(HEADER_BYTES), bytearray()
+        self._parsed: Header | None = None
+        self._have, self._want = 0, HEADER_BYTES
+        self._first_ns: int | None = None
+        self.in_step = True
 
     @property
     def half_since_ns(self) -> int | None:
@@ -76,12 +79,11 @@ class MessageReader:
             if self._have < self._want:
                 continue
             if self._parsed is None:
-                self._parsed = self._framed(lambda: unpack_header(self._header, max_body_bytes=self._max_body_bytes))
+                self._parsed = self._take_header()
                 self._body = bytearray(self._parsed.body_bytes)
                 self._have, self._want = 0, self._first_part(self._parsed)
             elif self._want < len(self._body):
-                parsed = self._parsed
-                self._framed(lambda: check_image_start(parsed, self._body[: self._want]))
+                self._check_start(self._parsed)
                 self._want = len(self._body)
             else:
                 parsed, body, first_ns = self._parsed, self._body, self._first_ns or time.monotonic_ns()
@@ -89,10 +91,9 @@ class MessageReader:
                 return unpack_body(parsed, body, check_crc=self._check_crc), first_ns
 
     def _begin(self) -> None:
-        self._header, self._body = bytearray(HEADER_BYTES), bytearray()
-        self._parsed: Header | None = None
+        self._header, self._body, self._parsed = bytearray(HEADER_BYTES), bytearray(), None
         self._have, self._want = 0, HEADER_BYTES
-        self._first_ns: int | None = None
+        self._first_ns = None
         self.in_step = True
 
     def _first_part(self, header: Header) -> int:
@@ -106,12 +107,16 @@ class MessageReader:
             self._first_ns = time.monotonic_ns()
         self._have += count
 
-    def _framed(self, step: Callable[[], Header]) -> Header:
-        try:
-            return step()
-        except WireError:
-            self.in_step = False
-            raise
+    def _take_header(self) -> Header:
+        self.in_step = False
+        header = unpack_header(self._header, max_body_bytes=self._max_body_bytes)
+        self.in_step = True
+        return header
+
+    def _check_start(self, header: Header) -> None:
+        self.in_step = False
+        check_image_start(header, self._body[: self._want])
+        self.in_step = True
 
 
 __all__ = ["START_BYTES", "EndOfStream", "MessageReader", "ReceiveInto"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from contextlib import suppress
 from types import TracebackType
 
 from tinyusfm_runtime.errors import OutputError, SourceError
@@ -131,11 +132,9 @@ class IgtlServer:
 
     def close(self) -> None:
         """Drops every client and stops listening; closing twice is harmless."""
-        try:
+        with suppress(OSError):
             # wakes the accepting thread, which close() alone does not
             self._listener.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
         self._listener.close()
         self._thread.join()
         self.hang_up()

@@ -138,7 +138,7 @@ class IgtlSource:
 
     @property
     def counters(self) -> Mapping[str, int]:
-        """What was refused, by reason; ``overtaken``, ``other_device``, ``ignored``, ``keep_alives``, ``reconnects``."""
+        """What was refused, by reason; overtaken pictures, keep-alives, other devices, new connections."""
         return self.tally.snapshot()
 
     def close(self) -> None:
@@ -209,7 +209,9 @@ class IgtlSource:
                 if newest is not None or self._closed:
                     break
                 if not link.wait(self.silence_s):
-                    return None if self._closed else self._lose(link)
+                    if not self._closed:
+                        self._lose(link)
+                    return None
             except WireError as error:
                 self.tally.add(error.reason)
                 if not link.reader.in_step:
