@@ -139,6 +139,22 @@ def ellipse_points(measured: HeadMeasurement, placement: Placement) -> tuple[np.
     """
     major, minor = measured.axes_px
     steps = max(64, int(8 * (major + minor) * max(placement.crop[2:]) / max(placement.box[2:])))
+    rows, cols = ellipse_curve(measured, placement, steps)
+    return np.rint(rows).astype(np.int64), np.rint(cols).astype(np.int64)
+
+
+def ellipse_curve(measured: HeadMeasurement, placement: Placement, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points of the measured ellipse on the frame, between its pixels.
+
+    Args:
+        measured: a head that was found.
+        placement: where the frame lies in the input.
+        steps: how many points, evenly turned, the first at the end of the major axis.
+
+    Returns:
+        rows, columns: float64, frame pixels, pixel centres at whole numbers; some may lie outside the frame.
+    """
+    major, minor = measured.axes_px
     turn = np.linspace(0.0, 2.0 * math.pi, steps, endpoint=False)
     along, across = 0.5 * major * np.cos(turn), 0.5 * minor * np.sin(turn)
     angle = math.radians(measured.angle_deg)
@@ -147,9 +163,7 @@ def ellipse_points(measured: HeadMeasurement, placement: Placement) -> tuple[np.
     row, col, height, width = placement.crop
     top, left, box_h, box_w = placement.box
     # pixel centres carry over to pixel centres
-    rows = row + (rows - top + 0.5) * height / box_h - 0.5
-    cols = col + (cols - left + 0.5) * width / box_w - 0.5
-    return np.rint(rows).astype(np.int64), np.rint(cols).astype(np.int64)
+    return row + (rows - top + 0.5) * height / box_h - 0.5, col + (cols - left + 0.5) * width / box_w - 0.5
 
 
 def captions(prediction: Prediction) -> list[tuple[str, tuple[int, int, int]]]:
@@ -252,6 +266,7 @@ __all__ = [
     "as_rgb",
     "captions",
     "draw",
+    "ellipse_curve",
     "ellipse_points",
     "encode_png",
     "outline",

@@ -21,6 +21,7 @@ from tinyusfm_edge.cli.audit import audit
 from tinyusfm_edge.cli.demo import demo
 from tinyusfm_edge.cli.doctor import doctor
 from tinyusfm_edge.cli.export import export
+from tinyusfm_edge.cli.live import live
 from tinyusfm_edge.cli.profile import profile
 from tinyusfm_edge.cli.run import run
 from tinyusfm_edge.cli.verify import verify
@@ -37,7 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="From an ultrasound model to a verified INT8 artefact on live frames. For research; not a medical device.",
 )
-for command in (export, verify, run, profile, doctor, demo):
+for command in (export, verify, run, live, profile, doctor, demo):
     app.command()(command)
 app.add_typer(audit, name="audit")
 

@@ -118,6 +118,27 @@ def shown(result: LiveResult) -> Prediction | None:
     return prediction if prediction is not None and prediction.valid and not result.withheld else None
 
 
+def listen_address(location: str, default_port: int) -> tuple[str, int]:
+    """Reads where a sink that serves shall listen.
+
+    Args:
+        location: ``//HOST:PORT``, ``HOST:PORT`` or ``:PORT``; an IPv6 address stands in brackets. An empty host is
+            this machine alone (127.0.0.1), port 0 any that is free.
+        default_port: where no port is given.
+
+    Returns:
+        Host and port.
+
+    Raises:
+        InputError: it cannot be read so.
+    """
+    match = re.fullmatch(r"(?://)?(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]*)(?::(\d{1,5}))?/?", location)
+    port = default_port if match is None or match[2] is None else int(match[2])
+    if match is None or port > 65535:
+        raise InputError("where to listen is //HOST:PORT, such as //127.0.0.1:8765 or //:18945 for this machine alone")
+    return match[1].strip("[]") or "127.0.0.1", port
+
+
 class PendingFile:
     """A file under a temporary name beside its goal; ``publish`` renames it, ``discard`` removes it.
 
@@ -241,4 +262,14 @@ def wants_file(error: BaseException | None) -> bool:
     return error is None or isinstance(error, KeyboardInterrupt)
 
 
-__all__ = ["PendingFile", "PendingFolder", "Sink", "announce", "deliver", "open_sink", "shown", "wants_file"]
+__all__ = [
+    "PendingFile",
+    "PendingFolder",
+    "Sink",
+    "announce",
+    "deliver",
+    "listen_address",
+    "open_sink",
+    "shown",
+    "wants_file",
+]
