@@ -92,7 +92,7 @@ def draw(frame: Frame, prediction: Prediction, *, text: bool = True) -> np.ndarr
         uint8 HWC (RGB, full range), a new array.
     """
     picture_HWC = as_rgb(frame)
-    unit = max(1, round(min(picture_HWC.shape[:2]) / 320))
+    unit = _unit(picture_HWC)
     if prediction.mask_HW is not None:
         _paint(picture_HWC, _thick(outline(prediction.mask_on_frame()), unit - 1), OUTLINE_RGB)
     measured = prediction.measurement
@@ -105,7 +105,7 @@ def draw(frame: Frame, prediction: Prediction, *, text: bool = True) -> np.ndarr
         _paint(picture_HWC, _thick(ellipse_HW, unit - 1), ELLIPSE_RGB)
     if text:
         for line, (words, colour) in enumerate(captions(prediction)):
-            write(picture_HWC, words, 4 * unit, (4 + (_GLYPH_ROWS + 4) * line) * unit, unit, colour)
+            write_line(picture_HWC, words, line, colour)
     return picture_HWC
 
 
@@ -139,6 +139,22 @@ def ellipse_points(measured: HeadMeasurement, placement: Placement) -> tuple[np.
     """
     major, minor = measured.axes_px
     steps = max(64, int(8 * (major + minor) * max(placement.crop[2:]) / max(placement.box[2:])))
+    rows, cols = ellipse_curve(measured, placement, steps)
+    return np.rint(rows).astype(np.int64), np.rint(cols).astype(np.int64)
+
+
+def ellipse_curve(measured: HeadMeasurement, placement: Placement, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points of the measured ellipse on the frame, between its pixels.
+
+    Args:
+        measured: a head that was found.
+        placement: where the frame lies in the input.
+        steps: how many points, evenly turned, the first at the end of the major axis.
+
+    Returns:
+        rows, columns: float64, frame pixels, pixel centres at whole numbers; some may lie outside the frame.
+    """
+    major, minor = measured.axes_px
     turn = np.linspace(0.0, 2.0 * math.pi, steps, endpoint=False)
     along, across = 0.5 * major * np.cos(turn), 0.5 * minor * np.sin(turn)
     angle = math.radians(measured.angle_deg)
@@ -147,9 +163,7 @@ def ellipse_points(measured: HeadMeasurement, placement: Placement) -> tuple[np.
     row, col, height, width = placement.crop
     top, left, box_h, box_w = placement.box
     # pixel centres carry over to pixel centres
-    rows = row + (rows - top + 0.5) * height / box_h - 0.5
-    cols = col + (cols - left + 0.5) * width / box_w - 0.5
-    return np.rint(rows).astype(np.int64), np.rint(cols).astype(np.int64)
+    return row + (rows - top + 0.5) * height / box_h - 0.5, col + (cols - left + 0.5) * width / box_w - 0.5
 
 
 def captions(prediction: Prediction) -> list[tuple[str, tuple[int, int, int]]]:
@@ -174,6 +188,12 @@ def captions(prediction: Prediction) -> list[tuple[str, tuple[int, int, int]]]:
     return lines
 
 
+def write_line(picture_HWC: np.ndarray, words: str, line: int, colour: tuple[int, int, int]) -> None:
+    """Writes words in place as one of the lines in the upper left corner, the first is 0."""
+    unit = _unit(picture_HWC)
+    write(picture_HWC, words, 4 * unit, (4 + (_GLYPH_ROWS + 4) * line) * unit, unit, colour)
+
+
 def write(picture_HWC: np.ndarray, words: str, left: int, top: int, scale: int, colour: tuple[int, int, int]) -> None:
     """Writes words in place; letters that the small font lacks become capitals or dashes."""
     columns = []
@@ -192,11 +212,12 @@ def write(picture_HWC: np.ndarray, words: str, left: int, top: int, scale: int, 
     _paint(room, dots[: room.shape[0], : room.shape[1]], colour)
 
 
-def encode_png(pixels: np.ndarray) -> bytes:
+def encode_png(pixels: np.ndarray, *, level: int = 6) -> bytes:
     """Packs a picture as PNG (RFC 2083): 8-bit grey or RGB, filter "sub" on every row.
 
     Args:
         pixels: uint8 HW or HWC with 3 channels.
+        level: zlib's, 0 (fast, large) to 9.
 
     Returns:
         The file's bytes.
@@ -209,11 +230,16 @@ def encode_png(pixels: np.ndarray) -> bytes:
     body[:, 1:] = (depth - left).reshape(rows, -1)
     colour_type = 0 if depth.shape[2] == 1 else 2
     head = cols.to_bytes(4, "big") + rows.to_bytes(4, "big") + bytes([8, colour_type, 0, 0, 0])
-    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(body.tobytes(), 6)), (b"IEND", b""))
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(body.tobytes(), level)), (b"IEND", b""))
     packed = (
         len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big") for kind, data in chunks
     )
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def _unit(picture_HWC: np.ndarray) -> int:
+    """Thickness of a line and size of a letter's dot, so that large pictures are readable too."""
+    return max(1, round(min(picture_HWC.shape[:2]) / 320))
 
 
 def _paint(picture_HWC: np.ndarray, where_HW: np.ndarray, colour: tuple[int, int, int]) -> None:
@@ -240,8 +266,10 @@ __all__ = [
     "as_rgb",
     "captions",
     "draw",
+    "ellipse_curve",
     "ellipse_points",
     "encode_png",
     "outline",
     "write",
+    "write_line",
 ]

@@ -18,7 +18,7 @@ PACKAGES = {
     "tinyusfm_export": ROOT / "export",
     "tinyusfm_runtime": ROOT / "runtime",
 }
-DATA_SUFFIXES = {".toml", ".json", ".safetensors", ".md", ".typed", ".html", ".npz"}
+DATA_SUFFIXES = {".toml", ".json", ".safetensors", ".md", ".typed", ".html", ".css", ".js", ".svg", ".npz"}
 BUILD_INPUTS = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "MANIFEST.in")
 
 

@@ -18,6 +18,7 @@ from typer.main import get_command
 
 from tinyusfm_edge.cli import console
 from tinyusfm_edge.cli.adapt import adapt
+from tinyusfm_edge.cli.audit import audit
 from tinyusfm_edge.cli.bank import bank
 from tinyusfm_edge.cli.build import build
 from tinyusfm_edge.cli.calibrate import calibrate
@@ -27,6 +28,7 @@ from tinyusfm_edge.cli.distill import distill
 from tinyusfm_edge.cli.doctor import doctor
 from tinyusfm_edge.cli.evaluate import evaluate
 from tinyusfm_edge.cli.export import export
+from tinyusfm_edge.cli.live import live
 from tinyusfm_edge.cli.profile import profile
 from tinyusfm_edge.cli.qat import qat
 from tinyusfm_edge.cli.replay import replay
@@ -50,6 +52,7 @@ for command in (
     export,
     verify,
     run,
+    live,
     replay,
     profile,
     build,
@@ -65,6 +68,7 @@ for command in (
     demo,
 ):
     app.command()(command)
+app.add_typer(audit, name="audit")
 
 
 def _show_version(wanted: bool) -> None:

@@ -1,8 +1,12 @@
 """Sink: one JSON object a line and result. No pixels and no file names, so it may go into a log.
 
-Keys (schema 1): ``schema seq valid verified degraded target precision engine age_ms timings_ms
-measurement scores``, and
-``drift`` where the stream is watched. Numbers that are not finite become null. ``-`` writes to standard output.
+Keys (schema 2): ``schema kind seq valid verified degraded target precision engine age_ms timings_ms
+measurement scores live``, and ``drift`` where the stream is watched. ``kind`` is ``result``; ``live`` is null, or, for
+a result of the live loop,
+``index state stale withheld dropped_since_last rung error``. A withheld answer keeps its line and
+loses its measurement and scores. Between results stand lines of kind ``state``, one a change:
+``schema kind seq before after t_ns reason``. Numbers that are not finite become null. ``-`` writes
+to standard output.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from types import TracebackType
@@ -19,11 +24,15 @@ import numpy as np
 
 from tinyusfm_runtime.errors import OutputError
 from tinyusfm_runtime.frame import Frame
+from tinyusfm_runtime.live_result import LiveResult, StateChange
 from tinyusfm_runtime.plugins import Probe
 from tinyusfm_runtime.session import Prediction
 from tinyusfm_runtime.sinks import PendingFile, wants_file
 
-SCHEMA = 1
+SCHEMA = 2
+_OF_A_PREDICTION = (
+    "valid", "verified", "degraded", "target", "precision", "engine", "age_ms", "timings_ms", "measurement", "scores",
+)  # fmt: skip
 
 
 def probe() -> Probe:
@@ -47,6 +56,7 @@ def as_record(prediction: Prediction) -> dict[str, Any]:
     """The line's object for one result."""
     record = {
         "schema": SCHEMA,
+        "kind": "result",
         "seq": prediction.seq,
         "valid": prediction.valid,
         "verified": prediction.verified,
@@ -58,10 +68,53 @@ def as_record(prediction: Prediction) -> dict[str, Any]:
         "timings_ms": {key.removesuffix("_ms"): value for key, value in asdict(prediction.timings).items()},
         "measurement": prediction.measurement,
         "scores": prediction.scores,
+        "live": None,
     }
     if prediction.drift is not None:
         record["drift"] = prediction.drift.to_json()
     return {key: _plain(value) for key, value in record.items()}
+
+
+def live_record(result: LiveResult) -> dict[str, Any]:
+    """The line's object for one result of the live loop; the same keys, whatever happened."""
+    prediction = result.prediction
+    record: dict[str, Any] = dict.fromkeys(("schema", "kind", "seq", *_OF_A_PREDICTION))
+    if prediction is not None:
+        record |= as_record(prediction)
+    if result.withheld:
+        record |= {"measurement": None, "scores": None}
+    record |= {
+        "schema": SCHEMA,
+        "kind": "result",
+        "seq": result.frame.seq,
+        "valid": result.valid,
+        "degraded": result.degraded,
+        "engine": result.engine,
+        "age_ms": result.age_ms,
+        "live": {
+            "index": result.index,
+            "state": result.state.value,
+            "stale": result.stale,
+            "withheld": result.withheld,
+            "dropped_since_last": result.dropped_since_last,
+            "rung": result.rung,
+            "error": result.error,
+        },
+    }
+    return {key: _plain(value) for key, value in record.items()}
+
+
+def state_record(change: StateChange) -> dict[str, Any]:
+    """The line's object for a change of state."""
+    return {
+        "schema": SCHEMA,
+        "kind": "state",
+        "seq": change.seq,
+        "before": change.before.value,
+        "after": change.after.value,
+        "t_ns": change.t_ns,
+        "reason": change.reason,
+    }
 
 
 class JsonLinesSink:
@@ -69,6 +122,7 @@ class JsonLinesSink:
 
     def __init__(self, location: str) -> None:
         self._pending = None if location == "-" else PendingFile(location, "the JSON lines file")
+        self._lock = threading.Lock()
         self._file: TextIO = sys.stdout
         if self._pending is not None:
             try:
@@ -94,10 +148,33 @@ class JsonLinesSink:
         Raises:
             OutputError: no room, or the reader of the pipe went away.
         """
+        self._append(as_record(prediction))
+
+    def write_live(self, result: LiveResult) -> None:
+        """Appends one result of the live loop.
+
+        Raises:
+            OutputError: no room, or the reader of the pipe went away.
+        """
+        self._append(live_record(result))
+
+    def on_state(self, change: StateChange) -> None:
+        """Appends a change of state; one that comes after the end is dropped.
+
+        Raises:
+            OutputError: no room, or the reader of the pipe went away.
+        """
+        if not self._file.closed:
+            self._append(state_record(change))
+
+    def _append(self, record: dict[str, Any]) -> None:
+        line = json.dumps(record, allow_nan=False) + "\n"
         try:
-            self._file.write(json.dumps(as_record(prediction), allow_nan=False) + "\n")
-            if self._pending is None:
-                self._file.flush()
+            # results and states may come from two threads; one call writes the whole line
+            with self._lock:
+                self._file.write(line)
+                if self._pending is None:
+                    self._file.flush()
         except OSError as error:
             raise self._failed(error) from error
 
@@ -138,4 +215,4 @@ def _plain(value: Any) -> Any:
     return value
 
 
-__all__ = ["SCHEMA", "JsonLinesSink", "as_record", "open_sink", "probe"]
+__all__ = ["SCHEMA", "JsonLinesSink", "as_record", "live_record", "open_sink", "probe", "state_record"]

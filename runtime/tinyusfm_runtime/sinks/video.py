@@ -4,6 +4,9 @@ H.264 where the PyAV wheel has an encoder for it (browsers and tablets play that
 otherwise; ``codec`` on the sink says which. The video carries no metadata of ours. It shows what
 the source gave, so crop there what must not be stored.
 
+A live result that is withheld, late or without an answer is a picture without a mask that says so;
+one that is merely late keeps its mask and says so.
+
 Pictures run at a constant rate; the source's own times are in the JSON lines, not here.
 """
 
@@ -18,10 +21,11 @@ import numpy as np
 
 from tinyusfm_runtime.errors import InputError, MissingExtra, OutputError, UnsupportedError
 from tinyusfm_runtime.frame import Frame
-from tinyusfm_runtime.overlay import draw
+from tinyusfm_runtime.live_result import LiveResult
+from tinyusfm_runtime.overlay import WARNING_RGB, as_rgb, captions, draw, write_line
 from tinyusfm_runtime.plugins import Probe
 from tinyusfm_runtime.session import Prediction
-from tinyusfm_runtime.sinks import PendingFile, wants_file
+from tinyusfm_runtime.sinks import PendingFile, shown, wants_file
 
 CODECS = ("libx264", "libopenh264", "mpeg4")
 """Preference; the first that the wheel can encode."""
@@ -93,7 +97,18 @@ class VideoSink:
         Raises:
             OutputError: no room, or the frames change their size.
         """
-        picture_HWC = _even(draw(frame, prediction))
+        self._append(draw(frame, prediction))
+
+    def write_live(self, result: LiveResult) -> None:
+        """Appends one picture of the live loop; what may not be shown is left out and named.
+
+        Raises:
+            OutputError: no room, or the frames change their size.
+        """
+        self._append(draw_live(result))
+
+    def _append(self, picture_HWC: np.ndarray) -> None:
+        picture_HWC = _even(picture_HWC)
         if self._size is None:
             self._start(picture_HWC.shape[1], picture_HWC.shape[0])
         if picture_HWC.shape[:2] != self._size:
@@ -152,6 +167,25 @@ class VideoSink:
         self._pending.discard()
 
 
+def draw_live(result: LiveResult) -> np.ndarray:
+    """The picture of one live result.
+
+    Returns:
+        uint8 HWC (RGB, full range), a new array.
+    """
+    prediction = shown(result)
+    if prediction is None:
+        picture_HWC = as_rgb(result.frame)
+        write_line(picture_HWC, "STALE" if result.withheld else "NO ANSWER", 0, WARNING_RGB)
+        return picture_HWC
+    picture_HWC = draw(result.frame, prediction)
+    words = [word for word, so in (("STALE", result.stale), ("DEGRADED", result.degraded)) if so]
+    first = len(captions(prediction))
+    for line, word in enumerate(words):
+        write_line(picture_HWC, word, first + line, WARNING_RGB)
+    return picture_HWC
+
+
 def _choose_codec(av: Any) -> str:
     for name in CODECS:
         try:
@@ -170,4 +204,4 @@ def _even(picture_HWC: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(picture_HWC)
 
 
-__all__ = ["BIT_RATE", "CODECS", "OPTIONS", "VideoSink", "open_sink", "probe"]
+__all__ = ["BIT_RATE", "CODECS", "OPTIONS", "VideoSink", "draw_live", "open_sink", "probe"]

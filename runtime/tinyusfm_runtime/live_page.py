@@ -1,0 +1,272 @@
+"""What the live page shows, as plain data: the newest frame with its overlay, the last results, state and drops.
+
+``PageFeed`` is written by the loop and read by a server; each message is one JSON header, a PNG and the
+bits of the mask, packed as ``page/live.js`` unpacks them:
+
+    4 bytes  length of the header, little-endian
+    header   UTF-8 JSON, schema 1; ``png_bytes`` and ``mask_bytes`` say what follows
+    PNG      the frame, grey or RGB, thinned to ``MAX_SIDE`` where it is larger
+    mask     one bit a pixel of that picture, most significant first; empty where nothing may be shown
+
+Writing costs the loop one copy of the frame; whatever packs and compresses runs in the reader's thread. Names and
+files of patients are not known here. It knows no server and no browser.
+
+Shapes: HW = rows, columns; HWC = rows, columns, RGB.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from tinyusfm_runtime.live_result import LiveCounters, LiveResult, LiveState, StateChange
+from tinyusfm_runtime.overlay import as_rgb, ellipse_curve, encode_png
+from tinyusfm_runtime.preprocess import to_grey
+from tinyusfm_runtime.sinks import shown
+
+SCHEMA = 1
+MAX_SIDE = 800
+"""A larger frame is thinned by a whole number until its longer side fits."""
+TREND = 600
+"""Results that trend and histograms look back on."""
+ELLIPSE_STEPS = 96
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PagePicture:
+    """One encoded frame; it is the same for every browser.
+
+    Attributes:
+        header: the part of the header that belongs to the frame.
+        png: the frame.
+        mask: packed bits, empty where no overlay may be shown.
+        index: of the result.
+        age_ms: of the result when it was made.
+        made_ns: when that was.
+    """
+
+    header: dict[str, Any]
+    png: bytes
+    mask: bytes
+    index: int
+    age_ms: float
+    made_ns: int
+
+
+class PageFeed:
+    """Newest result and short history. One writer, any number of readers.
+
+    Args:
+        title: model and bundle, for people.
+        labels: of the model.
+        budget_ms: age above which a result is stale, or None.
+        overlay_ms: age above which an overlay is taken off.
+
+    Attributes:
+        counters: asked for the loop's counters with every message, or None.
+        seen: results so far.
+    """
+
+    def __init__(self, *, title: str, labels: Sequence[str], budget_ms: float | None, overlay_ms: float) -> None:
+        self._facts = {"title": title, "budget_ms": budget_ms, "overlay_ms": overlay_ms}
+        self._labels = tuple(labels)
+        self._lock = threading.Lock()
+        self._start_ns = time.monotonic_ns()
+        self._newest: tuple[LiveResult, int] | None = None
+        self._trend: deque[tuple[int, list[float | int | None]]] = deque(maxlen=TREND)
+        self._state, self._reason, self._since_ns = LiveState.LOST, "no frame yet", self._start_ns
+        self._ended: str | None = None
+        self.counters: Callable[[], LiveCounters] | None = None
+        self.seen = 0
+
+    def add(self, result: LiveResult) -> None:
+        """Takes a result; its pixels are copied, since their owner may fill them again."""
+        frame = result.frame
+        kept = replace(result, frame=replace(frame, pixels=frame.pixels.copy()))
+        now_ns = time.monotonic_ns()
+        prediction = result.prediction
+        value, _, _ = reading(result, self._labels)
+        point = [
+            result.index,
+            round((now_ns - self._start_ns) / 1e6),
+            None if value is None else round(value, 2),
+            _finite(result.age_ms),
+            None if prediction is None else _finite(prediction.timings.total_ms),
+            int(result.stale) + 2 * int(result.degraded) + 4 * int(not result.valid),
+        ]
+        with self._lock:
+            self._newest = kept, now_ns
+            self._trend.append((self.seen, point))
+            self.seen += 1
+            if result.state is not self._state:
+                self._go(result.state, "", now_ns)
+
+    def change(self, change: StateChange) -> None:
+        """Takes a change of state."""
+        with self._lock:
+            self._go(change.after, change.reason, change.t_ns)
+
+    def end(self, reason: str) -> None:
+        """Says that nothing more will come."""
+        with self._lock:
+            self._ended = reason
+
+    def picture(self) -> PagePicture | None:
+        """Encodes the newest frame; None before the first. Takes some milliseconds and touches no lock meanwhile."""
+        with self._lock:
+            newest = self._newest
+        return None if newest is None else encode(*newest, self._labels)
+
+    def message(self, picture: PagePicture | None, *, after: int, skipped: int = 0) -> tuple[bytes, int]:
+        """Packs what one browser is sent.
+
+        Args:
+            picture: a frame, or None to tell state and history alone.
+            after: results of the trend that this browser has had already.
+            skipped: frames that this browser was too slow for.
+
+        Returns:
+            The message, and what ``after`` is next time.
+        """
+        now_ns = time.monotonic_ns()
+        counters = None if self.counters is None else self.counters()
+        with self._lock:
+            header: dict[str, Any] = {
+                "schema": SCHEMA,
+                **self._facts,
+                "state": "ended" if self._ended is not None else self._state.value,
+                "reason": self._reason if self._ended is None else self._ended,
+                "state_ms": round((now_ns - self._since_ns) / 1e6),
+                "trend": [point for number, point in self._trend if number >= after],
+                "results": self.seen,
+                "skipped": skipped,
+            }
+            after = self.seen
+        header["counters"] = None if counters is None else _counted(counters)
+        header["frame"] = None
+        png = mask = b""
+        if picture is not None:
+            age_ms = _finite(picture.age_ms + (now_ns - picture.made_ns) / 1e6)
+            header["frame"] = {**picture.header, "age_ms": age_ms}
+            png, mask = picture.png, picture.mask
+        header |= {"png_bytes": len(png), "mask_bytes": len(mask)}
+        packed = json.dumps(header, allow_nan=False, separators=(",", ":")).encode()
+        return len(packed).to_bytes(4, "little") + packed + png + mask, after
+
+    def _go(self, state: LiveState, reason: str, now_ns: int) -> None:
+        if state is not self._state:
+            self._since_ns = now_ns
+        self._state, self._reason = state, reason
+
+
+def encode(result: LiveResult, made_ns: int, labels: Sequence[str]) -> PagePicture:
+    """Encodes one result for browsers.
+
+    Args:
+        result: what was answered; its frame is not written to by anybody.
+        made_ns: ``time.monotonic_ns`` when it was made.
+        labels: of the model.
+
+    Returns:
+        The picture.
+    """
+    frame, prediction = result.frame, shown(result)
+    thin = -(-max(frame.pixels.shape[:2]) // MAX_SIDE)
+    small = replace(frame, pixels=np.ascontiguousarray(frame.pixels[::thin, ::thin]))
+    grey = small.pixels.ndim == 2
+    pixels = to_grey(small.pixels, small.pixel_format, small.video_range) if grey else as_rgb(small)
+    mask, ellipse = b"", None
+    # a late overlay lies where the head was, not where it is
+    if prediction is not None and not result.stale:
+        if prediction.mask_HW is not None:
+            mask = np.packbits(prediction.mask_on_frame()[::thin, ::thin] > 0).tobytes()
+        if prediction.measurement is not None and prediction.measurement.found:
+            rows, cols = ellipse_curve(prediction.measurement, prediction.placement, ELLIPSE_STEPS)
+            # pixel centres lie at halves on a canvas
+            points = np.stack([(cols + 0.5) / thin, (rows + 0.5) / thin], axis=1)
+            ellipse = points.round(1).tolist()
+    value, unit, name = reading(result, labels)
+    measured = None if prediction is None else prediction.measurement
+    header = {
+        "seq": frame.seq,
+        "index": result.index,
+        "width": pixels.shape[1],
+        "height": pixels.shape[0],
+        "full": [frame.pixels.shape[1], frame.pixels.shape[0]],
+        "ellipse": ellipse,
+        "value": None if value is None else round(value, 2),
+        "unit": unit,
+        "name": name,
+        "found": None if measured is None else measured.found,
+        "border": measured is not None and measured.touches_border,
+        "valid": result.valid,
+        "stale": result.stale,
+        "withheld": result.withheld,
+        "degraded": result.degraded,
+        "verified": result.prediction is None or result.prediction.verified,
+        "rung": result.rung,
+        "engine": result.engine,
+        "error": result.error,
+    }
+    return PagePicture(
+        header=header,
+        png=encode_png(pixels, level=1),
+        mask=mask,
+        index=result.index,
+        age_ms=result.age_ms,
+        made_ns=made_ns,
+    )
+
+
+def reading(result: LiveResult, labels: Sequence[str]) -> tuple[float | None, str, str]:
+    """The one number of a result: circumference, probability of the likeliest class, or share of the mask.
+
+    Args:
+        result: what was answered.
+        labels: of the model.
+
+    Returns:
+        Value, unit and name; the value is None where nothing may be shown.
+    """
+    prediction = shown(result)
+    if prediction is None:
+        return None, "", ""
+    measured, scores = prediction.measurement, prediction.scores
+    if measured is not None:
+        in_mm = measured.hc_mm is not None
+        value = None if not measured.found else measured.hc_mm if in_mm else measured.hc_px
+        return value, "mm" if in_mm else "px", "Head circumference"
+    if scores is not None and scores.ndim == 1 and len(scores) == len(labels):
+        best = int(scores.argmax())
+        return 100.0 * float(scores[best]), "%", labels[best]
+    if prediction.mask_HW is not None:
+        top, left, height, width = prediction.placement.box
+        inside = prediction.mask_HW[top : top + height, left : left + width]
+        return 100.0 * float((inside > 0).mean()), "%", "Mask, share of the picture"
+    return None, "", ""
+
+
+def _counted(counters: LiveCounters) -> dict[str, Any]:
+    return {
+        "received": counters.received,
+        "processed": counters.processed,
+        "dropped": dict(counters.dropped),
+        "rejected": dict(counters.rejected),
+        "source": dict(counters.source),
+        "balanced": counters.balanced,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return round(value, 2) if math.isfinite(value) else None
+
+
+__all__ = ["ELLIPSE_STEPS", "MAX_SIDE", "SCHEMA", "TREND", "PageFeed", "PagePicture", "encode", "reading"]

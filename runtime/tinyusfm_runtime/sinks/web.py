@@ -1,0 +1,441 @@
+"""Sink: a page that shows what the loop sees, served to browsers by Starlette and uvicorn in a thread of its own.
+
+``web://HOST:PORT``; without a host it listens on this machine alone. The page and its three files
+come with the package; nothing is fetched from anywhere else, and a strict content security policy
+keeps it so. A browser gets one frame at a time: the next is sent when it has said that it drew the
+last, and it is then the newest, so a slow browser sees fewer frames and the loop waits for nobody.
+
+Who may look: requests must name a host by address, as ``localhost`` or as this machine (no rebinding
+of foreign names), and a WebSocket must come from the page itself (same origin). Where the page is
+served to other machines, its address carries a key, made anew each time; without it no picture is sent.
+
+What is sent is defined in live_page.py. It knows no frame source and no engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import ipaddress
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from tinyusfm_runtime.errors import MissingExtra, OutputError
+from tinyusfm_runtime.frame import Frame
+from tinyusfm_runtime.live_page import PageFeed, PagePicture
+from tinyusfm_runtime.live_result import LiveCounters, LiveResult, LiveState, StateChange
+from tinyusfm_runtime.plugins import Probe
+from tinyusfm_runtime.session import Prediction
+from tinyusfm_runtime.sinks import listen_address
+
+PORT = 8765
+MAX_CLIENTS = 8
+IN_FLIGHT = 2
+"""Frames a browser may have received and not yet drawn."""
+STATUS_EVERY_S = 0.25
+"""State and counters are told so often when no frame comes."""
+START_S = 10.0
+PAGE = Path(__file__).with_name("page")
+FILES = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/live.css": ("live.css", "text/css; charset=utf-8"),
+    "/live.js": ("live.js", "text/javascript; charset=utf-8"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+SECURITY_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Cache-Control": "no-store",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+
+def probe() -> Probe:
+    """Works where Starlette, uvicorn and websockets are installed."""
+    try:
+        import starlette
+        import uvicorn
+        import websockets  # noqa: F401
+    except ImportError as error:
+        return Probe(works=False, reason=f"{error.name or 'a library'} is not installed", extra="live")
+    except Exception as error:  # a broken installation may raise anything
+        return Probe(works=False, reason=f"Starlette or uvicorn is broken: {type(error).__name__}", extra="live")
+    return Probe(works=True, reason=f"Starlette {starlette.__version__}, uvicorn {uvicorn.__version__}", extra="live")
+
+
+def open_sink(
+    location: str,
+    *,
+    title: str = "",
+    labels: Sequence[str] = (),
+    budget_ms: float | None = None,
+    overlay_ms: float = 1000.0,
+) -> WebSink:
+    """Starts the server; ``url`` on the sink is where to look.
+
+    Args:
+        location: ``//HOST:PORT``; an empty host is 127.0.0.1, port 0 any that is free.
+        title: model and bundle, for people.
+        labels: of the model.
+        budget_ms: age above which a result is stale, shown on the page, or None.
+        overlay_ms: age above which the page takes an overlay off.
+
+    Raises:
+        InputError: the location cannot be read.
+        OutputError: the address cannot be listened on.
+        MissingExtra: Starlette or uvicorn is not installed.
+    """
+    host, port = listen_address(location, PORT)
+    feed = PageFeed(title=title, labels=labels, budget_ms=budget_ms, overlay_ms=overlay_ms)
+    return WebSink(feed, host, port)
+
+
+class WebSink:
+    """The page's server. ``write_live`` costs the loop a copy of the frame.
+
+    Attributes:
+        url: address of the page, with its key where it has one.
+        host: address it listens on.
+        port: port it listens on.
+        key: what a browser must know, or None where only this machine is listened to.
+    """
+
+    def __init__(self, feed: PageFeed, host: str, port: int) -> None:
+        self.feed, self.host = feed, host
+        self._socket = _listen(host, port)
+        self.port = int(self._socket.getsockname()[1])
+        self.key = None if _is_loopback(host) else secrets.token_urlsafe(16)
+        shown_host = f"[{host}]" if ":" in host else host
+        self.url = f"http://{shown_host}:{self.port}/" + ("" if self.key is None else f"?key={self.key}")
+        try:
+            self._server = _PageServer(self)
+        except BaseException:
+            self._socket.close()
+            raise
+        self._index = 0
+
+    def __enter__(self) -> WebSink:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def clients(self) -> int:
+        """Browsers that are looking now."""
+        return len(self._server.clients)
+
+    def watch(self, counters: Callable[[], LiveCounters]) -> None:
+        """Names the loop's counters; they are asked for in the server's thread."""
+        self.feed.counters = counters
+
+    def write(self, frame: Frame, prediction: Prediction) -> None:
+        """Shows one result from outside the live loop."""
+        result = LiveResult(
+            frame=frame,
+            prediction=prediction,
+            index=self._index,
+            state=LiveState.LIVE,
+            age_ms=prediction.age_ms or 0.0,
+            stale=False,
+            withheld=False,
+            valid=prediction.valid,
+            dropped_since_last=0,
+            engine=prediction.engine,
+            rung=0,
+            degraded=prediction.degraded,
+        )
+        self.write_live(result)
+
+    def write_live(self, result: LiveResult) -> None:
+        """Shows one result of the live loop."""
+        self._index = result.index + 1
+        self.feed.add(result)
+        self._server.wake(frame=True)
+
+    def on_state(self, change: StateChange) -> None:
+        """Shows a change of state."""
+        self.feed.change(change)
+        self._server.wake(frame=False)
+
+    def end(self, reason: str) -> None:
+        """Says on the page that nothing more will come; the page stays up."""
+        self.feed.end(reason)
+        self._server.wake(frame=False)
+
+    def close(self) -> None:
+        """Stops the server and lets the browsers go. Closing twice is harmless."""
+        self._server.stop()
+        self._socket.close()
+
+
+class _Client:
+    """What the server keeps of one browser."""
+
+    def __init__(self) -> None:
+        self.news = asyncio.Event()
+        self.state_changed = True
+        self.told_s = 0.0
+        self.after = 0
+        self.drawn = self.sent = 0
+        self.last_index = -1
+        self.skipped = 0
+
+
+class _PageServer:
+    """uvicorn in a thread with an event loop of its own; one task encodes for all, one a browser sends."""
+
+    def __init__(self, sink: WebSink) -> None:
+        self._sink, self._feed = sink, sink.feed
+        self.clients: set[_Client] = set()
+        self._picture: PagePicture | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._fresh: asyncio.Event | None = None
+        self._uvicorn = self._configured()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="tinyusfm-page", daemon=True)
+        self._thread.start()
+        if not self._ready.wait(START_S):
+            self.stop()
+            raise OutputError("the live page did not start: try another port")
+
+    def wake(self, *, frame: bool) -> None:
+        """Tells the server that there is something new; from any thread, never waits."""
+        loop = self._loop
+        if loop is None or not self.clients:
+            return
+        with contextlib.suppress(RuntimeError):  # the loop has just ended
+            loop.call_soon_threadsafe(self._awake, frame)
+
+    def stop(self) -> None:
+        self._uvicorn.should_exit = True
+        self._thread.join(START_S)
+
+    def _configured(self) -> Any:
+        try:
+            import uvicorn
+            import websockets  # noqa: F401
+            from starlette.applications import Starlette
+            from starlette.routing import Route, WebSocketRoute
+        except ImportError as error:
+            raise MissingExtra("the live page", error.name or "starlette", "live") from error
+        routes: list[Any] = [Route(path, _file_endpoint(*known)) for path, known in FILES.items()]
+        app = Starlette(routes=[*routes, WebSocketRoute("/ws", self._serve_browser)])
+        config = uvicorn.Config(
+            guarded(app),
+            ws="websockets-sansio",
+            ws_max_size=256,
+            ws_per_message_deflate=False,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=8 * MAX_CLIENTS,
+            timeout_graceful_shutdown=2,
+        )
+        return uvicorn.Server(config)
+
+    def _run(self) -> None:
+        asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        self._loop, self._fresh = asyncio.get_running_loop(), asyncio.Event()
+        encoder = asyncio.create_task(self._encode_newest())
+        ready = asyncio.create_task(self._say_ready())
+        try:
+            await self._uvicorn.serve(sockets=[self._sink._socket])
+        finally:
+            for task in (encoder, ready):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+            self._loop = None
+
+    async def _say_ready(self) -> None:
+        while not self._uvicorn.started:
+            await asyncio.sleep(0.01)
+        self._ready.set()
+
+    def _awake(self, frame: bool) -> None:
+        assert self._fresh is not None
+        if frame:
+            self._fresh.set()
+        else:
+            for client in self.clients:
+                client.state_changed = True
+                client.news.set()
+
+    async def _encode_newest(self) -> None:
+        """Encodes the newest frame whenever there is one and somebody looks; frames in between are left out."""
+        assert self._fresh is not None
+        while True:
+            await self._fresh.wait()
+            self._fresh.clear()
+            self._picture = await asyncio.to_thread(self._feed.picture)
+            for client in self.clients:
+                client.news.set()
+
+    async def _serve_browser(self, socket_: Any) -> None:
+        from starlette.websockets import WebSocketDisconnect
+
+        if not self._may_look(socket_):
+            await socket_.close(1008)
+            return
+        if len(self.clients) >= MAX_CLIENTS:
+            await socket_.close(1013)
+            return
+        await socket_.accept()
+        client = _Client()
+        self.clients.add(client)
+        if self._fresh is not None:
+            self._fresh.set()
+        sender = asyncio.create_task(self._send(socket_, client))
+        try:
+            while True:
+                # the only thing a browser says: it has drawn a frame
+                await socket_.receive_text()
+                client.drawn = min(client.drawn + 1, client.sent)
+                client.news.set()
+        except WebSocketDisconnect:
+            pass
+        finally:
+            self.clients.discard(client)
+            sender.cancel()
+            with contextlib.suppress(asyncio.CancelledError, WebSocketDisconnect, RuntimeError, OSError):
+                await sender
+
+    async def _send(self, socket_: Any, client: _Client) -> None:
+        while True:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(client.news.wait(), STATUS_EVERY_S)
+            client.news.clear()
+            if client.sent - client.drawn >= IN_FLIGHT:
+                # it is still drawing; what it is sent later is the newest
+                continue
+            picture = self._picture
+            if picture is not None and picture.index <= client.last_index:
+                picture = None
+            now_s = time.monotonic()
+            if picture is None and not client.state_changed and now_s - client.told_s < STATUS_EVERY_S:
+                continue
+            if picture is not None:
+                client.skipped += picture.index - client.last_index - 1 if client.last_index >= 0 else 0
+                client.last_index = picture.index
+            client.state_changed, client.told_s = False, now_s
+            message, client.after = self._feed.message(picture, after=client.after, skipped=client.skipped)
+            client.sent += 1
+            await socket_.send_bytes(message)
+
+    def _may_look(self, socket_: Any) -> bool:
+        """Same origin, and the key where there is one."""
+        origin, host = socket_.headers.get("origin", ""), socket_.headers.get("host", "")
+        if origin != f"http://{host}":
+            return False
+        given = parse_qs(socket_.url.query).get("key", [""])[0]
+        return self._sink.key is None or hmac.compare_digest(given.encode(), self._sink.key.encode())
+
+
+def guarded(app: Any) -> Any:
+    """An ASGI application that answers only requests to a plausible host, and puts the security headers on answers."""
+
+    async def guard(scope: Any, receive: Any, send: Any) -> None:
+        hosts = [value.decode("latin-1") for name, value in scope.get("headers", ()) if name == b"host"]
+        if len(hosts) != 1 or not host_is_ours(hosts[0]):
+            await _refuse(scope, send)
+            return
+
+        async def send_guarded(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                extra = [(name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
+                message = {**message, "headers": [*message.get("headers", ()), *extra]}
+            await send(message)
+
+        await app(scope, receive, send_guarded)
+
+    return guard
+
+
+def host_is_ours(header: str) -> bool:
+    """True for an address, ``localhost`` or this machine's name: what a page of a foreign name cannot claim.
+
+    Args:
+        header: value of the Host header.
+    """
+    try:
+        name = urlsplit(f"//{header}").hostname or ""
+        if name in ("localhost", socket.gethostname().lower()):
+            return True
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+async def _refuse(scope: Any, send: Any) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008})
+        return
+    await send({"type": "http.response.start", "status": 400, "headers": [(b"content-type", b"text/plain")]})
+    await send({"type": "http.response.body", "body": b"this host name is not served here"})
+
+
+def _file_endpoint(name: str, media_type: str) -> Any:
+    from starlette.responses import Response
+
+    content = (PAGE / name).read_bytes()
+
+    async def endpoint(request: Any) -> Any:
+        return Response(content, media_type=media_type)
+
+    return endpoint
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise OutputError(f"the live page cannot listen on port {port}: {reason}; give another address") from error
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+__all__ = [
+    "FILES",
+    "IN_FLIGHT",
+    "MAX_CLIENTS",
+    "PAGE",
+    "PORT",
+    "SECURITY_HEADERS",
+    "START_S",
+    "STATUS_EVERY_S",
+    "WebSink",
+    "guarded",
+    "host_is_ours",
+    "open_sink",
+    "probe",
+]

@@ -1,0 +1,42 @@
+"""``tinyusfm-edge audit``: check an audit log; the exit code is the verdict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tinyusfm_edge.cli import console
+
+audit = typer.Typer(no_args_is_help=True, help="Check audit logs of live runs.")
+
+
+@audit.callback()
+def _audit() -> None:
+    """Check audit logs of live runs."""
+
+
+@audit.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="The log, as written by --sink audit:FILE.")],
+    head: Annotated[
+        str | None, typer.Option(help="The head printed when the log was closed: finds a cut or rewritten end.")
+    ] = None,
+) -> int:
+    """Tell whether a log was edited, cut, or had records inserted or moved."""
+    from tinyusfm_runtime.audit_chain import verify_file
+
+    report = verify_file(file, head=head)
+    console.say(f"{'records':<14}{report.records}")
+    console.say(f"{'audit head':<14}{report.head}")
+    if report.head_at is not None:
+        console.say(f"{'known head':<14}found at record {report.head_at}")
+    if not report:
+        console.say(f"{'BROKEN':<14}{report.fault}")
+        return 1
+    end = "closed in order" if report.closed else "no closing record: still being written, killed, or cut off"
+    console.say(f"{'chain':<14}whole, {end}")
+    if head is None:
+        console.say(f"{'note':<14}without --head a cut or wholly rewritten end is not found")
+    return 0
