@@ -161,6 +161,7 @@ def _ece_of(side: Sequence[np.ndarray], truths: Sequence[Truth], spec: ModelSpec
 
 
 __all__ = [
+    "CLIP_MARK",
     "ECE_BINS",
     "Truth",
     "confidence_drift",

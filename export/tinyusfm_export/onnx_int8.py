@@ -228,4 +228,4 @@ def _only_reader(node: Node) -> Node | None:
     return readers[0] if is_relu else None
 
 
-__all__ = ["ort_onnx", "qdq_onnx"]
+__all__ = ["Codes", "ort_onnx", "qdq_onnx"]
