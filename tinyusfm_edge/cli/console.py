@@ -164,6 +164,18 @@ def numbers(text: str, count: int, what: str) -> tuple[float, ...]:
     return values
 
 
+def crop(text: str | None) -> tuple[int, int, int, int] | str | None:
+    """Reads ``--crop``: ROW,COL,HEIGHT,WIDTH in pixels, ``region``, or nothing.
+
+    Raises:
+        InputError: something else.
+    """
+    if text is None or text == "region":
+        return text
+    row, col, height, width = numbers(text, 4, "--crop ROW,COL,HEIGHT,WIDTH or region")
+    return int(row), int(col), int(height), int(width)
+
+
 def _is_number(cell: str) -> bool:
     stripped = cell.strip().rstrip("%").replace(" MB", "").replace(" ms", "")
     if stripped in ("", "-"):

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tinyusfm_edge.cli import console, sink_list
-from tinyusfm_edge.cli.run import _read_crop
 
 if TYPE_CHECKING:
     from tinyusfm_runtime.frame import Frame, FrameSource
@@ -69,7 +68,7 @@ def live(
     options = {"spacing_mm": console.numbers(spacing, 2, "--spacing ROW,COL in mm")} if spacing else {}
 
     def opened() -> FrameSource:
-        return open_source(source, crop=_read_crop(crop), **options)
+        return open_source(source, crop=console.crop(crop), **options)
 
     sinks: list[Sink] = []
 
@@ -91,7 +90,7 @@ def live(
         )
         stack.enter_context(page)
         facts = sink_list.facts_of(
-            session, getattr(frames, "first", frames), source, rate_hz=DEFAULT_RATE_HZ, budget_ms=budget_ms
+            session.manifest, getattr(frames, "first", frames), source, rate_hz=DEFAULT_RATE_HZ, budget_ms=budget_ms
         )
         sinks += sink_list.open_sinks(stack, locations, facts)
         console.say(f"{'page':<14}{page.url}")

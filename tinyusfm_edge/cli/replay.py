@@ -94,14 +94,13 @@ def _for_ever(read: Callable[[], Iterator[Frame]]) -> Iterator[Frame]:
 
 
 def _read(clip: str, crop: str | None, spacing: str | None) -> Iterator[Frame]:
-    from tinyusfm_edge.cli.run import _read_crop
-    from tinyusfm_runtime.frame import LiveSource
+        from tinyusfm_runtime.frame import LiveSource
     from tinyusfm_runtime.sources import open_source
 
     options: dict[str, Any] = {}
     if spacing:
         options["spacing_mm"] = console.numbers(spacing, 2, "--spacing ROW,COL in mm")
-    with open_source(clip, crop=_read_crop(crop), **options) as source:
+    with open_source(clip, crop=console.crop(crop), **options) as source:
         if isinstance(source, LiveSource):
             raise InputError("replay takes a clip, not a live source")
         yield from source

@@ -73,7 +73,7 @@ def run(
     sinks = list(sink or ())
     _refuse_overwriting(source, overlay, jsonl, *(place.partition(":")[2] for place in sinks))
     options = {"spacing_mm": console.numbers(spacing, 2, "--spacing ROW,COL in mm")} if spacing else {}
-    opened = open_source(source, crop=_read_crop(crop), **options)
+    opened = open_source(source, crop=console.crop(crop), **options)
     if not (isinstance(opened, LiveSource) or budget_ms or sinks or policy or fallback or isolate or smooth):
         _run_file(
             bundle, opened, overlay=overlay, jsonl=jsonl, target=target, precision=precision, threads=threads,
@@ -82,8 +82,8 @@ def run(
         return
     files = [f"{name}:{place}" for name, place in (("video", overlay), ("jsonl", jsonl)) if place is not None]
     asked = LiveRun(
-        bundle=bundle, budget_ms=budget_ms, policy=policy, sinks=[*files, *sinks], fallback=fallback, isolate=isolate,
-        smooth=smooth, target=target, precision=precision, threads=threads, limit=limit,
+        bundle=bundle, location=source, budget_ms=budget_ms, policy=policy, sinks=[*files, *sinks],
+        fallback=fallback, isolate=isolate, smooth=smooth, target=target, precision=precision, threads=threads, limit=limit,
         allow_unverified=allow_unverified, drift=drift,
     )  # fmt: skip
     run_live(asked, opened)
@@ -228,13 +228,6 @@ def _with_rate(frames: Iterator[Frame]) -> tuple[Iterator[Frame], float]:
     if len(times) == 2 and times[0] is not None and times[1] is not None and times[1] > times[0]:
         rate_hz = min(max(1e9 / (times[1] - times[0]), 1.0), 120.0)
     return itertools.chain(ahead, frames), rate_hz
-
-
-def _read_crop(text: str | None) -> tuple[int, int, int, int] | str | None:
-    if text is None or text == "region":
-        return text
-    row, col, height, width = console.numbers(text, 4, "--crop ROW,COL,HEIGHT,WIDTH or region")
-    return int(row), int(col), int(height), int(width)
 
 
 def _refuse_overwriting(source: str, *outputs: str | None) -> None:

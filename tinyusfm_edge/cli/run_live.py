@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyusfm_edge.cli import console
+from tinyusfm_edge.cli import console, sink_list
 from tinyusfm_runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from tinyusfm_runtime.ladder import Ladder
     from tinyusfm_runtime.live import Live
     from tinyusfm_runtime.live_result import LiveEvent, LiveResult, StateChange
+    from tinyusfm_runtime.manifest import Manifest
     from tinyusfm_runtime.session import Session
     from tinyusfm_runtime.sinks import Sink
 
+DEFAULT_RATE_HZ = 25.0
+"""Of an overlay video; a probe's own rate is not known before it has run."""
 DEFAULT_BUDGET_MS = 100.0
 """For a probe, where none is given: three frames at 30 a second."""
 
@@ -33,6 +36,7 @@ class LiveRun:
 
     Attributes:
         bundle: the bundle's folder.
+        location: the source as it was typed.
         budget_ms: age above which a result is stale, or None.
         policy: ``newest``, ``lossless``, or None for the source's own.
         sinks: ``NAME:WHERE`` each.
@@ -48,6 +52,7 @@ class LiveRun:
     """
 
     bundle: Path
+    location: str
     budget_ms: float | None
     policy: str | None
     sinks: Sequence[str]
@@ -127,25 +132,28 @@ def run_live(asked: LiveRun, source: FrameSource) -> None:
     """
     from tinyusfm_runtime.live import Live
     from tinyusfm_runtime.live_options import LiveOptions
+    from tinyusfm_runtime.sinks import announce
     from tinyusfm_runtime.temporal import TemporalOptions
 
     # what the loop logs is said below as notes; without a handler Python would print it a second time
     logging.getLogger("tinyusfm_runtime").addHandler(logging.NullHandler())
     watch = Watch()
+    sinks: list[Sink] = []
     live: Live | None = None
     standard_output = any(place in ("jsonl:-", "csv:-") for place in asked.sinks)
     try:
         with ExitStack() as stack:
-            sinks = [stack.enter_context(_sink(place)) for place in asked.sinks]
-            answering = _answering(asked)
+            answering, manifest = _answering(asked)
             stack.enter_context(answering)
+            facts = sink_list.facts_of(
+                manifest, source, asked.location, rate_hz=DEFAULT_RATE_HZ, budget_ms=asked.budget_ms
+            )
+            sinks += sink_list.open_sinks(stack, asked.sinks, facts)
 
             def tell(change: StateChange) -> None:
                 watch.state(change)
                 for sink in sinks:
-                    listen: Any = getattr(sink, "on_state", None)
-                    if listen is not None:
-                        listen(change)
+                    announce(sink, change)
 
             options = LiveOptions(
                 on_event=watch.event,
@@ -169,7 +177,8 @@ def run_live(asked: LiveRun, source: FrameSource) -> None:
             watch.end(live)
     finally:
         if live is not None and live.description:
-            for line in table(watch, live):
+            closing = sink_list.closing_lines(asked.sinks[: len(sinks)], sinks)
+            for line in (*table(watch, live), *closing):
                 (console.note if standard_output else console.say)(line)
 
 
@@ -225,12 +234,6 @@ def _drift_monitor(answering: Session | Ladder, wanted: bool | None) -> DriftMon
     return answering.watch_drift() if wanted or answering.has_drift else None
 
 
-def _sink(place: str) -> Sink:
-    from tinyusfm_runtime.sinks import open_sink
-
-    return open_sink(place)
-
-
 def _policy(typed: str | None) -> Any:
     from tinyusfm_runtime.live_result import DropPolicy
 
@@ -242,20 +245,21 @@ def _policy(typed: str | None) -> Any:
         raise InputError(f"--policy is newest or lossless, not {typed!r}") from None
 
 
-def _answering(asked: LiveRun) -> Session | Ladder:
+def _answering(asked: LiveRun) -> tuple[Session | Ladder, Manifest]:
     """A session, or a ladder of the artefact that was asked for and the others behind it."""
     from tinyusfm_runtime.bundle import Bundle
     from tinyusfm_runtime.ladder import Ladder, LadderOptions
     from tinyusfm_runtime.session import Session, choose_artefact
 
     if not asked.fallback and not asked.isolate:
-        return Session.open(
+        session = Session.open(
             asked.bundle,
             target=asked.target,
             precision=asked.precision,
             threads=asked.threads,
             allow_unverified=asked.allow_unverified,
         )
+        return session, session.manifest
     if asked.allow_unverified:
         raise InputError("--fallback and --isolate take verified artefacts only: leave --allow-unverified out")
     opened = Bundle.open(asked.bundle)
@@ -265,4 +269,4 @@ def _answering(asked: LiveRun) -> Session | Ladder:
     ladder = Ladder.open(opened, targets=[first, *others], advanced=options)
     for line in ladder.unavailable:
         console.note(f"note: not available: {line}")
-    return ladder
+    return ladder, opened.manifest

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tinyusfm_runtime.errors import InputError
 
 if TYPE_CHECKING:
-    from tinyusfm_runtime.session import Session
+    from tinyusfm_runtime.manifest import Manifest
     from tinyusfm_runtime.sinks import Sink
 
 FILES = ("jsonl", "csv", "video", "dicom", "audit")
@@ -18,12 +18,12 @@ FILES = ("jsonl", "csv", "video", "dicom", "audit")
 
 
 def facts_of(
-    session: Session, source: Any, location: str, *, rate_hz: float, budget_ms: float | None
+    manifest: Manifest, source: Any, location: str, *, rate_hz: float, budget_ms: float | None
 ) -> dict[str, Any]:
     """What sinks may be told about a run.
 
     Args:
-        session: the open session.
+        manifest: of the bundle that answers.
         source: the open source.
         location: the source as it was typed; only the DICOM sink gets it, to refer to that file.
         rate_hz: frames a second, for videos.
@@ -33,10 +33,10 @@ def facts_of(
 
     of_dicom = isinstance(source, DicomSource)
     return {
-        "bundle_id": session.manifest.manifest_sha256,
-        "title": session.spec.name,
-        "model": session.spec.name,
-        "labels": tuple(session.spec.labels),
+        "bundle_id": manifest.manifest_sha256,
+        "title": manifest.spec.name,
+        "model": manifest.spec.name,
+        "labels": tuple(manifest.spec.labels),
         "rate_hz": rate_hz,
         "budget_ms": budget_ms,
         "source_dicom": location.removeprefix("dicom:") if of_dicom else None,
