@@ -94,7 +94,7 @@ def _for_ever(read: Callable[[], Iterator[Frame]]) -> Iterator[Frame]:
 
 
 def _read(clip: str, crop: str | None, spacing: str | None) -> Iterator[Frame]:
-        from tinyusfm_runtime.frame import LiveSource
+    from tinyusfm_runtime.frame import LiveSource
     from tinyusfm_runtime.sources import open_source
 
     options: dict[str, Any] = {}
