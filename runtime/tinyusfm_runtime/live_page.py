@@ -33,7 +33,7 @@ from tinyusfm_runtime.preprocess import to_grey
 from tinyusfm_runtime.sinks import shown
 
 SCHEMA = 1
-MAX_SIDE = 800
+MAX_SIDE = 1024
 """A larger frame is thinned by a whole number until its longer side fits."""
 TREND = 600
 """Results that trend and histograms look back on."""

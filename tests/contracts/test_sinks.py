@@ -6,18 +6,35 @@ A new file in ``sinks/`` is picked up by itself.
 from __future__ import annotations
 
 import inspect
+import threading
 from pathlib import Path
 
 import pytest
 
+from tests.runtime.live_driver import live_result
 from tests.runtime.test_sinks import leftovers, predicted
 from tinyusfm_runtime import plugins
 from tinyusfm_runtime.errors import InputError, OutputError
-from tinyusfm_runtime.sinks import Sink
+from tinyusfm_runtime.frame import Frame
+from tinyusfm_runtime.live_result import LiveState, StateChange
+from tinyusfm_runtime.session import Prediction
+from tinyusfm_runtime.sinks import Sink, announce, deliver, open_sink
 
 NAMES = plugins.names("sinks")
 SUFFIXES = {"jsonl": ".jsonl", "video": ".mp4"}
 """Suffix a location needs; a sink that is not named here takes any."""
+PLACES = {"callback": "tests.contracts.test_sinks:taken", "igtl": "//:0", "web": "//:0"}
+"""Sinks that write no file -> where they are opened."""
+FILE_NAMES = [name for name in NAMES if name not in PLACES]
+ATOMIC_NAMES = [name for name in FILE_NAMES if name != "audit"]
+"""An audit log is written in place and kept whatever happens: that is what it is for."""
+
+
+def taken(*values: object) -> None:
+    """A callback."""
+
+
+FAKE_CHANGE = StateChange(before=LiveState.LIVE, after=LiveState.STALE, t_ns=1, reason="late")
 
 
 def opened(name: str, folder: Path) -> Sink:
@@ -25,11 +42,13 @@ def opened(name: str, folder: Path) -> Sink:
     probe = plugins.probe("sinks", name)
     if not probe.works:
         pytest.skip(probe.reason)
-    return plugins.load("sinks", name).open_sink(str(folder / f"out{SUFFIXES.get(name, '')}"))
+    place = PLACES.get(name, str(folder / f"out{SUFFIXES.get(name, '')}"))
+    sink: Sink = plugins.load("sinks", name).open_sink(place)
+    return sink
 
 
 def test_there_are_sinks() -> None:
-    assert {"jsonl", "video"} <= set(NAMES)
+    assert {"audit", "callback", "csv", "dicom", "igtl", "jsonl", "video", "web"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -45,7 +64,7 @@ def test_shape_of_the_plug_in(name: str) -> None:
     assert next(iter(parameters)) == "location"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ATOMIC_NAMES)
 def test_a_closed_sink_leaves_one_whole_file(name: str, tmp_path: Path) -> None:
     with opened(name, tmp_path) as sink:
         assert isinstance(sink, Sink)
@@ -57,7 +76,7 @@ def test_a_closed_sink_leaves_one_whole_file(name: str, tmp_path: Path) -> None:
     sink.close()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ATOMIC_NAMES)
 def test_an_error_leaves_no_file(name: str, tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), opened(name, tmp_path) as sink:
         sink.write(*predicted(1))
@@ -65,7 +84,7 @@ def test_an_error_leaves_no_file(name: str, tmp_path: Path) -> None:
     assert leftovers(tmp_path) == []
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FILE_NAMES)
 def test_a_missing_folder_is_one_line(name: str, tmp_path: Path) -> None:
     with pytest.raises((OutputError, InputError)) as caught, opened(name, tmp_path / "nowhere") as sink:
         sink.write(*predicted(1))
@@ -77,4 +96,72 @@ def test_a_missing_folder_is_one_line(name: str, tmp_path: Path) -> None:
 def test_an_answer_that_is_not_valid_is_written_as_such(name: str, tmp_path: Path) -> None:
     with opened(name, tmp_path) as sink:
         sink.write(*predicted(1, valid=False, mask_HW=None, measurement=None))
-    assert len(leftovers(tmp_path)) == 1
+    assert len(leftovers(tmp_path)) == (name in FILE_NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_live_results_and_states_are_taken_whatever_they_say(name: str, tmp_path: Path) -> None:
+    with opened(name, tmp_path) as sink:
+        deliver(sink, live_result(1))
+        deliver(sink, live_result(2, stale=True, withheld=True, valid=False, state=LiveState.STALE))
+        announce(sink, FAKE_CHANGE)
+        deliver(sink, live_result(3, prediction=None, valid=False, degraded=True, error="the engine failed"))
+        frame, prediction = predicted(4, valid=False, mask_HW=None, measurement=None)
+        deliver(sink, live_result(4, frame=frame, prediction=prediction, valid=False))
+    announce(sink, FAKE_CHANGE)
+    sink.close()
+    assert len(leftovers(tmp_path)) == (name in FILE_NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_thread_is_left(name: str, tmp_path: Path) -> None:
+    before = threading.active_count()
+    with opened(name, tmp_path) as sink:
+        deliver(sink, live_result(1))
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_opened_by_its_name_and_refuses_options_that_it_does_not_know(name: str, tmp_path: Path) -> None:
+    if not plugins.probe("sinks", name).works:
+        pytest.skip(plugins.probe("sinks", name).reason)
+    place = PLACES.get(name, str(tmp_path / f"out{SUFFIXES.get(name, '')}"))
+    with open_sink(f"{name}:{place}", facts={"nobody_knows_this": 1}) as sink:
+        assert isinstance(sink, Sink)
+    with pytest.raises(InputError, match="no option 'nobody_knows_this'"):
+        open_sink(f"{name}:{place}", nobody_knows_this=1)
+
+
+@pytest.mark.parametrize("location", ["out.jsonl", "nothing:out", ":out", ""])
+def test_a_location_without_a_sinks_name_is_refused(location: str) -> None:
+    with pytest.raises(InputError, match="NAME:WHERE"):
+        open_sink(location)
+
+
+class PlainSink:
+    """A sink of another distribution, without a live face."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def __enter__(self) -> PlainSink:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def write(self, frame: Frame, prediction: Prediction) -> None:
+        self.seen.append(frame.seq)
+
+    def close(self) -> None:
+        return None
+
+
+def test_a_plain_sink_gets_only_what_may_be_shown() -> None:
+    sink = PlainSink()
+    assert isinstance(sink, Sink)
+    deliver(sink, live_result(1))
+    deliver(sink, live_result(2, withheld=True, stale=True))
+    deliver(sink, live_result(3, prediction=None))
+    announce(sink, FAKE_CHANGE)
+    assert sink.seen == [1]

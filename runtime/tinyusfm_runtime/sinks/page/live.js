@@ -264,7 +264,7 @@ function bars(canvas, values, limit, colour) {
     context.fillStyle = "#ffb020";
     context.fillRect(x - 1, 0, 2, h - 16);
     const words = "budget " + limit.toFixed(0);
-    context.fillText(words, Math.min(Math.max(20, x - 20), w - 120), h - 4);
+    context.fillText(words, Math.min(Math.max(20, x - 20), w - 150), h - 4);
   }
 }
 
