@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 INSTALL := $(PYTHON) scripts/environment.py --venv $(VENV) --extras
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check bench format clean
+.PHONY: help demo test lint check bench soak format clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1 \t\2/p' Makefile
@@ -34,6 +34,10 @@ check: lint test  ## everything a change must pass
 bench:  ## engines against their rivals on this machine, about half an hour
 	$(INSTALL) bench
 	$(BIN)/python benchmarks/bench_engines.py $(ARGS)
+
+soak:  ## the live loop under load for an hour: frames, ages, memory, accuracy
+	$(INSTALL) demo
+	$(BIN)/python benchmarks/soak.py $(ARGS)
 
 format:  ## let ruff rewrite the layout
 	$(INSTALL) test,opencv,lint

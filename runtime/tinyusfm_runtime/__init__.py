@@ -34,7 +34,11 @@ if TYPE_CHECKING:
         UnverifiedError,
     )
     from tinyusfm_runtime.frame import Frame, FrameSource, PixelFormat, VideoRange
+    from tinyusfm_runtime.ladder import Ladder, LadderOptions
     from tinyusfm_runtime.latency import ColdStart, LatencyReport, cold_start, profile
+    from tinyusfm_runtime.live import Live
+    from tinyusfm_runtime.live_options import LiveOptions
+    from tinyusfm_runtime.live_result import DropPolicy, LiveResult, LiveState
     from tinyusfm_runtime.machine import MachineCard, machine_card
     from tinyusfm_runtime.manifest import Artefact, ArtefactState, FileEntry, Manifest
     from tinyusfm_runtime.measure import HeadMeasurement
@@ -55,7 +59,11 @@ _HOMES = {
         "UnverifiedError",
     ),
     "frame": ("Frame", "FrameSource", "PixelFormat", "VideoRange"),
+    "ladder": ("Ladder", "LadderOptions"),
     "latency": ("ColdStart", "LatencyReport", "cold_start", "profile"),
+    "live": ("Live",),
+    "live_options": ("LiveOptions",),
+    "live_result": ("DropPolicy", "LiveResult", "LiveState"),
     "machine": ("MachineCard", "machine_card"),
     "manifest": ("Artefact", "ArtefactState", "FileEntry", "Manifest"),
     "measure": ("HeadMeasurement",),
@@ -91,6 +99,7 @@ __all__ = [
     "CalibrationError",
     "CheckpointError",
     "ColdStart",
+    "DropPolicy",
     "EdgeError",
     "Engine",
     "EngineConfig",
@@ -103,7 +112,13 @@ __all__ = [
     "GoldenReport",
     "HeadMeasurement",
     "InputError",
+    "Ladder",
+    "LadderOptions",
     "LatencyReport",
+    "Live",
+    "LiveOptions",
+    "LiveResult",
+    "LiveState",
     "MachineCard",
     "Manifest",
     "MissingExtra",

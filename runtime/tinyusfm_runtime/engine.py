@@ -35,10 +35,12 @@ class EngineConfig:
     Attributes:
         threads: threads inside one operator, at least 1.
         rest_precision: ``f32`` or ``bf16``, passed to the library in so many words, since some pick one silently.
+        reuse_outputs: ``run`` may answer in the same arrays every time; the next run overwrites them.
     """
 
     threads: int
     rest_precision: str
+    reuse_outputs: bool = False
 
     def __post_init__(self) -> None:
         """Checks the values.
@@ -83,7 +85,8 @@ class Engine(Protocol):
             tensor: uint8 NCHW, C-contiguous, of the graph's own shape.
 
         Returns:
-            ``logits`` (float32 NKHW or NK) first, then the auxiliary outputs. The caller owns the arrays.
+            ``logits`` (float32 NKHW or NK) first, then the auxiliary outputs. The caller owns the arrays, unless the
+            configuration allowed ``reuse_outputs``: then they are good until the next run.
 
         Raises:
             EngineError: the library failed, or the run was cancelled.

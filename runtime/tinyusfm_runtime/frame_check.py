@@ -33,15 +33,16 @@ def refusal(candidate: Any) -> str | None:
     """
     if not isinstance(candidate, Frame):
         return NOT_A_FRAME
-    pixels = candidate.pixels
+    pixels: Any = candidate.pixels
     if not isinstance(pixels, np.ndarray):
         return WRONG_TYPE
     if pixels.dtype.kind in "fc" and not np.isfinite(pixels).all():
         return NOT_FINITE
     if pixels.dtype != np.uint8:
         return WRONG_TYPE
-    seq: Any = candidate.seq
-    if isinstance(seq, bool) or not isinstance(seq, int):
+    if not _is_whole(candidate.seq) or not all(
+        t is None or _is_whole(t) for t in (candidate.t_source_ns, candidate.t_recv_ns)
+    ):
         return WRONG_GEOMETRY
     try:
         replace(candidate, spacing_mm=None)
@@ -52,6 +53,10 @@ def refusal(candidate: Any) -> str | None:
     except (FrameError, ValueError, TypeError):
         return WRONG_GEOMETRY
     return None
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 __all__ = [

@@ -15,10 +15,10 @@ _COARSE = 8
 """First look: every eighth row and column. Ultrasound is noisy, so a picture that moves differs there already."""
 _WINDOW = 32
 """Intervals that the period is estimated from."""
-_OUTLIERS = 2
-"""Longest intervals of the window that are left out: single hiccups."""
-_STALL_PERIODS = 10
-"""A longer pause is a stall and says nothing about the rate."""
+_HICCUPS = 16
+"""Of so many intervals the longest is left out."""
+_STALL_PERIODS, _STALL_MS = 10, 250.0
+"""A pause longer than both is a stall and says nothing about the rate."""
 _LEAST = 4
 """Intervals needed before there is an estimate."""
 
@@ -92,7 +92,7 @@ class FramePeriod:
         if self._declared_ms is not None or last is None:
             return
         interval_ms = (now_ns - last) / 1e6
-        if self.known and interval_ms > _STALL_PERIODS * self._estimate_ms:
+        if self.known and interval_ms > max(_STALL_PERIODS * self._estimate_ms, _STALL_MS):
             self._stalls += 1
             if self._stalls < _LEAST:
                 return
@@ -100,7 +100,8 @@ class FramePeriod:
         self._stalls = 0
         self._intervals_ms.append(interval_ms)
         if self.known:
-            kept = sorted(self._intervals_ms)[: max(_LEAST - _OUTLIERS, len(self._intervals_ms) - _OUTLIERS)]
+            count = len(self._intervals_ms)
+            kept = sorted(self._intervals_ms)[: count - count // _HICCUPS]
             self._estimate_ms = max(sum(kept) / len(kept), 0.1)
 
 

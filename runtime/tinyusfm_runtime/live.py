@@ -111,6 +111,7 @@ class Live:
         self._overlay_lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._closing = threading.Event()
+        self._ended = False
         self._failure: Exception | None = None
         self._index = 0
         self._reconnects = 0
@@ -215,19 +216,23 @@ class Live:
             return swap(self, bundle, advanced)
 
     def close(self) -> None:
-        """Ends the loop: frames that wait are dropped as CLOSING, one in the engine is answered. Twice is harmless."""
-        if self._closing.is_set() or self._states is None:
+        """Ends the loop: frames that wait are dropped as CLOSING, one in the engine is answered. Twice is harmless.
+
+        From a callback, in one of the loop's own threads, it only asks for the end; leaving the context waits for it.
+        """
+        if self._states is None:
             return
-        self._closing.set()
-        close = getattr(self._source, "close", None)
-        if self.is_live and close is not None:
-            close()
-        self._inbox.close()
-        self._outbox.close()
-        here = threading.current_thread()
+        if not self._closing.is_set():
+            self._closing.set()
+            close = getattr(self._source, "close", None)
+            if self.is_live and close is not None:
+                close()
+            self._inbox.close()
+            self._outbox.close()
+        if self.owns_this_thread or self._ended:
+            return
+        self._ended = True
         for thread in self._threads:
-            if thread is here:
-                continue
             thread.join(_SOURCE_ENDS_S if thread is self._threads[0] else None)
             if thread.is_alive():
                 _log.warning("the source does not end %.0f s after it was closed", _SOURCE_ENDS_S)

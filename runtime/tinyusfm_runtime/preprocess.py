@@ -58,24 +58,30 @@ class Placement:
     frame_size: tuple[int, int]
 
 
-def preprocess(frame: Frame, spec: PreprocessSpec) -> tuple[np.ndarray, Placement]:
+def preprocess(frame: Frame, spec: PreprocessSpec, out: np.ndarray | None = None) -> tuple[np.ndarray, Placement]:
     """Turns a frame into the model's input.
 
     Args:
         frame: any supported frame.
         spec: the model's preprocessing.
+        out: uint8 tensor of the input's shape to be filled anew, or None for a new one.
 
     Returns:
         uint8 tensor NCHW (1 channel, or 3 equal ones where the spec is not grey), C-contiguous, and the placement.
 
     Raises:
-        FrameError: the crop lies outside the frame.
+        FrameError: the crop lies outside the frame, or ``out`` is not such a tensor.
     """
     placement = place(frame, spec)
     row, col, height, width = placement.crop
     region = frame.pixels[row : row + height, col : col + width]
     top, left, box_h, box_w = placement.box
-    tensor = np.zeros((1, 1 if spec.grey else 3, spec.height, spec.width), np.uint8)
+    shape = (1, 1 if spec.grey else 3, spec.height, spec.width)
+    tensor = np.zeros(shape, np.uint8) if out is None else out
+    if tensor.shape != shape or tensor.dtype != np.uint8 or not tensor.flags.c_contiguous:
+        raise FrameError(f"the tensor to fill must be C-contiguous uint8 of shape {shape}")
+    if out is not None and (box_h, box_w) != shape[2:]:
+        out.fill(0)  # what stood in the bars of a letterbox
     plane = tensor[0, 0]
     box = plane[top : top + box_h, left : left + box_w]
     _fill(region, PixelFormat(frame.pixel_format), VideoRange(frame.video_range), box)

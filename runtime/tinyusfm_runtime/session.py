@@ -172,6 +172,7 @@ class Session:
         config = EngineConfig(
             threads=default_threads(machine_card()) if threads is None else threads,
             rest_precision=artefact.rest_precision,
+            reuse_outputs=True,
         )
         engine = _load_engine(opened, artefact, config)
         clock.lap("load")
@@ -196,6 +197,9 @@ class Session:
         self._engine: Engine | None = engine
         self._description = engine.description
         self._lock = threading.Lock()
+        # filled anew for every frame; whoever fills it holds the lock until the answer is made of the engine's outputs
+        self._tensor = np.zeros(self.spec.input.shape, np.uint8)
+        self._turn = threading.Lock()
 
     @property
     def description(self) -> str:
@@ -228,8 +232,9 @@ class Session:
         if not isinstance(frame, Frame):
             raise FrameError(f"predict takes a Frame, not {type(frame).__name__}: wrap the pixels in Frame(pixels=...)")
         start = time.perf_counter_ns()
-        tensor, placement = preprocess(frame, self.spec.preprocess)
-        return self._predict(tensor, placement, frame.seq, frame.t_recv_ns, start)
+        with self._turn:
+            tensor, placement = preprocess(frame, self.spec.preprocess, self._tensor)
+            return self._predict(tensor, placement, frame.seq, frame.t_recv_ns, start)
 
     def predict_tensor(self, tensor: np.ndarray, *, spacing_mm: tuple[float, float] | None = None) -> Prediction:
         """Answers for an input that was preprocessed elsewhere.
@@ -250,7 +255,8 @@ class Session:
         frame = Frame(pixels=tensor[0, 0], spacing_mm=spacing_mm)
         whole = (0, 0, *frame.pixels.shape)
         placement = Placement(crop=whole, box=whole, spacing_mm=spacing_mm, frame_size=frame.pixels.shape)
-        return self._predict(tensor, placement, 0, None, start)
+        with self._turn:
+            return self._predict(tensor, placement, 0, None, start)
 
     def run_golden(self, full: bool = False) -> GoldenReport:
         """Runs golden frames and compares; raises nothing when they differ, the report says so.
@@ -354,7 +360,7 @@ class Session:
             ),
             t_recv_ns=t_recv_ns,
             age_ms=None if t_recv_ns is None else (time.monotonic_ns() - t_recv_ns) / 1e6,
-            auxiliary=said.auxiliary,
+            auxiliary={name: value.copy() for name, value in said.auxiliary.items()},
         )
 
 
@@ -376,7 +382,8 @@ class _Golden:
         some = {i * count // GOLDEN_FRAMES_AT_START for i in range(GOLDEN_FRAMES_AT_START)}
         chosen = list(range(count)) if full else sorted(some)
         prepared = [preprocess(self.frames[i], session.spec.preprocess) for i in chosen]
-        got = np.stack([check_logits(session._infer(tensor), session.spec)[0] for tensor, _ in prepared])
+        with session._turn:
+            got = np.stack([check_logits(session._infer(tensor), session.spec)[0].copy() for tensor, _ in prepared])
         placements = [placement for _, placement in prepared]
         if against_reference:
             return reference_check(got, want[chosen], session.spec, placements, gate_limits(self._artefact))

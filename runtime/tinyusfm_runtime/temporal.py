@@ -23,11 +23,14 @@ class TemporalOptions:
 
     Attributes:
         weight: share of the newest mask in the running mean of each label, above 0 up to 1; 1 smooths nothing.
+        margin: lead in the running mean that another label needs before a pixel takes it, 0 to below 1; without it a
+            pixel that is in and out in turn would stay so.
         median_of: measurements the shown one is the median of.
         hold_ms: how long the last measurement stands in for a missing one, and the longest pause that is bridged.
     """
 
     weight: float = 0.4
+    margin: float = 0.3
     median_of: int = 5
     hold_ms: float = 300.0
 
@@ -37,8 +40,10 @@ class TemporalOptions:
         Raises:
             InputError: a value outside its range.
         """
-        if not 0 < self.weight <= 1 or self.median_of < 1 or self.hold_ms < 0:
-            raise InputError("temporal options: weight above 0 up to 1, median_of at least 1, hold_ms not negative")
+        if not 0 < self.weight <= 1 or not 0 <= self.margin < 1 or self.median_of < 1 or self.hold_ms < 0:
+            raise InputError(
+                "temporal options: weight above 0 up to 1, margin 0 to below 1, median_of at least 1, hold_ms from 0 up"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,7 +128,7 @@ class Temporal:
             self._mean_KHW[:] = fresh
         else:
             self._mean_KHW += np.float32(self.options.weight) * (fresh - self._mean_KHW)
-        smooth = self._labels[self._mean_KHW.argmax(axis=0)]
+        smooth = self._decided(self._mean_KHW)
         figures: tuple[float | None, float | None] = (None, None)
         if self._raw is not None and self._smooth is not None:
             pair = (flicker(self._raw, mask_HW), flicker(self._smooth, smooth))
@@ -133,6 +138,15 @@ class Temporal:
             figures = pair
         self._raw, self._smooth = mask_HW, smooth
         return figures
+
+    def _decided(self, mean_KHW: np.ndarray) -> np.ndarray:
+        best = mean_KHW.argmax(axis=0)
+        if self._smooth is None:
+            return self._labels[best]
+        lead = mean_KHW.max(axis=0)
+        for place, label in enumerate(self._labels):
+            lead -= mean_KHW[place] * (self._smooth == label)
+        return np.where(lead > self.options.margin, self._labels[best], self._smooth)
 
     def _widen(self, labels: np.ndarray, shape: tuple[int, ...]) -> None:
         """Makes room for labels that were not seen yet; the others keep their past."""

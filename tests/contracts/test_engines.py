@@ -20,6 +20,7 @@ from tinyusfm_runtime import plugins
 from tinyusfm_runtime.engine import Engine, EngineConfig
 from tinyusfm_runtime.errors import EngineError, FrameError, MissingExtra, UnsupportedError
 from tinyusfm_runtime.machine import machine_card
+from tinyusfm_runtime.phantom import make_phantom
 from tinyusfm_runtime.session import Session
 from tinyusfm_runtime.spec import PreprocessSpec, Task
 
@@ -320,3 +321,40 @@ def slow_openvino(ov: Any) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         ov.save_model(ov.Model([ops.result(value)], [image], "slow"), f"{folder}/model.xml", compress_to_fp16=False)
         return {name: (Path(folder) / name).read_bytes() for name in ("model.xml", "model.bin")}
+
+
+def test_reused_outputs_are_right_every_time(name: str, tiny_files: Files, tensor: np.ndarray) -> None:
+    made = new(name)
+    made.load(tiny_files(name), tiny_spec(), EngineConfig(threads=1, rest_precision="f32", reuse_outputs=True))
+    for picture in (tensor, 255 - tensor, tensor):
+        outputs = made.run(picture)
+        assert list(outputs) == ["logits", "pooled"]
+        np.testing.assert_allclose(outputs["logits"], tiny_logits(picture), atol=2e-5)
+    made.close()
+
+
+def test_a_session_uses_its_buffers_again_and_its_answers_do_not_change(
+    name: str, engine_parts: Callable[[str], Parts], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Session.open(engine_parts(name).publish(tmp_path / "b.bundle")) as session:
+        places = set()
+        engine = session._engine
+        assert engine is not None
+        run = engine.run
+
+        def noted(tensor: np.ndarray) -> dict[str, np.ndarray]:
+            outputs = run(tensor)
+            places.add((tensor.ctypes.data, outputs["logits"].ctypes.data))
+            return outputs
+
+        monkeypatch.setattr(engine, "run", noted)
+        held = []
+        for seed in range(6):
+            prediction = session.predict(make_phantom(seed, height=96, width=128).frame)
+            assert prediction.mask_HW is not None
+            arrays = [prediction.mask_HW, *prediction.auxiliary.values()]
+            held.append((arrays, [array.copy() for array in arrays]))
+        assert len(places) == 1, "one tensor in, one array of logits out"
+        for arrays, copies in held:
+            for array, copy in zip(arrays, copies, strict=True):
+                np.testing.assert_array_equal(array, copy)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import queue
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-
+from paced import PacedSource
 from tinyusfm_runtime.frame import Frame
 from tinyusfm_runtime.phantom import make_phantom
 
@@ -76,39 +73,4 @@ class HandSource:
             yield item
 
 
-class PacedSource(HandSource):
-    """A probe without a probe: frames at a rate for a time, or until it is closed; late ones are not made up for.
-
-    Args:
-        rate_hz: frames a second.
-        frames: shown in turn.
-        seconds: how long, None until closed.
-        leak_bytes: kept for ever with every frame: the control of leak detectors.
-    """
-
-    def __init__(
-        self, rate_hz: float, frames: Sequence[Frame], seconds: float | None = None, leak_bytes: int = 0
-    ) -> None:
-        super().__init__()
-        self.period_s, self.frames, self.seconds = 1 / rate_hz, frames, seconds
-        self.sent = 0
-        self._stop = threading.Event()
-        self._leak_bytes = leak_bytes
-        self._leaked: list[np.ndarray] = []
-
-    def close(self) -> None:
-        self.closed += 1
-        self._stop.set()
-
-    def __iter__(self) -> Iterator[Frame]:
-        begin = due = time.monotonic()
-        while self.seconds is None or due - begin < self.seconds:
-            if self._stop.wait(max(0.0, due - time.monotonic())):
-                return
-            now_ns = self.contact_ns = time.monotonic_ns()
-            frame = self.frames[self.sent % len(self.frames)]
-            if self._leak_bytes:
-                self._leaked.append(np.ones(self._leak_bytes, np.uint8))
-            self.sent += 1
-            yield replace(frame, seq=self.sent, t_source_ns=now_ns, t_recv_ns=now_ns)
-            due = max(due + self.period_s, time.monotonic() - self.period_s)
+__all__ = ["HandSource", "PacedSource", "pictures", "wait_until"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -232,6 +233,19 @@ def test_an_artefact_that_passed_no_gate_is_no_rung(engines: Engines, fake_parts
     path = replace(parts, artefacts=(parts.artefacts[0], ungated)).publish(tmp_path / "b.bundle")
     with Ladder.open(path) as ladder:
         assert [rung.name for rung in ladder.rungs] == ["first-fp32"] and "gate" in ladder.unavailable[0]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads are pinned on Linux")
+def test_engines_are_opened_and_run_on_their_cpus(
+    engines: Engines, ladder_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, seen = os.sched_getaffinity(0), set[frozenset[int]]()
+    cpu = frozenset({min(before)})
+    monkeypatch.setattr(engines, "bend", lambda name, outputs: seen.add(frozenset(os.sched_getaffinity(0))) or outputs)
+    with Ladder.open(ladder_bundle, advanced=LadderOptions(cpus=cpu)) as ladder:
+        seen.clear()
+        assert ladder.answer(FRAMES[0], LIMITS, lambda _: None).error is None
+    assert seen == {cpu} and os.sched_getaffinity(0) == before
 
 
 def test_a_bad_frame_is_the_frames_fault(ladder: Ladder) -> None:

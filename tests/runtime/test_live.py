@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.conftest import NumpyEngine, tiny_logits
 from tests.runtime.live_sources import HandSource, PacedSource, pictures, wait_until
+from tinyusfm_runtime import sources
 from tinyusfm_runtime.errors import InputError, OutputError, SourceError
 from tinyusfm_runtime.frame import Frame, LiveSource
 from tinyusfm_runtime.live import Live
@@ -124,7 +128,8 @@ def test_a_slow_reader_holds_a_file_up_and_loses_nothing(session: Session) -> No
 def test_the_newest_frame_wins_and_the_others_are_counted(session: Session, gate: Gate) -> None:
     source = HandSource()
     assert isinstance(source, LiveSource) and not isinstance(ListSource([]), LiveSource)
-    with Live(session, source, budget_ms=LONG_MS) as live:
+    sink = Collector()
+    with Live(session, source, budget_ms=LONG_MS, sinks=[sink]) as live:  # type: ignore[list-item]
         assert live.policy is DropPolicy.NEWEST
         gate.shut()
         source.push(*numbered(1))
@@ -134,8 +139,9 @@ def test_the_newest_frame_wins_and_the_others_are_counted(session: Session, gate
         counters = live.counters
         assert counters.balanced and counters.waiting == 2 and counters.dropped == {"overtaken": 8}
         gate.open.set()
-        assert next(live).frame.seq == 0
-        newest = next(live)
+        wait_until(lambda: len(sink.results) == 2)
+        first, newest = sink.results
+        assert first.frame.seq == 0 and first.dropped_since_last == 0
         assert newest.frame.seq == 9 and newest.dropped_since_last == 8
         assert live.latency().deepest == 1
     counters = live.counters
@@ -407,17 +413,86 @@ def test_states_are_told_and_logged_in_one_line(session: Session, caplog: pytest
     assert any("live state live -> stale" in line for line in lines)
 
 
-def test_a_callback_may_close_the_loop(session: Session) -> None:
+def test_a_probe_seen_through_a_window_is_still_a_probe(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = HandSource()
+    module = ModuleType("hand")
+    module.open_source = lambda location: probe  # type: ignore[attr-defined]
+    monkeypatch.setattr(sources, "_choose", lambda location: ("hand", module))
+    source = sources.open_source("hand:1", crop=(8, 16, 64, 80))
+    assert isinstance(source, LiveSource)
+    with Live(session, source, budget_ms=LONG_MS) as live:
+        assert live.policy is DropPolicy.NEWEST
+        probe.count["reconnects"] = 1
+        probe.push(*numbered(1))
+        result = next(live)
+        assert result.frame.pixels.shape == (64, 80) and result.frame.crop == (8, 16, 64, 80)
+        assert source.last_contact_ns == probe.contact_ns and live.counters.source == {"reconnects": 1}
+    assert probe.closed == probe.left == 1
+
+
+def test_a_reconnected_source_may_count_anew(session: Session) -> None:
     source = HandSource()
-    box: list[Live] = []
-    options = LiveOptions(overlay_limit_ms=1, on_event=lambda _: box[0].close())
+    with Live(session, source, budget_ms=LONG_MS) as live:
+        source.push(*numbered(1, first=500))
+        assert next(live).frame.seq == 500
+        source.count["reconnects"] = 1
+        source.push(*numbered(1, first=0))
+        assert next(live).frame.seq == 0
+    assert not live.counters.dropped
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads are pinned on Linux")
+def test_threads_are_pinned_where_that_is_asked_for(session: Session, plug_in: type[NumpyEngine]) -> None:
+    seen: dict[str, set[int]] = {}
+
+    class Looking(HandSource):
+        def __iter__(self) -> Iterator[Frame]:
+            seen["capture"] = os.sched_getaffinity(0)
+            yield from super().__iter__()
+
+    def tap(*_: object) -> None:
+        seen["infer"] = os.sched_getaffinity(0)
+
+    before, source = os.sched_getaffinity(0), Looking()
+    cpu = frozenset({min(before)})
+    options = LiveOptions(capture_cpus=cpu, infer_cpus=cpu)
     live = Live(session, source, budget_ms=LONG_MS, advanced=options)
-    box.append(live)
+    live.taps.append(tap)
     with live:
         source.push(*numbered(1))
+        assert next(live).valid
+    assert seen == {"capture": cpu, "infer": cpu} and os.sched_getaffinity(0) == before
+    with (
+        Live(
+            session, ListSource(numbered(1)), budget_ms=None, advanced=LiveOptions(infer_cpus=frozenset({99999}))
+        ) as bad,
+        pytest.raises(InputError, match="cannot pin"),
+    ):
+        list(bad)
+
+
+@pytest.mark.parametrize("where", ["state", "event", "sink"])
+def test_every_callback_may_close_the_loop(session: Session, where: str) -> None:
+    source, box = HandSource(), list[Live]()
+
+    class Closing:
+        def write_live(self, result: LiveResult) -> None:
+            box[0].close()
+
+    def close(_: object) -> None:
+        box[0].close()
+
+    options = LiveOptions(overlay_limit_ms=1, on_event=close if where == "event" else None)
+    sinks: list[Any] = [Closing()] if where == "sink" else []
+    live = Live(
+        session, source, budget_ms=LONG_MS, sinks=sinks, on_state=close if where == "state" else None, advanced=options
+    )
+    box.append(live)
+    with live:
+        source.push(*numbered(3))
         for _ in live:
             pass
-    assert source.closed == 1
+    assert source.closed == source.left == 1 and live.counters.balanced and not live.counters.waiting
 
 
 def test_a_budget_must_be_a_time_and_a_loop_runs_once(session: Session) -> None:

@@ -289,3 +289,17 @@ def test_the_kernel_can_be_switched_off() -> None:
 
 def tensor_of(frame: Frame, *, height: int = 224, width: int = 224) -> np.ndarray:
     return preprocess.preprocess(frame, PreprocessSpec(height=height, width=width))[0]
+
+
+def test_a_tensor_that_is_filled_again_holds_nothing_of_before() -> None:
+    spec = PreprocessSpec(height=64, width=64, aspect=AspectPolicy.LETTERBOX)
+    tensor, rng = np.full((1, 1, 64, 64), 9, np.uint8), np.random.default_rng(8)
+    for shape in ((40, 90), (90, 40), (50, 50), (30, 100)):
+        frame = Frame(pixels=rng.integers(1, 256, shape, dtype=np.uint8))
+        fresh, placement = preprocess.preprocess(frame, spec)
+        filled, again = preprocess.preprocess(frame, spec, tensor)
+        assert filled is tensor and again == placement
+        np.testing.assert_array_equal(filled, fresh)
+    for wrong in (tensor[..., :63], tensor.astype(np.int8), np.zeros((1, 3, 64, 64), np.uint8)):
+        with pytest.raises(FrameError, match="tensor to fill"):
+            preprocess.preprocess(frame, spec, wrong)

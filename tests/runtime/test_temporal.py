@@ -1,4 +1,4 @@
-"""Smoothing over time: steadier where masks flicker, held for a moment, forgotten after a jump, the prediction untouched."""
+"""Smoothing over time: steadier where masks flicker, held for a moment, forgotten after a jump."""
 
 from __future__ import annotations
 

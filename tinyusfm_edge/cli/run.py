@@ -1,6 +1,6 @@
 """``tinyusfm-edge run``: real frames through the thin runtime, with an overlay video and JSON lines if wanted.
 
-It reads the whole source, in order; live policies (newest frame only) are not its matter.
+A file is read whole, in order. A probe, a budget or a sink makes it the live loop (run_live.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tinyusfm_edge.cli import console
 from tinyusfm_runtime.errors import InputError
 
 if TYPE_CHECKING:
-    from tinyusfm_runtime.frame import Frame
+    from tinyusfm_runtime.frame import Frame, FrameSource
     from tinyusfm_runtime.session import Prediction
     from tinyusfm_runtime.sinks import Sink
 
@@ -30,13 +30,29 @@ DEFAULT_RATE_HZ = 25.0
 
 def run(
     bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
-    source: Annotated[str, typer.Argument(help="Folder of pictures, DICOM file, video, or phantom:FIRST-LAST.")],
+    source: Annotated[
+        str, typer.Argument(help="Folder of pictures, DICOM file, video, phantom:FIRST-LAST, or a probe.")
+    ],
     overlay: Annotated[str | None, typer.Option(help="Write an MP4 with mask, ellipse and reading.")] = None,
     jsonl: Annotated[str | None, typer.Option(help="Write one JSON object a frame; - is standard output.")] = None,
     target: Annotated[str | None, typer.Option(help="Artefact to run, such as openvino or onnx.")] = None,
     precision: Annotated[str | None, typer.Option(help="Artefact to run, such as int8.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads inside the engine.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
+    budget_ms: Annotated[
+        float | None, typer.Option(min=0.001, help="Live: a result older than this is stale, and of a probe withheld.")
+    ] = None,
+    sink: Annotated[list[str] | None, typer.Option(help="Live: where results go, such as jsonl:out.jsonl.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Live: newest (frames are dropped, for probes) or lossless (for files).")
+    ] = None,
+    fallback: Annotated[
+        bool, typer.Option("--fallback", help="Live: when the artefact fails, the bundle's next one answers.")
+    ] = False,
+    isolate: Annotated[
+        bool, typer.Option("--isolate", help="Live: run the engine in a process that is killed when it hangs.")
+    ] = False,
+    smooth: Annotated[bool, typer.Option("--smooth", help="Live: smooth masks and readings over time.")] = False,
     crop: Annotated[
         str | None, typer.Option(help="ROW,COL,HEIGHT,WIDTH in pixels, or region (the one a DICOM file marks).")
     ] = None,
@@ -46,15 +62,48 @@ def run(
     ] = False,
 ) -> None:
     """Run a bundle on frames."""
+    from tinyusfm_edge.cli.run_live import LiveRun, run_live
+    from tinyusfm_runtime.frame import LiveSource
+    from tinyusfm_runtime.sources import open_source
+
+    sinks = list(sink or ())
+    _refuse_overwriting(source, overlay, jsonl, *(place.partition(":")[2] for place in sinks))
+    options = {"spacing_mm": console.numbers(spacing, 2, "--spacing ROW,COL in mm")} if spacing else {}
+    opened = open_source(source, crop=_read_crop(crop), **options)
+    if not (isinstance(opened, LiveSource) or budget_ms or sinks or policy or fallback or isolate or smooth):
+        _run_file(
+            bundle, opened, overlay=overlay, jsonl=jsonl, target=target, precision=precision, threads=threads,
+            limit=limit, allow_unverified=allow_unverified,
+        )  # fmt: skip
+        return
+    files = [f"{name}:{place}" for name, place in (("video", overlay), ("jsonl", jsonl)) if place is not None]
+    asked = LiveRun(
+        bundle=bundle, budget_ms=budget_ms, policy=policy, sinks=[*files, *sinks], fallback=fallback, isolate=isolate,
+        smooth=smooth, target=target, precision=precision, threads=threads, limit=limit,
+        allow_unverified=allow_unverified,
+    )  # fmt: skip
+    run_live(asked, opened)
+
+
+def _run_file(
+    bundle: Path,
+    source: FrameSource,
+    *,
+    overlay: str | None,
+    jsonl: str | None,
+    target: str | None,
+    precision: str | None,
+    threads: int | None,
+    limit: int | None,
+    allow_unverified: bool,
+) -> None:
+    """Every frame of a file, in this thread."""
     from tinyusfm_runtime.session import Session
     from tinyusfm_runtime.sinks import jsonl as jsonl_sink
     from tinyusfm_runtime.sinks import video as video_sink
-    from tinyusfm_runtime.sources import open_source
 
-    _refuse_overwriting(source, overlay, jsonl)
-    options = {"spacing_mm": console.numbers(spacing, 2, "--spacing ROW,COL in mm")} if spacing else {}
     with ExitStack() as stack:
-        opened = stack.enter_context(open_source(source, crop=_read_crop(crop), **options))
+        opened = stack.enter_context(source)
         session = stack.enter_context(
             Session.open(bundle, target=target, precision=precision, threads=threads, allow_unverified=allow_unverified)
         )

@@ -13,14 +13,14 @@ Shapes: HW = rows, columns; HWC = rows, columns, channels.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import ModuleType, TracebackType
 from typing import Any
 
 from tinyusfm_runtime import plugins
 from tinyusfm_runtime.errors import InputError, SourceError
-from tinyusfm_runtime.frame import Frame, FrameSource
+from tinyusfm_runtime.frame import Frame, FrameSource, LiveSource
 
 Box = tuple[int, int, int, int]
 """(row, column, height, width) in frame pixels."""
@@ -52,7 +52,10 @@ def open_source(location: str, *, crop: Box | str | None = None, **options: Any)
         takes = ", ".join(key for key in known if key != "location") or "none"
         raise InputError(f"the {name} source has no option {unknown[0]!r}; its options: {takes}")
     source: FrameSource = module.open_source(location, **options)
-    return source if crop is None or isinstance(crop, str) else CroppedSource(source, crop)
+    if crop is None or isinstance(crop, str):
+        return source
+    # a probe seen through a window is still a probe: its frames must not be queued like a file's
+    return CroppedLiveSource(source, crop) if isinstance(source, LiveSource) else CroppedSource(source, crop)
 
 
 def _choose(location: str) -> tuple[str, ModuleType]:
@@ -89,6 +92,26 @@ class CroppedSource:
             yield cropped(frame, self.crop)
 
 
+class CroppedLiveSource(CroppedSource):
+    """A probe seen through a window; contact, counters and closing are the probe's own."""
+
+    source: LiveSource
+
+    @property
+    def last_contact_ns(self) -> int | None:
+        """``time.monotonic_ns`` of the probe's last sign of life, or None."""
+        return self.source.last_contact_ns
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """What the probe refused, and how often its link was made anew."""
+        return self.source.counters
+
+    def close(self) -> None:
+        """Ends the iteration soon; closing twice is harmless."""
+        self.source.close()
+
+
 def cropped(frame: Frame, crop: Box) -> Frame:
     """Cuts a window out of a frame.
 
@@ -113,4 +136,4 @@ def cropped(frame: Frame, crop: Box) -> Frame:
     return replace(frame, pixels=window, crop=(top + row, left + col, height, width))
 
 
-__all__ = ["Box", "CroppedSource", "cropped", "open_source"]
+__all__ = ["Box", "CroppedLiveSource", "CroppedSource", "cropped", "open_source"]

@@ -1,0 +1,237 @@
+"""``tinyusfm-edge run`` with a budget, sinks or a probe: the live loop, and the table of what became of every frame."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinyusfm_edge.cli import console
+from tinyusfm_runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from tinyusfm_runtime.frame import FrameSource
+    from tinyusfm_runtime.ladder import Ladder
+    from tinyusfm_runtime.live import Live
+    from tinyusfm_runtime.live_result import LiveEvent, LiveResult, StateChange
+    from tinyusfm_runtime.session import Session
+    from tinyusfm_runtime.sinks import Sink
+
+DEFAULT_BUDGET_MS = 100.0
+"""For a probe, where none is given: three frames at 30 a second."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LiveRun:
+    """What was typed.
+
+    Attributes:
+        bundle: the bundle's folder.
+        budget_ms: age above which a result is stale, or None.
+        policy: ``newest``, ``lossless``, or None for the source's own.
+        sinks: ``NAME:WHERE`` each.
+        fallback: open the other artefacts of the bundle too.
+        isolate: run each artefact in a process of its own.
+        smooth: smooth masks and readings over time.
+        target: artefact to run, or None.
+        precision: artefact to run, or None.
+        threads: threads inside the engine, or None.
+        limit: stop after so many results, or None.
+        allow_unverified: also run an artefact that passed no gate.
+    """
+
+    bundle: Path
+    budget_ms: float | None
+    policy: str | None
+    sinks: Sequence[str]
+    fallback: bool
+    isolate: bool
+    smooth: bool
+    target: str | None
+    precision: str | None
+    threads: int | None
+    limit: int | None
+    allow_unverified: bool
+
+
+@dataclass(kw_only=True, slots=True)
+class Watch:
+    """What happened while the loop ran, for the table; numbers only."""
+
+    begin_ns: int = field(default_factory=time.monotonic_ns)
+    states_ms: dict[str, float] = field(default_factory=dict)
+    events: dict[str, int] = field(default_factory=dict)
+    results: int = 0
+    invalid: int = 0
+    degraded: int = 0
+    withheld: int = 0
+    stale: int = 0
+
+    def state(self, change: StateChange) -> None:
+        """Takes note of a change and says it."""
+        self._spent(change.before.value, change.t_ns)
+        console.note(f"state {change.before.value} -> {change.after.value}: {change.reason}")
+
+    def event(self, event: LiveEvent) -> None:
+        """Takes note of an event; what concerns artefacts is said as well."""
+        kind = event.kind.value
+        self.events[kind] = self.events.get(kind, 0) + 1
+        if kind not in ("deadline_missed", "overlay_expired"):
+            console.note(f"{kind.replace('_', ' ')}: {event.reason}")
+
+    def write_live(self, result: LiveResult) -> None:
+        """Counts one result; as a sink among the others it sees every one."""
+        self.results += 1
+        self.invalid += result.prediction is None or not result.prediction.valid
+        self.degraded += result.degraded
+        self.withheld += result.withheld
+        self.stale += result.stale
+
+    def end(self, live: Live) -> None:
+        """The loop is over."""
+        self._spent(live.state.value, time.monotonic_ns())
+
+    def _spent(self, state: str, now_ns: int) -> None:
+        self.states_ms[state] = self.states_ms.get(state, 0.0) + (now_ns - self.begin_ns) / 1e6
+        self.begin_ns = now_ns
+
+
+def run_live(asked: LiveRun, source: FrameSource) -> None:
+    """Runs the loop until the source ends, the limit is reached, or Ctrl-C.
+
+    Args:
+        asked: what was typed.
+        source: where frames come from, not entered yet.
+
+    Raises:
+        EdgeError: whatever goes wrong.
+        KeyboardInterrupt: Ctrl-C; the sinks are closed whole and the table is printed first.
+    """
+    from tinyusfm_runtime.live import Live
+    from tinyusfm_runtime.live_options import LiveOptions
+    from tinyusfm_runtime.temporal import TemporalOptions
+
+    # what the loop logs is said below as notes; without a handler Python would print it a second time
+    logging.getLogger("tinyusfm_runtime").addHandler(logging.NullHandler())
+    watch = Watch()
+    live: Live | None = None
+    standard_output = any(place in ("jsonl:-", "csv:-") for place in asked.sinks)
+    try:
+        with ExitStack() as stack:
+            sinks = [stack.enter_context(_sink(place)) for place in asked.sinks]
+            answering = _answering(asked)
+            stack.enter_context(answering)
+
+            def tell(change: StateChange) -> None:
+                watch.state(change)
+                for sink in sinks:
+                    listen: Any = getattr(sink, "on_state", None)
+                    if listen is not None:
+                        listen(change)
+
+            options = LiveOptions(on_event=watch.event, temporal=TemporalOptions() if asked.smooth else None)
+            live = Live(
+                answering,
+                source,
+                budget_ms=asked.budget_ms,
+                policy=_policy(asked.policy),
+                sinks=(*sinks, watch),  # type: ignore[arg-type]
+                on_state=tell,
+                advanced=options,
+            )
+            if live.is_live and asked.budget_ms is None:
+                live.budget_ms = DEFAULT_BUDGET_MS
+            with live:
+                for _ in itertools.islice(live, asked.limit):
+                    pass
+            watch.end(live)
+    finally:
+        if live is not None and live.description:
+            for line in table(watch, live):
+                (console.note if standard_output else console.say)(line)
+
+
+def table(watch: Watch, live: Live) -> list[str]:
+    """The table at the end.
+
+    Args:
+        watch: what happened.
+        live: the loop, ended or not.
+    """
+    counters, latency = live.counters, live.latency()
+    lines = [f"{'engine':<14}{live.description}"]
+    dropped = _listed(counters.dropped)
+    lines.append(
+        f"{'frames':<14}{counters.received} received = {counters.processed} answered + "
+        f"{sum(counters.dropped.values())} dropped{f' ({dropped})' if dropped else ''} + "
+        f"{sum(counters.rejected.values())} rejected{f' ({_listed(counters.rejected)})' if counters.rejected else ''}"
+        + (f" + {counters.waiting} waiting" if counters.waiting else "")
+    )
+    lines.append(
+        f"{'results':<14}{watch.results - watch.invalid} usable, {watch.invalid} not, {watch.stale} stale, "
+        f"{watch.withheld} withheld, {watch.degraded} degraded"
+    )
+    for name, label in (("age_ms", "age at result"), ("infer_ms", "engine")):
+        if (found := latency.percentiles().get(name)) is not None:
+            times = ", ".join(f"{which} {value:.1f}" for which, value in found.items())
+            lines.append(f"{label:<14}{times} ms")
+    if watch.states_ms:
+        spent = ", ".join(f"{name} {ms / 1e3:.1f} s" for name, ms in sorted(watch.states_ms.items()))
+        lines.append(f"{'states':<14}{spent}")
+    if watch.events:
+        lines.append(f"{'events':<14}{_listed({name.replace('_', ' '): n for name, n in watch.events.items()})}")
+    if counters.source:
+        lines.append(f"{'source':<14}{_listed(counters.source)}")
+    return lines
+
+
+def _listed(counts: Any) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in sorted(counts.items()) if count)
+
+
+def _sink(place: str) -> Sink:
+    from tinyusfm_runtime.sinks import open_sink
+
+    return open_sink(place)
+
+
+def _policy(typed: str | None) -> Any:
+    from tinyusfm_runtime.live_result import DropPolicy
+
+    if typed is None:
+        return None
+    try:
+        return DropPolicy(typed.strip().lower())
+    except ValueError:
+        raise InputError(f"--policy is newest or lossless, not {typed!r}") from None
+
+
+def _answering(asked: LiveRun) -> Session | Ladder:
+    """A session, or a ladder of the artefact that was asked for and the others behind it."""
+    from tinyusfm_runtime.bundle import Bundle
+    from tinyusfm_runtime.ladder import Ladder, LadderOptions
+    from tinyusfm_runtime.session import Session, choose_artefact
+
+    if not asked.fallback and not asked.isolate:
+        return Session.open(
+            asked.bundle,
+            target=asked.target,
+            precision=asked.precision,
+            threads=asked.threads,
+            allow_unverified=asked.allow_unverified,
+        )
+    if asked.allow_unverified:
+        raise InputError("--fallback and --isolate take verified artefacts only: leave --allow-unverified out")
+    opened = Bundle.open(asked.bundle)
+    first = choose_artefact(opened.manifest, asked.target, asked.precision).name
+    others = [artefact.name for artefact in opened.manifest.artefacts if artefact.name != first and asked.fallback]
+    options = LadderOptions(isolate=asked.isolate, threads=asked.threads)
+    ladder = Ladder.open(opened, targets=[first, *others], advanced=options)
+    for line in ladder.unavailable:
+        console.note(f"note: not available: {line}")
+    return ladder
