@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.fakes.live_rigs import RIGS
 from tinyusfm_runtime import plugins
 from tinyusfm_runtime.errors import EdgeError, InputError, SourceError
 from tinyusfm_runtime.frame import Frame, FrameSource
@@ -21,6 +22,8 @@ from tinyusfm_runtime.overlay import encode_png
 from tinyusfm_runtime.sources import open_source
 
 NAMES = plugins.names("sources")
+FILES = [name for name in NAMES if name not in RIGS]
+"""Sources whose frames wait; live ones are in test_live_sources.py."""
 NUM_FRAMES = 4
 
 
@@ -61,14 +64,24 @@ def make_video(place: Path) -> str:
     return str(place / "clip.mkv")
 
 
+def make_mha(place: Path) -> str:
+    head = f"NDims = 3\nDimSize = 48 32 {NUM_FRAMES}\nElementType = MET_UCHAR\nElementDataFile = LOCAL\n"
+    (place / "clip.mha").write_bytes(head.encode() + np.stack(shades()).tobytes())
+    return str(place / "clip.mha")
+
+
 SAMPLES: dict[str, Callable[[Path], str]] = {
     "dicom": make_dicom,
     "folder": make_folder,
+    "mha": make_mha,
     "phantom": lambda place: f"phantom:0-{NUM_FRAMES - 1}",
     "video": make_video,
 }
 """Source -> makes a sample of NUM_FRAMES frames in an empty folder and returns its location."""
-BROKEN = {"dicom": "broken.dcm", "folder": "broken.png", "phantom": "phantom:x", "video": "broken.mp4"}
+BROKEN = {
+    "dicom": "broken.dcm", "folder": "broken.png", "mha": "broken.mha", "phantom": "phantom:x", "video": "broken.mp4",
+    "camera": "camera:250", "clarius": "clarius:a b", "igtl": "igtl://:x", "push": "push:a b", "shm": "shm:.a",
+}  # fmt: skip
 """Source -> a location that it accepts and cannot read (files of that name are written by the test)."""
 
 
@@ -78,12 +91,14 @@ def sample(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 every_source = pytest.mark.parametrize(
-    ("name", "sample"), [(name, name) for name in NAMES], indirect=["sample"], ids=NAMES
+    ("name", "sample"), [(name, name) for name in FILES], indirect=["sample"], ids=FILES
 )
 
 
 def test_every_source_has_a_sample() -> None:
-    assert set(NAMES) == set(SAMPLES) == set(BROKEN), "give a new source a sample and a broken sample in this file"
+    assert set(NAMES) == set(BROKEN) == set(SAMPLES) | set(RIGS) and not set(SAMPLES) & set(RIGS), (
+        "give a new source a sample (or a rig in tests/fakes) and a broken sample"
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -134,7 +149,7 @@ def test_the_source_is_chosen_by_its_own_word(name: str, sample: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_broken_location_is_one_clear_line(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    if not plugins.probe("sources", name).works:
+    if not plugins.probe("sources", name).works and name not in RIGS:
         pytest.skip(plugins.probe("sources", name).reason)
     location = BROKEN[name]
     if ":" not in location:

@@ -42,7 +42,7 @@ def read_until_error(location: str | Path, **options: Any) -> tuple[int, str]:
 
 
 def test_unknown_location_lists_what_exists() -> None:
-    with pytest.raises(InputError, match="dicom, folder, phantom, video"):
+    with pytest.raises(InputError, match="dicom, folder, igtl, mha, phantom, push, shm, video"):
         open_source("nothing.xyz")
 
 
@@ -239,6 +239,7 @@ def test_dicom_grey_cine_with_region_spacing_and_time(write_dicom: Callable[...,
 def test_dicom_region_crop(write_dicom: Callable[..., Path]) -> None:
     frames = read(write_dicom(CINE, region={}), crop="region")
     np.testing.assert_array_equal(frames[0].pixels, CINE[0, 1:16, 2:22])
+    assert frames[0].crop == (1, 2, 15, 20)
     with pytest.raises(SourceError, match="marks no ultrasound region"):
         open_source(str(write_dicom(CINE)), crop="region")
 

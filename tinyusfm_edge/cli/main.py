@@ -23,6 +23,7 @@ from tinyusfm_edge.cli.doctor import doctor
 from tinyusfm_edge.cli.export import export
 from tinyusfm_edge.cli.live import live
 from tinyusfm_edge.cli.profile import profile
+from tinyusfm_edge.cli.replay import replay
 from tinyusfm_edge.cli.run import run
 from tinyusfm_edge.cli.verify import verify
 from tinyusfm_runtime.errors import EdgeError
@@ -38,7 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="From an ultrasound model to a verified INT8 artefact on live frames. For research; not a medical device.",
 )
-for command in (export, verify, run, live, profile, doctor, demo):
+for command in (export, verify, run, live, replay, profile, doctor, demo):
     app.command()(command)
 app.add_typer(audit, name="audit")
 

@@ -76,13 +76,16 @@ class ShmWriter:
         """What a reader is given."""
         return f"shm:{self.name}"
 
-    def write(self, frame: Frame, *, seq: int | None = None, t_source_ns: int | None = None) -> None:
+    def write(
+        self, frame: Frame, *, seq: int | None = None, t_source_ns: int | None = None, spoil_at: int | None = None
+    ) -> None:
         """Publishes a frame.
 
         Args:
             frame: any frame.
             seq: running number instead of the frame's own, 0 .. 2^63 - 1.
             t_source_ns: source time instead of the frame's own.
+            spoil_at: byte of the pixels to change after their CRC was taken, or None.
 
         Raises:
             OutputError: it is larger than a slot.
@@ -99,6 +102,8 @@ class ShmWriter:
         memory[at + 8 : at + ring.HEADER_BYTES] = header[8:]
         start = at + ring.HEADER_BYTES
         memory[start : start + pixels.nbytes] = pixels.reshape(-1).data
+        if spoil_at is not None:
+            memory[start + spoil_at] ^= 0xFF
         memory[at : at + 8] = (2 * number).to_bytes(8, "little")
         self.published = number
         memory[ring.STATE_OFFSET : ring.STATE_OFFSET + 8] = number.to_bytes(8, "little")

@@ -21,6 +21,7 @@ from typing import Any
 from tinyusfm_runtime import plugins
 from tinyusfm_runtime.errors import InputError, SourceError
 from tinyusfm_runtime.frame import Frame, FrameSource, LiveSource
+from tinyusfm_runtime.slot import Counters
 
 Box = tuple[int, int, int, int]
 """(row, column, height, width) in frame pixels."""
@@ -30,7 +31,8 @@ def open_source(location: str, *, crop: Box | str | None = None, **options: Any)
     """Opens whatever gives frames at a location.
 
     Args:
-        location: a folder, a file or a scheme such as ``phantom:0-31``; ``dicom:PATH`` names the source outright.
+        location: a folder, a file or a scheme such as ``phantom:0-31`` or ``igtl://HOST:PORT``;
+            ``dicom:PATH`` names the source outright.
         crop: (row, column, height, width) in frame pixels, or ``"region"`` for the region that the file itself
             marks as ultrasound (DICOM), or None.
         **options: handed to the source; one that it does not know is an error.
@@ -44,9 +46,12 @@ def open_source(location: str, *, crop: Box | str | None = None, **options: Any)
         MissingExtra: a library is missing.
     """
     name, module = _choose(location)
+    known = inspect.signature(module.open_source).parameters
     if crop == "region":
         options["region"] = True
-    known = inspect.signature(module.open_source).parameters
+    elif crop is not None and "crop" in known:
+        # a source that others push into cuts before it keeps anything
+        options["crop"], crop = crop, None
     unknown = [key for key in options if key not in known]
     if unknown:
         takes = ", ".join(key for key in known if key != "location") or "none"
@@ -54,7 +59,6 @@ def open_source(location: str, *, crop: Box | str | None = None, **options: Any)
     source: FrameSource = module.open_source(location, **options)
     if crop is None or isinstance(crop, str):
         return source
-    # a probe seen through a window is still a probe: its frames must not be queued like a file's
     return CroppedLiveSource(source, crop) if isinstance(source, LiveSource) else CroppedSource(source, crop)
 
 
@@ -66,7 +70,8 @@ def _choose(location: str) -> tuple[str, ModuleType]:
         if scheme == name or module.accepts(location):
             return name, module
     raise InputError(
-        "no source reads this location: give a folder of images, a DICOM file, a video or phantom:SEED "
+        "no source reads this location: give a folder of images, a DICOM, MetaImage or video file, phantom:SEED, "
+        "or something live such as igtl://HOST:PORT, shm:NAME or camera:0 "
         f"(sources here: {', '.join(names)}; name one outright as in dicom:PATH)"
     )
 
@@ -93,23 +98,34 @@ class CroppedSource:
 
 
 class CroppedLiveSource(CroppedSource):
-    """A probe seen through a window; contact, counters and closing are the probe's own."""
+    """The same for a live source; a frame that the window does not fit is counted as ``crop`` and left out."""
 
-    source: LiveSource
+    def __init__(self, source: LiveSource, crop: Box) -> None:
+        super().__init__(source, crop)
+        self._live, self._tally = source, Counters()
+
+    def __iter__(self) -> Iterator[Frame]:
+        for frame in self._live:
+            try:
+                window = cropped(frame, self.crop)
+            except SourceError:
+                self._tally.add("crop")
+                continue
+            yield window
 
     @property
     def last_contact_ns(self) -> int | None:
-        """``time.monotonic_ns`` of the probe's last sign of life, or None."""
-        return self.source.last_contact_ns
+        """See LiveSource."""
+        return self._live.last_contact_ns
 
     @property
     def counters(self) -> Mapping[str, int]:
-        """What the probe refused, and how often its link was made anew."""
-        return self.source.counters
+        """See LiveSource; ``crop`` beside the source's own."""
+        return {**self._live.counters, **self._tally.snapshot()}
 
     def close(self) -> None:
-        """Ends the iteration soon; closing twice is harmless."""
-        self.source.close()
+        """See LiveSource."""
+        self._live.close()
 
 
 def cropped(frame: Frame, crop: Box) -> Frame:

@@ -237,6 +237,7 @@ class DicomSource:
             seq=seq,
             t_source_ns=None if self._period_ns is None else self._period_ns[seq],
             t_recv_ns=time.monotonic_ns(),
+            crop=self.region,
         )
 
 

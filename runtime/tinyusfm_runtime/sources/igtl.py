@@ -30,7 +30,7 @@ from tinyusfm_runtime.igtl_wire import MAX_BODY_BYTES, PORT, Message, WireError,
 from tinyusfm_runtime.plugins import Probe
 from tinyusfm_runtime.slot import Counters
 
-ADDRESS = re.compile(r"igtl:(?://)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(?::(\d{1,5}))?(?:/([\x21-\x7e]{1,20}))?")
+ADDRESS = re.compile(r"igtl:(?://)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(?::(\d{1,5}))?(?:/([^\s/]{1,20}))?")
 CONNECT_TIMEOUT_S = 1.0
 RETRY_S = (0.02, 0.1)
 """First and longest pause between two attempts to connect; a server that is back is found within the second."""
@@ -169,14 +169,8 @@ class IgtlSource:
             self._hang_up()
 
     def _connect(self) -> Link | None:
-        try:
-            sock = socket.create_connection(self.address, timeout=CONNECT_TIMEOUT_S)
-        except OSError:
-            self.tally.add("no_connection")
-            return None
-        if sock.getsockname() == sock.getpeername():
-            # a port of the ephemeral range with nobody listening can be connected to itself
-            sock.close()
+        sock = _connected(self.address)
+        if sock is None:
             self.tally.add("no_connection")
             return None
         self._links += 1
@@ -279,6 +273,28 @@ class IgtlSource:
         before, self._times_ns = self._times_ns, (t_source_ns, t_recv_ns)
         if before is not None and abs((t_source_ns - before[0]) - (t_recv_ns - before[1])) > JUMP_NS:
             self.tally.add("time_jump")
+
+
+def _connected(address: tuple[str, int]) -> socket.socket | None:
+    """A connection to the first address of a host that answers, or None."""
+    try:
+        found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
+    except OSError:
+        return None
+    for family, kind, protocol, _, place in found:
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(CONNECT_TIMEOUT_S)
+            sock.bind(("", 0))
+            # a port of the ephemeral range with nobody behind it can be connected to itself, and is then taken
+            # from the server that is about to come back
+            if sock.getsockname()[1] != address[1]:
+                sock.connect(place)
+                return sock
+        except OSError:
+            pass
+        sock.close()
+    return None
 
 
 class Link:

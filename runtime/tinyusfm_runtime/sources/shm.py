@@ -91,6 +91,7 @@ class ShmSource:
         self._reader: RingReader | None = None
         self._rings = 0
         self._taken = 0
+        self._back: int | None = None
         self._heartbeat_ns = 0
         self._contact_ns: int | None = None
         self._frame_ns = self._looked_ns = time.monotonic_ns()
@@ -155,7 +156,11 @@ class ShmSource:
             if not self._taken and now_ns - heartbeat_ns > DEAD_NS:
                 # the last picture of a writer that died is not one of now
                 self._taken = number
-            if number != self._taken:
+            if number < self._taken and number != self._back:
+                # a writer only counts up; the newest picture stays the newest
+                self._back = number
+                self.tally.add("generation")
+            if number > self._taken:
                 return self._take(number)
         except RingError as error:
             self.tally.add(error.reason)

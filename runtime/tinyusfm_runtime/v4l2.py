@@ -1,0 +1,119 @@
+"""Video4Linux devices: which there are, what they can, and how one that shows pictures is told its format.
+
+Only the ioctls that OpenCV does not offer: VIDIOC_QUERYCAP and, for output devices, VIDIOC_S_FMT (linux/videodev2.h).
+It does not capture.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinyusfm_runtime.errors import UnsupportedError
+
+QUERYCAP, SET_FORMAT = 0x80685600, 0xC0D05605
+CAPTURE, OUTPUT, DEVICE_CAPS = 0x1, 0x2, 0x80000000
+"""V4L2_CAP_VIDEO_CAPTURE, V4L2_CAP_VIDEO_OUTPUT, V4L2_CAP_DEVICE_CAPS."""
+CAPABILITY = struct.Struct("<16s32s32sIII12x")
+OUTPUT_TYPE, FIELD_NONE, COLORSPACE_SRGB = 2, 1, 8
+FORMAT = struct.Struct("<I4xIIIIIIII168x")
+"""struct v4l2_format of a 64-bit kernel, as far as v4l2_pix_format.colorspace."""
+PATH = re.compile(r"/dev/(video\d{1,3}|v4l/by-(id|path)/[\w.:+-]{1,120})")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoNode:
+    """One device file.
+
+    Attributes:
+        path: such as /dev/video0.
+        card: what the driver calls it.
+        capture: it gives pictures.
+        output: it takes pictures.
+    """
+
+    path: str
+    card: str
+    capture: bool
+    output: bool
+
+
+def nodes() -> list[VideoNode]:
+    """Every device file that answers, by number; empty where there is no Video4Linux."""
+    if sys.platform != "linux":
+        return []
+    paths = [path for path in Path("/dev").glob("video*") if path.name[5:].isdecimal()]
+    found = (ask(str(path)) for path in sorted(paths, key=lambda path: int(path.name[5:])))
+    return [node for node in found if node is not None]
+
+
+def ask(path: str) -> VideoNode | None:
+    """What one device file says about itself, or None if it cannot be asked."""
+    import fcntl
+
+    answer = bytearray(CAPABILITY.size)
+    try:
+        file = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.ioctl(file, QUERYCAP, answer)
+    except OSError:
+        return None
+    finally:
+        os.close(file)
+    _, card, _, _, all_caps, device_caps = CAPABILITY.unpack(answer)
+    caps = device_caps if all_caps & DEVICE_CAPS else all_caps
+    name = card.split(b"\0")[0].decode("ascii", "replace")
+    return VideoNode(path=path, card=name, capture=bool(caps & CAPTURE), output=bool(caps & OUTPUT))
+
+
+def set_output_format(file: int, *, width: int, height: int, fourcc: str, row_bytes: int) -> None:
+    """Tells an open output device what will be written to it.
+
+    Args:
+        file: its descriptor.
+        width: columns.
+        height: rows.
+        fourcc: such as ``GREY`` or ``YUYV``.
+        row_bytes: from row to row.
+
+    Raises:
+        UnsupportedError: the device refuses, or would take another size or format.
+    """
+    import fcntl
+
+    code = int.from_bytes(fourcc.encode("ascii"), "little")
+    size = row_bytes * height
+    asked = FORMAT.pack(OUTPUT_TYPE, width, height, code, FIELD_NONE, row_bytes, size, COLORSPACE_SRGB, 0)
+    answer = bytearray(asked)
+    try:
+        fcntl.ioctl(file, SET_FORMAT, answer)
+    except OSError as error:
+        raise UnsupportedError(f"the video output device takes no {fourcc}: {error.strerror}") from error
+    taken = FORMAT.unpack(answer)[1:7]
+    if taken[:3] != (width, height, code) or taken[4:6] != (row_bytes, size):
+        raise UnsupportedError(f"the video output device takes no {fourcc} of {width}x{height}")
+
+
+__all__ = [
+    "CAPABILITY",
+    "CAPTURE",
+    "COLORSPACE_SRGB",
+    "DEVICE_CAPS",
+    "FIELD_NONE",
+    "FORMAT",
+    "OUTPUT",
+    "OUTPUT_TYPE",
+    "PATH",
+    "QUERYCAP",
+    "SET_FORMAT",
+    "VideoNode",
+    "ask",
+    "nodes",
+    "set_output_format",
+]
