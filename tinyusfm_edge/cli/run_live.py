@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyusfm_edge.cli import console
+from tinyusfm_edge.cli import console, sink_list
 from tinyusfm_runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -114,25 +114,26 @@ def run_live(asked: LiveRun, source: FrameSource) -> None:
     """
     from tinyusfm_runtime.live import Live
     from tinyusfm_runtime.live_options import LiveOptions
+    from tinyusfm_runtime.sinks import announce
     from tinyusfm_runtime.temporal import TemporalOptions
 
     # what the loop logs is said below as notes; without a handler Python would print it a second time
     logging.getLogger("tinyusfm_runtime").addHandler(logging.NullHandler())
     watch = Watch()
     live: Live | None = None
+    sinks: list[Sink] = []
     standard_output = any(place in ("jsonl:-", "csv:-") for place in asked.sinks)
     try:
         with ExitStack() as stack:
-            sinks = [stack.enter_context(_sink(place)) for place in asked.sinks]
             answering = _answering(asked)
             stack.enter_context(answering)
+            facts = sink_list.facts_of(answering, source, budget_ms=asked.budget_ms)
+            sinks += sink_list.open_sinks(stack, asked.sinks, facts)
 
             def tell(change: StateChange) -> None:
                 watch.state(change)
                 for sink in sinks:
-                    listen: Any = getattr(sink, "on_state", None)
-                    if listen is not None:
-                        listen(change)
+                    announce(sink, change)
 
             options = LiveOptions(on_event=watch.event, temporal=TemporalOptions() if asked.smooth else None)
             live = Live(
@@ -152,7 +153,7 @@ def run_live(asked: LiveRun, source: FrameSource) -> None:
             watch.end(live)
     finally:
         if live is not None and live.description:
-            for line in table(watch, live):
+            for line in [*table(watch, live), *sink_list.closing_lines(asked.sinks, sinks)]:
                 (console.note if standard_output else console.say)(line)
 
 
@@ -192,12 +193,6 @@ def table(watch: Watch, live: Live) -> list[str]:
 
 def _listed(counts: Any) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in sorted(counts.items()) if count)
-
-
-def _sink(place: str) -> Sink:
-    from tinyusfm_runtime.sinks import open_sink
-
-    return open_sink(place)
 
 
 def _policy(typed: str | None) -> Any:
