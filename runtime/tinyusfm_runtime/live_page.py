@@ -48,7 +48,7 @@ class PagePicture:
         header: the part of the header that belongs to the frame.
         png: the frame.
         mask: packed bits, empty where no overlay may be shown.
-        index: of the result.
+        number: of the result, as this feed counts; a loop that begins anew does not begin there.
         age_ms: of the result when it was made.
         made_ns: when that was.
     """
@@ -56,7 +56,7 @@ class PagePicture:
     header: dict[str, Any]
     png: bytes
     mask: bytes
-    index: int
+    number: int
     age_ms: float
     made_ns: int
 
@@ -80,7 +80,7 @@ class PageFeed:
         self._labels = tuple(labels)
         self._lock = threading.Lock()
         self._start_ns = time.monotonic_ns()
-        self._newest: tuple[LiveResult, int] | None = None
+        self._newest: tuple[LiveResult, int, int] | None = None
         self._trend: deque[tuple[int, list[float | int | None]]] = deque(maxlen=TREND)
         self._state, self._reason, self._since_ns = LiveState.LOST, "no frame yet", self._start_ns
         self._ended: str | None = None
@@ -103,7 +103,7 @@ class PageFeed:
             int(result.stale) + 2 * int(result.degraded) + 4 * int(not result.valid),
         ]
         with self._lock:
-            self._newest = kept, now_ns
+            self._newest = kept, now_ns, self.seen
             self._trend.append((self.seen, point))
             self.seen += 1
             if result.state is not self._state:
@@ -123,7 +123,10 @@ class PageFeed:
         """Encodes the newest frame; None before the first. Takes some milliseconds and touches no lock meanwhile."""
         with self._lock:
             newest = self._newest
-        return None if newest is None else encode(*newest, self._labels)
+        if newest is None:
+            return None
+        result, made_ns, number = newest
+        return encode(result, made_ns, self._labels, number=number)
 
     def message(self, picture: PagePicture | None, *, after: int, skipped: int = 0) -> tuple[bytes, int]:
         """Packs what one browser is sent.
@@ -167,13 +170,14 @@ class PageFeed:
         self._state, self._reason = state, reason
 
 
-def encode(result: LiveResult, made_ns: int, labels: Sequence[str]) -> PagePicture:
+def encode(result: LiveResult, made_ns: int, labels: Sequence[str], *, number: int = 0) -> PagePicture:
     """Encodes one result for browsers.
 
     Args:
         result: what was answered; its frame is not written to by anybody.
         made_ns: ``time.monotonic_ns`` when it was made.
         labels: of the model.
+        number: running number of the picture.
 
     Returns:
         The picture.
@@ -220,7 +224,7 @@ def encode(result: LiveResult, made_ns: int, labels: Sequence[str]) -> PagePictu
         header=header,
         png=encode_png(pixels, level=1),
         mask=mask,
-        index=result.index,
+        number=number,
         age_ms=result.age_ms,
         made_ns=made_ns,
     )

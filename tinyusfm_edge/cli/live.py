@@ -89,9 +89,7 @@ def live(
             overlay_ms=LiveOptions().overlay_ms(budget_ms),
         )
         stack.enter_context(page)
-        facts = sink_list.facts_of(
-            session.manifest, getattr(frames, "first", frames), source, rate_hz=DEFAULT_RATE_HZ, budget_ms=budget_ms
-        )
+        facts = sink_list.facts_of(session, getattr(frames, "first", frames), budget_ms=budget_ms)
         sinks += sink_list.open_sinks(stack, locations, facts)
         console.say(f"{'page':<14}{page.url}")
         console.say(f"{'engine':<14}{session.description}")

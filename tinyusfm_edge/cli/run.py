@@ -82,7 +82,7 @@ def run(
         return
     files = [f"{name}:{place}" for name, place in (("video", overlay), ("jsonl", jsonl)) if place is not None]
     asked = LiveRun(
-        bundle=bundle, location=source, budget_ms=budget_ms, policy=policy, sinks=[*files, *sinks],
+        bundle=bundle, budget_ms=budget_ms, policy=policy, sinks=[*files, *sinks],
         fallback=fallback, isolate=isolate, smooth=smooth, target=target, precision=precision, threads=threads,
         limit=limit,
         allow_unverified=allow_unverified, drift=drift,

@@ -20,12 +20,9 @@ if TYPE_CHECKING:
     from tinyusfm_runtime.ladder import Ladder
     from tinyusfm_runtime.live import Live
     from tinyusfm_runtime.live_result import LiveEvent, LiveResult, StateChange
-    from tinyusfm_runtime.manifest import Manifest
     from tinyusfm_runtime.session import Session
     from tinyusfm_runtime.sinks import Sink
 
-DEFAULT_RATE_HZ = 25.0
-"""Of an overlay video; a probe's own rate is not known before it has run."""
 DEFAULT_BUDGET_MS = 100.0
 """For a probe, where none is given: three frames at 30 a second."""
 
@@ -36,7 +33,6 @@ class LiveRun:
 
     Attributes:
         bundle: the bundle's folder.
-        location: the source as it was typed.
         budget_ms: age above which a result is stale, or None.
         policy: ``newest``, ``lossless``, or None for the source's own.
         sinks: ``NAME:WHERE`` each.
@@ -52,7 +48,6 @@ class LiveRun:
     """
 
     bundle: Path
-    location: str
     budget_ms: float | None
     policy: str | None
     sinks: Sequence[str]
@@ -143,11 +138,9 @@ def run_live(asked: LiveRun, source: FrameSource) -> None:
     standard_output = any(place in ("jsonl:-", "csv:-") for place in asked.sinks)
     try:
         with ExitStack() as stack:
-            answering, manifest = _answering(asked)
+            answering = _answering(asked)
             stack.enter_context(answering)
-            facts = sink_list.facts_of(
-                manifest, source, asked.location, rate_hz=DEFAULT_RATE_HZ, budget_ms=asked.budget_ms
-            )
+            facts = sink_list.facts_of(answering, source, budget_ms=asked.budget_ms)
             sinks += sink_list.open_sinks(stack, asked.sinks, facts)
 
             def tell(change: StateChange) -> None:
@@ -245,21 +238,20 @@ def _policy(typed: str | None) -> Any:
         raise InputError(f"--policy is newest or lossless, not {typed!r}") from None
 
 
-def _answering(asked: LiveRun) -> tuple[Session | Ladder, Manifest]:
+def _answering(asked: LiveRun) -> Session | Ladder:
     """A session, or a ladder of the artefact that was asked for and the others behind it."""
     from tinyusfm_runtime.bundle import Bundle
     from tinyusfm_runtime.ladder import Ladder, LadderOptions
     from tinyusfm_runtime.session import Session, choose_artefact
 
     if not asked.fallback and not asked.isolate:
-        session = Session.open(
+        return Session.open(
             asked.bundle,
             target=asked.target,
             precision=asked.precision,
             threads=asked.threads,
             allow_unverified=asked.allow_unverified,
         )
-        return session, session.manifest
     if asked.allow_unverified:
         raise InputError("--fallback and --isolate take verified artefacts only: leave --allow-unverified out")
     opened = Bundle.open(asked.bundle)
@@ -269,4 +261,4 @@ def _answering(asked: LiveRun) -> tuple[Session | Ladder, Manifest]:
     ladder = Ladder.open(opened, targets=[first, *others], advanced=options)
     for line in ladder.unavailable:
         console.note(f"note: not available: {line}")
-    return ladder, opened.manifest
+    return ladder

@@ -10,36 +10,33 @@ from typing import TYPE_CHECKING, Any
 from tinyusfm_runtime.errors import InputError
 
 if TYPE_CHECKING:
-    from tinyusfm_runtime.manifest import Manifest
+    from tinyusfm_runtime.ladder import Ladder
+    from tinyusfm_runtime.session import Session
     from tinyusfm_runtime.sinks import Sink
 
 FILES = ("jsonl", "csv", "video", "dicom", "audit")
 """Sinks whose place is a file or a folder."""
 
 
-def facts_of(
-    manifest: Manifest, source: Any, location: str, *, rate_hz: float, budget_ms: float | None
-) -> dict[str, Any]:
-    """What sinks may be told about a run.
+def facts_of(answering: Session | Ladder, source: Any, *, budget_ms: float | None) -> dict[str, Any]:
+    """What sinks may be told about a run; ``source_dicom`` only where the frames are those of a DICOM file.
 
     Args:
-        manifest: of the bundle that answers.
-        source: the open source.
-        location: the source as it was typed; only the DICOM sink gets it, to refer to that file.
-        rate_hz: frames a second, for videos.
+        answering: the open session or ladder.
+        source: where frames come from.
         budget_ms: age above which a result is stale, or None.
     """
     from tinyusfm_runtime.sources.dicom import DicomSource
 
-    of_dicom = isinstance(source, DicomSource)
+    # a crop is a source around a source; the frames say where they lie
+    inner = getattr(source, "source", source)
     return {
-        "bundle_id": manifest.manifest_sha256,
-        "title": manifest.spec.name,
-        "model": manifest.spec.name,
-        "labels": tuple(manifest.spec.labels),
-        "rate_hz": rate_hz,
+        "bundle_id": answering.manifest.manifest_sha256,
+        "title": answering.spec.name,
+        "model": answering.spec.name,
+        "labels": tuple(answering.spec.labels),
         "budget_ms": budget_ms,
-        "source_dicom": location.removeprefix("dicom:") if of_dicom else None,
+        "source_dicom": str(inner.path) if isinstance(inner, DicomSource) else None,
     }
 
 
@@ -73,7 +70,7 @@ def open_sinks(stack: ExitStack, locations: Iterable[str], facts: dict[str, Any]
 def closing_lines(locations: Sequence[str], sinks: Sequence[Sink]) -> list[str]:
     """Where things are, and the head of an audit log, for people. Asked after the sinks were closed."""
     lines = []
-    for location, sink in zip(locations, sinks, strict=True):
+    for location, sink in zip(locations, sinks, strict=False):
         name, _, where = location.partition(":")
         if name in FILES and where != "-":
             lines.append(f"{name:<14}{where}")

@@ -195,7 +195,7 @@ class _Client:
         self.told_s = 0.0
         self.after = 0
         self.drawn = self.sent = 0
-        self.last_index = -1
+        self.last_number = -1
         self.skipped = 0
 
 
@@ -331,14 +331,14 @@ class _PageServer:
                 # it is still drawing; what it is sent later is the newest
                 continue
             picture = self._picture
-            if picture is not None and picture.index <= client.last_index:
+            if picture is not None and picture.number <= client.last_number:
                 picture = None
             now_s = time.monotonic()
             if picture is None and not client.state_changed and now_s - client.told_s < STATUS_EVERY_S:
                 continue
             if picture is not None:
-                client.skipped += picture.index - client.last_index - 1 if client.last_index >= 0 else 0
-                client.last_index = picture.index
+                client.skipped += picture.number - client.last_number - 1 if client.last_number >= 0 else 0
+                client.last_number = picture.number
             client.state_changed, client.told_s = False, now_s
             message, client.after = self._feed.message(picture, after=client.after, skipped=client.skipped)
             client.sent += 1

@@ -176,6 +176,11 @@ class DicomSource:
     def __len__(self) -> int:
         return self.header.frames
 
+    @property
+    def path(self) -> Path:
+        """The file; for objects that refer to it, never for messages."""
+        return self._path
+
     def __iter__(self) -> Iterator[Frame]:
         # nothing is silenced while a frame is out: the caller's own warnings are its own
         with _opened(self._path) as file:

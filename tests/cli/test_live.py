@@ -1,0 +1,136 @@
+"""``tinyusfm-edge live``, whole: a source, a page that somebody looks at, further sinks, and an end that adds up."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.browser import chromium
+from tests.conftest import child_environment
+from tinyusfm_edge.cli.live import Played
+from tinyusfm_edge.cli.main import main
+from tinyusfm_runtime import plugins
+from tinyusfm_runtime.audit_chain import verify_file
+from tinyusfm_runtime.sinks import web
+from tinyusfm_runtime.sources import open_source
+
+if not web.probe().works:
+    pytest.skip(web.probe().reason, allow_module_level=True)
+ENGINES = [name for name in plugins.names("engines") if plugins.probe("engines", name).works]
+
+
+@pytest.fixture(scope="module")
+def bundle(engine_parts: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that the first working engine runs."""
+    if not ENGINES:
+        pytest.skip("no engine is installed: pip install 'tinyusfm-edge[onnxruntime]'")
+    path: Path = engine_parts(ENGINES[0]).publish(tmp_path_factory.mktemp("cli") / "tiny.bundle")
+    return path
+
+
+def test_a_file_is_played_and_every_sink_is_told(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, lines = tmp_path / "audit.jsonl", tmp_path / "out.jsonl"
+    command = ["live", str(bundle), "phantom:0-5", "--port", "0", "--once", "--fps", "20", "--budget-ms", "5000"]
+    assert main([*command, "--sink", f"audit:{log}", "--sink", f"jsonl:{lines}", "--sink", "igtl://:0"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"page +http://127\.0\.0\.1:\d+/\n", out)
+    received, answered = map(int, re.search(r"frames +(\d+) received, (\d+) answered", out).groups())  # type: ignore[union-attr]
+    records = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
+    results = [record for record in records if record["kind"] == "result"]
+    assert received == 6 and len(results) == answered > 0
+    report = verify_file(log)
+    assert report and report.closed and report.head in out
+    dropped = sum(record["live"]["dropped_since_last"] for record in results)
+    assert answered + dropped <= received
+
+
+def test_a_sink_over_the_source_or_over_another_is_refused(bundle: Path, tmp_path: Path) -> None:
+    place = f"jsonl:{tmp_path / 'a'}"
+    assert main(["live", str(bundle), "phantom:0", "--sink", place, "--sink", place]) == 2
+    assert main(["live", str(bundle), str(tmp_path / "a"), "--sink", place]) == 2
+    assert main(["live", str(bundle), "phantom:0", "--sink", "nothing:x", "--port", "0"]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_played_files_keep_their_rate_and_go_round() -> None:
+    source = Played(open_source("phantom:0-1"), lambda: open_source("phantom:0-1"), fps=50.0)
+    with source as playing:
+        frames = [frame for _, frame in zip(range(6), playing, strict=False)]
+    assert [frame.seq for frame in frames] == list(range(6))
+    assert (frames[0].pixels == frames[2].pixels).all()
+    times = [frame.t_recv_ns for frame in frames if frame.t_recv_ns is not None]
+    assert (times[-1] - times[0]) / 5e6 >= 19.0, "never faster than asked"
+
+
+def test_a_played_file_that_is_left_ends_at_once() -> None:
+    source = Played(open_source("phantom:0-1"), None, fps=0.1)
+    seen: list[int] = []
+
+    def read() -> None:
+        seen.extend(frame.seq for frame in source)
+
+    thread = threading.Thread(target=read)
+    with source:
+        thread.start()
+    thread.join(20)
+    assert not thread.is_alive() and len(seen) <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("clip", [None, "clips/sonosite-anon-eye1-video.mp4"], ids=["phantom", "clip"])
+def test_chromium_watches_the_command(
+    bundle: Path, tmp_path: Path, clip: str | None, request: pytest.FixtureRequest
+) -> None:
+    source = "phantom:0-3"
+    if clip is not None:
+        pytest.importorskip("av", reason="install tinyusfm-edge[video]")
+        source = str(request.getfixturevalue("shared_folder") / "data" / clip)
+        if not Path(source).is_file():
+            pytest.skip("the clips are not in the data folder")
+    command = [
+        sys.executable,
+        "-m",
+        "tinyusfm_edge",
+        "live",
+        str(bundle),
+        source,
+        "--loop",
+        "--fps",
+        "5",
+        "--port",
+        "0",
+    ]
+    options = ["--budget-ms", "5000", "--sink", f"audit:{tmp_path / 'audit.jsonl'}"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([*command, *options], env=child_environment(PYTHONUNBUFFERED="1"), **pipes)
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().split()[-1]
+        with chromium(tmp_path) as browser:
+            browser.resize(1280, 800)
+            browser.open(url)
+            browser.wait("window.livePage && livePage.frames >= 3 && livePage.results > 3", 60)
+            browser.wait("document.getElementById('balance').textContent === 'every frame accounted for'")
+            engine = browser.run("return document.getElementById('engine').textContent")
+            assert plugins.public_name(ENGINES[0]) in engine, "the engine really used"
+            assert browser.log() == []
+        os.kill(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 0 and "stopped" in err and "received" in out
+    report = verify_file(tmp_path / "audit.jsonl")
+    assert report and report.closed and report.head in out
