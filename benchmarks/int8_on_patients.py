@@ -1,9 +1,10 @@
 """INT8 against FP32 of a shipped student on labelled patients: what quantization costs in clinical units.
 
-``python benchmarks/int8_on_patients.py --student fetal-head --data DATA/hc18 --split test`` builds FP32 and INT8 of every
-CPU target from the student's stored ranges, scores both in their own engines on the same frames against the *truth*, and
-gives each difference with a 95 % interval over patients (paired bootstrap). The aims: Dice loss at most 0.2 points,
-change of the mean circumference error at most 0.1 mm; AUC loss at most 0.2 points. Prints a table and one JSON line.
+``python benchmarks/int8_on_patients.py --student fetal-head --data DATA/hc18 --split test`` builds FP32 and INT8 of
+every CPU target from the student's stored ranges, scores both in their own engines on the same frames against the
+*truth*, and gives each difference with a 95 % interval over patients (paired bootstrap). The aims: Dice loss at most
+0.2 points, growth of the mean circumference error at most 0.1 mm; AUC loss at most 0.2 points. Prints a table and one
+JSON line.
 """
 
 from __future__ import annotations
