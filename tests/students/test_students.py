@@ -39,6 +39,16 @@ def test_fetal_head_is_shipped_with_ranges_for_its_graph(fetal_head: LoadedStude
     assert "not a medical device" in fetal_head.spec.intended_use
 
 
+def test_breast_lesion_is_opt_in_and_says_what_is_unclear() -> None:
+    student, card = students.load("breast-lesion"), students.card("breast-lesion")
+    assert student.spec.labels == ("benign", "malignant", "normal")
+    assert student.spec.licence == "LicenseRef-BUSI-not-stated" and students.opt_in("breast-lesion")
+    text = (students.folder("breast-lesion") / students.CARD_TEXT).read_text(encoding="utf-8")
+    assert "not stated at its source" in text and "have **not been tested**" in text
+    assert card["metrics"]["test"]["metrics"]["auc"]["low"] > 0.5
+    assert not students.opt_in("fetal-head")
+
+
 @pytest.mark.parametrize("name", students.names())
 def test_card_agrees_with_the_files(name: str) -> None:
     card, student, place = students.card(name), students.load(name), students.folder(name)
