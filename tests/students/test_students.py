@@ -100,7 +100,7 @@ def test_phantoms_are_segmented(fetal_head: LoadedStudent) -> None:
 
 def test_unknown_name_lists_the_known_ones() -> None:
     for name in ("liver", "", "..", "fetal-head/..", "__pycache__"):
-        with pytest.raises(InputError, match="there are fetal-head"):
+        with pytest.raises(InputError, match="there are breast-lesion, fetal-head"):
             students.load(name)
 
 
