@@ -96,11 +96,12 @@ def _by_torch(op: Any, values: dict[Any, Any]) -> np.ndarray:
     import torch
     from coremltools.converters.mil.mil.types import nptype_from_builtin
 
-    arguments = {}
+    arguments: dict[str, Any] = {}
     for name, var in op.inputs.items():
         value = values.get(var)
-        floating = isinstance(value, np.ndarray) and value.dtype.kind == "f"
-        arguments[name] = torch.from_numpy(value.astype(np.float32)) if floating else value
+        if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+            value = torch.from_numpy(value.astype(np.float32))
+        arguments[name] = value
     with torch.inference_mode():
         found = OPERATORS[op.op_type](arguments)
     return np.asarray(found.numpy().astype(nptype_from_builtin(op.outputs[0].dtype)))
