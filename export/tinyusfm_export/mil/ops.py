@@ -95,6 +95,85 @@ def upsample_bilinear(i: Inputs) -> Any:
     return F.interpolate(i["x"], size=size, mode="bilinear", align_corners=bool(i.get("align_corners", True)))
 
 
+def resize_bilinear(i: Inputs) -> Any:
+    """Bilinear resize to a size; pixel centres as UNALIGN_CORNERS puts them, which are half-pixel ones.
+
+    Raises:
+        UnsupportedError: another sampling mode.
+    """
+    import torch.nn.functional as F
+
+    if i.get("sampling_mode") != "UNALIGN_CORNERS":
+        raise UnsupportedError(f"the Core ML program resizes by {i.get('sampling_mode')!r}: it is not interpreted")
+    size = int(i["target_size_height"]), int(i["target_size_width"])
+    return F.interpolate(i["x"], size=size, mode="bilinear", align_corners=False)
+
+
+def reduce_mean(i: Inputs) -> Any:
+    """Mean over axes."""
+    return i["x"].mean(list(_whole(i["axes"])), keepdim=bool(i.get("keep_dims", False)))
+
+
+def reduce_max(i: Inputs) -> Any:
+    """Largest value over axes; coremltools 9.0's own inference fails on it (numpy 2.3 takes no numpy bool there)."""
+    return i["x"].amax(list(_whole(i["axes"])), keepdim=bool(i.get("keep_dims", False)))
+
+
+def quantize(i: Inputs) -> Any:
+    """Codes round(x / scale) + zero point, clipped to the type; one scale for all.
+
+    Raises:
+        UnsupportedError: scales along an axis.
+    """
+    if getattr(i["scale"], "ndim", 0):
+        raise UnsupportedError("the Core ML program quantizes along an axis: it is not interpreted")
+    low, high = (-128, 127) if i["output_dtype"] == "int8" else (0, 255)
+    codes = (i["input"] / float(i["scale"])).round() + float(i.get("zero_point") or 0)
+    return codes.clamp(low, high)
+
+
+def dequantize(i: Inputs) -> Any:
+    """(codes - zero point) * scale; one scale for all.
+
+    Raises:
+        UnsupportedError: scales along an axis.
+    """
+    import torch
+
+    if getattr(i["scale"], "ndim", 0):
+        raise UnsupportedError("the Core ML program dequantizes along an axis: it is not interpreted")
+    codes = torch.as_tensor(i["input"]).float()
+    return (codes - float(i.get("zero_point") or 0)) * float(i["scale"])
+
+
+def constexpr_affine_dequantize(i: Inputs) -> Any:
+    """Stored codes minus zero point, times the scale of their place on one axis."""
+    import torch
+
+    codes = torch.as_tensor(i["quantized_data"]).float()
+    shape = [1] * codes.ndim
+    shape[int(i["axis"])] = -1
+
+    def spread(value: Any) -> Any:
+        found = torch.as_tensor(value).float()
+        return found.reshape(shape) if found.ndim else found
+
+    return (codes - spread(i["zero_point"])) * spread(i["scale"])
+
+
+def constexpr_lut_to_dense(i: Inputs) -> Any:
+    """Table entries by packed indices, lowest bit first; the table's length tells the bits of an index."""
+    import numpy as np
+    import torch
+
+    shape = tuple(int(side) for side in i["shape"])
+    table = torch.as_tensor(i["lut"]).float().reshape(-1)
+    bits, count = int(np.log2(len(table))), int(np.prod(shape))
+    stream = np.unpackbits(np.asarray(i["indices"], np.uint8), bitorder="little")[: count * bits]
+    indices = stream.reshape(count, bits).astype(np.int64) @ (1 << np.arange(bits, dtype=np.int64))
+    return table[torch.from_numpy(indices)].reshape(shape)
+
+
 def _whole(values: Any) -> tuple[int, ...]:
     return tuple(int(value) for value in values)
 
@@ -112,11 +191,18 @@ def _pads(i: Inputs) -> tuple[int, int, int, int]:
 
 OPERATORS: Mapping[str, Callable[[Inputs], Any]] = {
     "avg_pool": avg_pool,
+    "constexpr_affine_dequantize": constexpr_affine_dequantize,
+    "constexpr_lut_to_dense": constexpr_lut_to_dense,
     "conv": conv,
+    "dequantize": dequantize,
     "gelu": gelu,
     "layer_norm": layer_norm,
     "linear": linear,
     "matmul": matmul,
+    "quantize": quantize,
+    "reduce_max": reduce_max,
+    "reduce_mean": reduce_mean,
+    "resize_bilinear": resize_bilinear,
     "softmax": softmax,
     "upsample_bilinear": upsample_bilinear,
 }
@@ -127,11 +213,18 @@ __all__ = [
     "OPERATORS",
     "Inputs",
     "avg_pool",
+    "constexpr_affine_dequantize",
+    "constexpr_lut_to_dense",
     "conv",
+    "dequantize",
     "gelu",
     "layer_norm",
     "linear",
     "matmul",
+    "quantize",
+    "reduce_max",
+    "reduce_mean",
+    "resize_bilinear",
     "softmax",
     "upsample_bilinear",
 ]

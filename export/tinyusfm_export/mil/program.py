@@ -15,9 +15,13 @@ from typing import Any
 import numpy as np
 
 from tinyusfm_export.mil.ops import OPERATORS
-from tinyusfm_runtime.errors import EngineError, MissingExtra, UnsupportedError
+from tinyusfm_runtime.engines.coreml import import_coremltools
+from tinyusfm_runtime.errors import EngineError, UnsupportedError
 
-VALUE_INFERENCE = frozenset({"add", "cast", "concat", "relu", "reshape", "slice_by_index", "split", "transpose"})
+VALUE_INFERENCE = frozenset(
+    {"abs", "add", "cast", "concat", "mul", "relu", "reshape", "slice_by_index", "slice_by_size", "split"}
+    | {"transpose"}
+)
 """Operators that coremltools' own value inference computes; each is held against torch by a test."""
 
 
@@ -25,6 +29,7 @@ class Program:
     """The main function of a saved package.
 
     Attributes:
+        spec: Core ML's own description of the package.
         counts: way -> number of operators of the last run: ``torch``, ``coremltools``, ``const``.
     """
 
@@ -39,15 +44,13 @@ class Program:
             EngineError: it cannot be read.
             UnsupportedError: it holds an operator that nothing here computes.
         """
-        try:
-            import coremltools
-            from coremltools.converters.mil.frontend.milproto.load import load
-        except ImportError as error:
-            raise MissingExtra("interpreting a coreml artefact", "coremltools", "coreml") from error
+        coremltools = import_coremltools()
+        from coremltools.converters.mil.frontend.milproto.load import load
+
         try:
             model = coremltools.models.MLModel(str(package), skip_model_load=True)
-            spec = model.get_spec()
-            program = load(spec, spec.specificationVersion, model.weights_dir)
+            self.spec = model.get_spec()
+            program = load(self.spec, self.spec.specificationVersion, model.weights_dir)
             self._function = program.functions["main"]
         except Exception as error:  # coremltools has no class of its own for what it cannot read
             raise EngineError(f"the Core ML package cannot be read: {' '.join(str(error).split())[:200]}") from error
@@ -56,6 +59,17 @@ class Program:
         unknown = sorted({op.op_type for op in self._function.operations} - known)
         if unknown:
             raise UnsupportedError(f"the Core ML program has operators nothing here computes: {', '.join(unknown)}")
+        self._weights = {
+            op.outputs[0]: _by_torch(op, {var: var.val for var in op.inputs.values()})
+            for op in self._function.operations
+            if op.op_type.startswith("constexpr_")
+        }
+
+    @property
+    def operators(self) -> Counter[str]:
+        """Way -> number of operators of the whole program, constants aside."""
+        kinds = [op.op_type for op in self._function.operations if op.op_type != "const"]
+        return Counter("torch" if kind in OPERATORS else "coremltools" for kind in kinds)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Computes the outputs.
@@ -87,6 +101,8 @@ class Program:
             return [op.outputs[0].val]
         if op.op_type in OPERATORS:
             self.counts["torch"] += 1
+            if op.outputs[0] in self._weights:
+                return [self._weights[op.outputs[0]]]
             return [_by_torch(op, values)]
         self.counts["coremltools"] += 1
         return _by_inference(op, values)
