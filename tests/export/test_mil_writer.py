@@ -1,4 +1,4 @@
-"""Core ML packages: what stands in them, W8A8 from our decision, palettes to the number, and controls that must fail."""
+"""Core ML packages: what stands in them, W8A8 from our decision, palettes to the number, controls that must fail."""
 
 from __future__ import annotations
 
@@ -174,8 +174,8 @@ def test_a_changed_axis_is_noticed(built: Callable[[str], Files], graph: ExportG
     model = model_of(files)
     changed = False
     for op in operations(model):
-        if op.type == "const" and op.outputs[0].name == "blocks_0_attn_weights_axis_0":
-            op.attributes["val"].immediateValue.tensor.ints.values[:] = [-2]  # softmax over the queries
+        if op.type == "const" and op.outputs[0].name == "fc_norm_axes_0":
+            op.attributes["val"].immediateValue.tensor.ints.values[:] = [0]  # over the batch
             changed = True
     assert changed
     broken = {**files, "model.mlmodel": model.SerializeToString(deterministic=True)}
