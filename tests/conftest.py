@@ -40,9 +40,9 @@ REACH = 3
 """The blur averages a square of 2 * REACH + 1 pixels."""
 GOLDEN_SEEDS = tuple(range(8))
 """Phantoms in a test bundle; a real one holds 32 or more."""
-LIBRARY = {"ort": "onnxruntime", "ov": "openvino", "trt": "tensorrt-rtx"}
+LIBRARY = {"ort": "onnxruntime", "ov": "openvino", "trt": "tensorrt-rtx", "coreml": "coremltools"}
 """Engine -> distribution."""
-TARGET = {"ort": "onnx", "ov": "openvino", "trt": "tensorrt", "fake": "fake"}
+TARGET = {"ort": "onnx", "ov": "openvino", "trt": "tensorrt", "coreml": "coreml", "fake": "fake"}
 """Engine -> target."""
 
 

@@ -21,6 +21,7 @@ from tinyusfm_export.golden import pack_frames, pack_own, pack_reference
 from tinyusfm_export.ladder import Ladder
 from tinyusfm_export.range_choice import Preparation
 from tinyusfm_export.verdict import Verdict
+from tinyusfm_runtime import plugins
 from tinyusfm_runtime.bundle import Bundle
 from tinyusfm_runtime.drift import DRIFT_FILE, DriftStatistic
 from tinyusfm_runtime.frame import Frame
@@ -42,13 +43,22 @@ QUANT_FILE = "quant.json"
 QUANT_VERSION = 2
 """Version of ``quant.json``."""
 
-TOOLS = ("tinyusfm-edge", "numpy", "torch", "onnx", "onnxruntime", "openvino", "nncf", "tensorrt-rtx", "tensorrt")
+TOOLS = (
+    "tinyusfm-edge", "numpy", "torch", "onnx", "onnxruntime", "openvino", "nncf", "tensorrt-rtx", "tensorrt",
+    "coremltools",
+)  # fmt: skip
 """Distributions whose versions a bundle names, where they are installed."""
 
 
 def golden_path(name: str) -> str:
     """Where an artefact's own golden answers lie in the bundle."""
     return f"golden/{name}.npz"
+
+
+def artefact_path(artefact: CheckedArtefact, name: str) -> str:
+    """Where one of an artefact's files lies in the bundle; a target may ask for folders of its own (``FOLDERS``)."""
+    folders: Mapping[str, str] = getattr(plugins.load("targets", artefact.target), "FOLDERS", {})
+    return f"artefacts/{artefact.name}/{folders.get(name, name)}"
 
 
 def bundle_files(
@@ -77,7 +87,7 @@ def bundle_files(
     """
     files = {GOLDEN_FRAMES: pack_frames(frames), GOLDEN_REFERENCE: pack_reference(golden.outputs)}
     for artefact in ladder.artefacts:
-        files.update({f"artefacts/{artefact.name}/{name}": raw for name, raw in artefact.files.items()})
+        files.update({artefact_path(artefact, name): raw for name, raw in artefact.files.items()})
         files[golden_path(artefact.name)] = pack_own(artefact.golden)
         files[f"reports/{artefact.name}.json"] = to_bytes(artefact.report.to_json())
     for verdict in verdicts:
@@ -114,9 +124,7 @@ def manifest_artefacts(
             precision=artefact.decision.precision,
             rest_precision=artefact.rest_precision,
             form=artefact.form,
-            files={
-                path: file_entry(files[path]) for path in (f"artefacts/{artefact.name}/{n}" for n in artefact.files)
-            },
+            files={path: file_entry(files[path]) for path in (artefact_path(artefact, n) for n in artefact.files)},
             requirements=artefact.requirements,
             gate=artefact.report.summary(),
             state=_state(artefact, gated),
@@ -205,6 +213,7 @@ __all__ = [
     "QUANT_FILE",
     "QUANT_VERSION",
     "TOOLS",
+    "artefact_path",
     "bundle_files",
     "golden_path",
     "manifest_artefacts",

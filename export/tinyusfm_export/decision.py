@@ -19,8 +19,10 @@ from tinyusfm_runtime.errors import InputError
 DECISION_VERSION = 1
 """Version of the JSON form; raise it when a key changes its meaning."""
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-"""What an artefact may be called."""
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "w6", "w4")
+"""What an artefact may be called; w6 and w4 have palettised weights and float activations."""
+PALETTE_BITS = {"w6": 6, "w4": 4}
+"""Precision -> bits of a weight's index into its palette."""
 
 RestPrecision = Literal["f32", "bf16"]
 
@@ -100,7 +102,7 @@ class QuantDecision:
             raise InputError(f"rest precision {self.rest_precision!r} is not f32 or bf16")
         if self.precision == "bf16" and self.rest_precision != "bf16":
             raise InputError("a bf16 artefact has rest precision bf16")
-        if self.precision in ("fp32", "fp16") and self.rest_precision != "f32":
+        if self.precision not in ("bf16", "int8") and self.rest_precision != "f32":
             raise InputError(f"a {self.precision} artefact has rest precision f32")
         if (self.precision == "int8") != any(t.mode != "float" for t in self.tensors.values()):
             raise InputError(f"a {self.precision} decision and its quantized tensors contradict each other")
@@ -136,7 +138,7 @@ def float_decision(precision: str) -> QuantDecision:
     """The decision of an artefact without int8.
 
     Args:
-        precision: fp32, fp16 (storage; a CPU computes in f32) or bf16.
+        precision: fp32, fp16 (storage; a CPU computes in f32), bf16, w6 or w4.
 
     Raises:
         InputError: int8 or an unknown name.
@@ -144,4 +146,12 @@ def float_decision(precision: str) -> QuantDecision:
     return QuantDecision(precision=precision, rest_precision="bf16" if precision == "bf16" else "f32")
 
 
-__all__ = ["DECISION_VERSION", "PRECISIONS", "QuantDecision", "RestPrecision", "TensorQuant", "float_decision"]
+__all__ = [
+    "DECISION_VERSION",
+    "PALETTE_BITS",
+    "PRECISIONS",
+    "QuantDecision",
+    "RestPrecision",
+    "TensorQuant",
+    "float_decision",
+]

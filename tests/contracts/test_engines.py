@@ -37,6 +37,8 @@ def name(request: pytest.FixtureRequest) -> str:
         pytest.skip(
             "its engines are built on the device: tests/runtime/test_trt_engine.py has its contract, on a fake GPU"
         )
+    if request.param == "coreml":
+        pytest.skip("it predicts on macOS only: tests/runtime/test_coreml_engine.py has its contract")
     answer = plugins.probe("engines", request.param)
     if not answer.works:
         pytest.skip(answer.reason)

@@ -127,8 +127,9 @@ def relative(found: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.sqrt(np.mean((found - wanted) ** 2)) / wanted.std())
 
 
-LIMITS = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 0.1, "int8": 0.2}
-"""Root mean square error on this random student, in standard deviations of the output."""
+LIMITS = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 0.1, "int8": 0.2, "w6": 0.3, "w4": 2.0}
+"""Root mean square error on this random student, in standard deviations of the output. Its weights are four times too
+large, so 16 values a weight ruin it: what w4 writes is held to the number in tests/export/test_mil_writer.py."""
 
 
 def test_artefact_answers_like_the_module_in_its_own_engine(

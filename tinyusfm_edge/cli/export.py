@@ -34,6 +34,8 @@ def export(
         str | None, typer.Option(help="Targets with commas between; the first is the first choice. Default: openvino.")
     ] = None,
     int8: Annotated[bool, typer.Option("--int8", help="INT8 (also if no precision is given).")] = False,
+    w4: Annotated[bool, typer.Option("--w4", help="Palettes of 16 values for weights (coreml).")] = False,
+    w6: Annotated[bool, typer.Option("--w6", help="Palettes of 64 values for weights (coreml).")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16, on a CPU that has it.")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="float16 (on a CPU: stored so, computed in float32).")] = False,
     fp32: Annotated[bool, typer.Option("--fp32", help="float32.")] = False,
@@ -93,7 +95,7 @@ def _publish(wish: Any) -> None:
     """What the command does with its options, which ``wish`` has by name."""
     from tinyusfm_calibration.methods import METHODS
 
-    flags = {name: getattr(wish, name) for name in ("int8", "bf16", "fp16", "fp32")}
+    flags = {name: getattr(wish, name) for name in ("int8", "w4", "w6", "bf16", "fp16", "fp32")}
     asked = [name for name, wanted in flags.items() if wanted]
     plan = make_plan(wish.recipe, wish.target, asked, wish.threads, wish.gate)
     targets, precisions = plan.targets, plan.precisions

@@ -1,0 +1,118 @@
+"""The interpreter of saved Core ML programs: every operator against torch, and what it must refuse or notice."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tinyusfm_runtime.errors import EngineError, UnsupportedError
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    ct = pytest.importorskip("coremltools", reason="coremltools is not installed: pip install 'tinyusfm-edge[coreml]'")
+    from coremltools.converters.mil import Builder as mb
+
+from tinyusfm_export.mil.program import Program  # noqa: E402
+
+SHAPE = (1, 2, 6, 8)
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def rand(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def save(build: Callable[[Any], Any], path: Path) -> Path:
+    """A program of one input ``x`` as a package, in float32."""
+
+    @mb.program(input_specs=[mb.TensorSpec(shape=SHAPE)], opset_version=ct.target.iOS17)
+    def program(x: Any) -> Any:
+        return build(x)
+
+    model = ct.convert(
+        program, convert_to="mlprogram", minimum_deployment_target=ct.target.iOS17,
+        compute_precision=ct.precision.FLOAT32, pass_pipeline=ct.PassPipeline.EMPTY, skip_model_load=True,
+    )  # fmt: skip
+    model.save(str(path))
+    return path
+
+
+W, K, B = rand(5, 8, seed=1), rand(3, 2, 3, 3, seed=2), rand(3, seed=3)
+T = torch.from_numpy
+CASES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "linear": (lambda x: mb.linear(x=x, weight=W, bias=rand(5)), lambda x: F.linear(x, T(W), T(rand(5)))),
+    "matmul": (lambda x: mb.matmul(x=x, y=x, transpose_y=True), lambda x: x @ x.mT),
+    "softmax": (lambda x: mb.softmax(x=x, axis=-1), lambda x: x.softmax(-1)),
+    "layer_norm": (
+        lambda x: mb.layer_norm(x=x, axes=[-1], gamma=W[0], beta=W[1], epsilon=1e-3),
+        lambda x: F.layer_norm(x, (8,), T(W[0]), T(W[1]), 1e-3),
+    ),
+    "gelu": (lambda x: mb.gelu(x=x, mode="EXACT"), F.gelu),
+    "conv": (
+        lambda x: mb.conv(x=x, weight=K, bias=B, pad_type="custom", pad=[1, 0, 2, 1]),
+        lambda x: F.conv2d(F.pad(x, (2, 1, 1, 0)), T(K), T(B)),
+    ),
+    "avg_pool": (
+        lambda x: mb.avg_pool(x=x, kernel_sizes=[2, 2], strides=[2, 2], pad_type="valid"),
+        lambda x: F.avg_pool2d(x, 2),
+    ),
+    "upsample_bilinear": (
+        lambda x: mb.upsample_bilinear(x=x, scale_factor_height=2.0, scale_factor_width=3.0, align_corners=False),
+        lambda x: F.interpolate(x, size=(12, 24), mode="bilinear", align_corners=False),
+    ),
+    "add": (lambda x: mb.add(x=x, y=W[0]), lambda x: x + T(W[0])),
+    "relu": (lambda x: mb.relu(x=x), F.relu),
+    "reshape": (lambda x: mb.reshape(x=x, shape=[1, 12, 8]), lambda x: x.reshape(1, 12, 8)),
+    "transpose": (lambda x: mb.transpose(x=x, perm=[0, 2, 3, 1]), lambda x: x.permute(0, 2, 3, 1)),
+    "concat": (lambda x: mb.concat(values=[x, x], axis=1), lambda x: torch.cat([x, x], 1)),
+    "split": (lambda x: mb.split(x=x, num_splits=2, axis=-1)[1], lambda x: x.chunk(2, -1)[1]),
+    "slice_by_index": (
+        lambda x: mb.slice_by_index(x=x, begin=[0, 0, 1, 0], end=[1, 2, 6, 8]),
+        lambda x: x[:, :, 1:],
+    ),
+    "cast": (lambda x: mb.cast(x=mb.cast(x=x, dtype="int32"), dtype="fp32"), lambda x: x.int().float()),
+}
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_each_operator_is_torch(kind: str, tmp_path: Path) -> None:
+    build, torched = CASES[kind]
+    program = Program(save(build, tmp_path / "m.mlpackage"))
+    x = rand(*SHAPE, seed=9)
+    (found,) = program.run({"x": x}).values()
+    np.testing.assert_allclose(found, torched(T(x)).numpy(), rtol=1e-5, atol=1e-5)
+    assert program.counts["torch"] + program.counts["coremltools"] >= 1
+
+
+def test_an_operator_nobody_computes_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="erf"):
+        Program(save(lambda x: mb.erf(x=x), tmp_path / "m.mlpackage"))
+
+
+def test_one_changed_weight_or_axis_shows(tmp_path: Path) -> None:
+    x, changed = rand(*SHAPE, seed=9), K.copy()
+    changed[1, 0, 2, 1] += 0.5
+    for name, builds in {
+        "weight": [lambda x: mb.conv(x=x, weight=K, bias=B), lambda x: mb.conv(x=x, weight=changed, bias=B)],
+        "axis": [lambda x: mb.softmax(x=x, axis=-1), lambda x: mb.softmax(x=x, axis=-2)],
+    }.items():
+        answers = []
+        for number, build in enumerate(builds):
+            program = Program(save(build, tmp_path / f"{name}{number}.mlpackage"))
+            answers += list(program.run({"x": x}).values())
+        assert np.abs(answers[0] - answers[1]).max() > 0.1
+
+
+def test_what_is_no_package_or_no_input_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="cannot be read"):
+        Program(tmp_path / "none.mlpackage")
+    program = Program(save(lambda x: mb.relu(x=x), tmp_path / "m.mlpackage"))
+    with pytest.raises(EngineError, match="takes x"):
+        program.run({"y": rand(*SHAPE)})
