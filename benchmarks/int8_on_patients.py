@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -85,12 +85,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         loaded, _ = load(options.student)
-        spec, need = loaded.spec, "label" if loaded.spec.task is Task.CLASSIFY else "mask"
+        spec = loaded.spec
+        need: Literal["mask", "label"] = "label" if spec.task is Task.CLASSIFY else "mask"
         samples = read_table(options.data, options.split, need=need)
     except EdgeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    graph, found = build_graph(loaded.module.eval(), spec), []
+    graph = build_graph(loaded.module.eval(), spec)
+    found: list[dict[str, Any]] = []
     for target in ("ov", "ort"):
         sides = {}
         for precision in ("fp32", "int8"):
