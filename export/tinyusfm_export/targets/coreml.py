@@ -14,6 +14,7 @@ Core ML execution: not run by us.
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import tempfile
@@ -102,6 +103,7 @@ if not runs_here():
 def _package_files(ct: Any, program: Any, spec: ModelSpec, out: Path) -> dict[str, bytes]:
     """The converted program as the artefact's files; equal programs give equal bytes."""
     picture = ct.ImageType(name=INPUT_NAME, shape=tuple(spec.input.shape), color_layout=ct.colorlayout.GRAYSCALE)
+    failure = ""
     with tempfile.TemporaryDirectory(prefix="tinyusfm-") as folder, contextlib.redirect_stderr(io.StringIO()):
         try:
             model = ct.convert(
@@ -118,8 +120,13 @@ def _package_files(ct: Any, program: Any, spec: ModelSpec, out: Path) -> dict[st
             described = _describe(model.get_spec(), spec)
             weights = (Path(model.weights_dir) / "weight.bin").read_bytes()
         except (OSError, RuntimeError) as error:  # coremltools' own writer of the weight file raises RuntimeError
-            why = " ".join(str(error).split())[:200]
-            raise OutputError(f"cannot write {out}: the package could not be made ({why})") from error
+            failure = " ".join(str(error).split())[:200] or type(error).__name__
+            error.__traceback__ = None
+    if failure:
+        with warnings.catch_warnings():  # what coremltools left open goes now, not in the middle of something else
+            warnings.simplefilter("ignore")
+            gc.collect()
+        raise OutputError(f"cannot write {out}: the package could not be made ({failure})")
     return {
         "model.mlmodel": described.SerializeToString(deterministic=True),
         "weight.bin": weights,
