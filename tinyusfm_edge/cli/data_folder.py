@@ -35,6 +35,7 @@ class DataFolder:
         validation: frames that judge.
         test_sha256: hashes of the test split's files.
         note: how the folder was understood, one line.
+        masks: mask picture of each validation frame, or None; empty without a table.
     """
 
     name: str
@@ -43,6 +44,7 @@ class DataFolder:
     validation: tuple[NamedFrame, ...]
     test_sha256: frozenset[str]
     note: str
+    masks: tuple[Path | None, ...] = ()
 
 
 def read_data(folder: Path, *, calibrate: bool, calibration: str | None = None) -> DataFolder:
@@ -90,7 +92,8 @@ def _default_declaration(folder: Path) -> SetDeclaration:
 
 def _from_table(folder: Path, declaration: SetDeclaration, *, calibrate: bool) -> DataFolder:
     rows = read_rows(folder)
-    validation = [_named(folder, row) for row in rows if row["split"] == "val"]
+    judging = [row for row in rows if row["split"] == "val"]
+    validation = [_named(folder, row) for row in judging]
     if not validation:
         raise InputError(f"{folder.name}/{TABLE} names no frame of split val, on which the gate is judged")
     chosen: list[NamedFrame] = []
@@ -109,6 +112,7 @@ def _from_table(folder: Path, declaration: SetDeclaration, *, calibrate: bool) -
         validation=tuple(validation),
         test_sha256=test,
         note=f"{folder.name}: {counts}, {len(test)} of the test split stay out",
+        masks=tuple(folder / row["mask"] if row.get("mask") else None for row in judging),
     )
 
 

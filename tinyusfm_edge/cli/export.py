@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 
 from tinyusfm_edge.cli import console
@@ -358,6 +359,29 @@ def _with_calibration(options: Any, stored: CalibrationFile | None, drift: Drift
     return replace(options, drift=drift, preparation=stored.preparation, notes=(stored.summary,))
 
 
+def _truths(folder: DataFolder, spec: Any) -> list[Any]:
+    """What is right on each validation frame, as far as the table says: a class, or a mask at the input's size."""
+    from tinyusfm_edge.training.data import resize_mask
+    from tinyusfm_runtime.sources import open_source
+    from tinyusfm_runtime.spec import Task
+
+    if spec.task is Task.CLASSIFY:
+        known = {label: index for index, label in enumerate(spec.labels)}
+        return [known.get(named.stratum) for named in folder.validation]
+    if spec.task is not Task.SEGMENT or len(spec.labels) != 1 or not any(folder.masks):
+        return []
+    truths: list[Any] = []
+    for named, mask in zip(folder.validation, folder.masks, strict=True):
+        if mask is None:
+            truths.append(None)
+            continue
+        with open_source(f"folder:{mask}") as source:
+            pixels = next(iter(source)).pixels
+        grey = pixels if pixels.ndim == 2 else pixels[..., 0]
+        truths.append(resize_mask((grey > 127).astype(np.uint8), named.frame, spec.preprocess))
+    return truths
+
+
 def _export(loaded: Any, *, folder: DataFolder | None, shipped: bool, options: Any, **rest: Any) -> ExportResult:
     from tinyusfm_export.gate_frames import choose_gate_frames
     from tinyusfm_export.pipeline import export_bundle
@@ -368,6 +392,7 @@ def _export(loaded: Any, *, folder: DataFolder | None, shipped: bool, options: A
         calibration=calibration,
         shipped=shipped,
         source=folder.name if folder else "",
+        truths=_truths(folder, loaded.spec) if folder else (),
     )
     return export_bundle(
         loaded.module,

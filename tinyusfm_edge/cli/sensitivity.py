@@ -166,7 +166,11 @@ def _page(name: str, found: Sensitivity, points: tuple[FrontierPoint, ...], targ
         )
         blocks.append(Table(title="Artefacts", header=FRONTIER_HEADER, rows=[point.row() for point in points]))
     costs = {"cost": [row.cost for row in found.layers]}
-    blocks.append(Chart(title="Cost of each layer, most expensive first", note=found.measure, svg=strip(costs, "cost")))
+    blocks.append(
+        Chart(
+            title="Cost of each layer, most expensive first", note=found.measure, svg=strip(costs, "cost", axis="layer")
+        )
+    )
     blocks.append(Table(title="Layers", header=("layer", "cost", "logits"), rows=found.table()))
     return render(
         Page(title=f"INT8 sensitivity of {name}", passed=bool(passed) or not points, headline=headline, blocks=blocks)

@@ -53,7 +53,12 @@ def histogram(samples: Mapping[str, Sequence[float]], unit: str, *, bins: int = 
 
 
 def strip(
-    values: Mapping[str, Sequence[float | None]], label: str, *, limit: float | None = None, limit_label: str = ""
+    values: Mapping[str, Sequence[float | None]],
+    label: str,
+    *,
+    limit: float | None = None,
+    limit_label: str = "",
+    axis: str = "frame",
 ) -> str:
     """One dot a frame for several series, with the limit as a line.
 
@@ -62,6 +67,7 @@ def strip(
         label: of the vertical axis.
         limit: where a line is drawn, or None.
         limit_label: words at that line.
+        axis: what stands side by side.
 
     Returns:
         An ``<svg>`` element.
@@ -74,7 +80,7 @@ def strip(
     pad = 0.06 * (high - low) or 0.5 * abs(high) or 1.0
     low, high = (0.0 if 0 <= low < 0.2 * high else low - pad), high + pad
     count = max(len(series) for series in values.values())
-    parts = _axes(0, count, low, high, "frame", label)
+    parts = _axes(0, count, low, high, axis, label)
     if limit is not None:
         y = _y(limit, low, high)
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="limit"/>')
@@ -85,7 +91,7 @@ def strip(
             if value is not None and math.isfinite(value):
                 x, y = _x(frame + shift, 0, count), _y(value, low, high)
                 parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}" fill-opacity="0.75"/>')
-    return _frame([*parts, *_legend(list(values))], f"{label} of each frame: " + ", ".join(values))
+    return _frame([*parts, *_legend(list(values))], f"{label} of each {axis}: " + ", ".join(values))
 
 
 def scatter(points: Sequence[tuple[str, float, float, bool]], label_x: str, label_y: str) -> str:
