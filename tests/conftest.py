@@ -7,6 +7,7 @@ bundle, a session and their failures can be tested without any inference library
 from __future__ import annotations
 
 import os
+import signal
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -185,6 +186,11 @@ class Parts:
         """The same parts with more files, or others; ``__`` in a name stands for a slash, ``_dot_`` for a dot."""
         named = {name.replace("__", "/").replace("_dot_", "."): content for name, content in files.items()}
         return replace(self, files={**self.files, **named})
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # jobs that a shell puts into the background ignore Ctrl-C, and so would every child that a test starts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def child_environment(**changes: str) -> dict[str, str]:

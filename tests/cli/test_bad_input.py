@@ -216,7 +216,10 @@ def test_ctrl_c_keeps_the_lines_so_far_and_says_stopped(bundle: Path, tmp_path: 
     while time.monotonic() - start < deadline and not any(p.stat().st_size for p in tmp_path.glob(pattern)):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    try:
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == cli.INTERRUPTED
     assert error == "error: stopped\n"
     lines = place.read_text(encoding="utf-8").splitlines()
