@@ -7,8 +7,8 @@ bundle, a session and their failures can be tested without any inference library
 from __future__ import annotations
 
 import os
-import signal
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
