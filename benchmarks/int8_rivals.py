@@ -15,7 +15,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -138,8 +138,8 @@ def modelopt_sides(
     return {"ModelOpt, defaults": default}
 
 
-def our_sides(loaded: Any, spec: ModelSpec, out: Path) -> dict[str, Callable[[], Run]]:
-    """The default decision in both CPU targets."""
+def our_sides(loaded: Any, spec: ModelSpec, out: Path, stack: ExitStack) -> dict[str, Callable[[], Run]]:
+    """The default decision in both CPU targets; the stack closes their engines."""
     graph = build_graph(loaded.module, spec)
     decision = decide(graph, "int8", loaded.ranges)
 
@@ -149,7 +149,8 @@ def our_sides(loaded: Any, spec: ModelSpec, out: Path) -> dict[str, Callable[[],
             folder.mkdir()
             built = plugins.load("targets", target).Target().build(graph, decision, folder)
             files = {path.name: path.read_bytes() for path in built.files}
-            engine = open_engine(target, files, spec, threads=1, rest_precision=built.rest_precision).__enter__()
+            rest = built.rest_precision
+            engine = stack.enter_context(open_engine(target, files, spec, threads=1, rest_precision=rest))
             return lambda codes: engine.run(codes)["logits"]
 
         return make
@@ -179,6 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with split.csv")
     parser.add_argument("--frames", type=int, default=48, help="validation frames that judge")
     parser.add_argument("--calibration", type=int, default=64, help="training frames the rivals calibrate on")
+    parser.add_argument("--only", default="", help="only sides with this in their name")
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
@@ -198,16 +200,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with torch.inference_mode():
         wanted = [module(torch.from_numpy(normalised(tensor, spec))).numpy() for tensor in inputs]
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         out = Path(name)
         stock = write_stock_onnx(loaded.module, spec, out)
         sides = {
-            **our_sides(loaded, spec, out),
+            **our_sides(loaded, spec, out, stack),
             **nncf_sides(stock, codes, spec, out),
             **ort_sides(stock, calibration, spec, out),
             **modelopt_sides(stock, calibration, spec, out),
         }
-        for side, make in sides.items():
+        for side, make in ((side, make) for side, make in sides.items() if options.only in side):
             print(f"{side} ...", file=sys.stderr, flush=True)
             try:
                 rows.append({"side": side, **score(make(), inputs, wanted, spec)})

@@ -207,5 +207,5 @@ def test_doctor_names_each_missing_piece(capsys: pytest.CaptureFixture[str], mon
     assert "TensorRT execution: not run by us" in shown and "missing piece" in shown and "NVIDIA GPU" in shown
     assert main(["doctor", "--json"]) == 0
     pieces = json.loads(capsys.readouterr().out)["pieces"]
-    assert {piece["name"] for piece in pieces} == {"TensorRT", "CUDA runtime", "NVIDIA GPU"}
+    assert {"TensorRT", "CUDA runtime", "NVIDIA GPU"} <= {piece["name"] for piece in pieces}
     assert all(piece["works"] or piece["mend"] for piece in pieces)
