@@ -115,14 +115,28 @@ def rss_mb() -> float:
 
 @dataclass(kw_only=True, slots=True)
 class Comparison:
-    """Live results against the reference's answers to the same frames."""
+    """Live results against the reference's answers to the same frames, in memory that it took beforehand."""
 
     masks: np.ndarray
     hc_mm: np.ndarray
     limits: Mapping[str, float]
-    dices: list[float] = field(default_factory=list)
-    differences_mm: list[float] = field(default_factory=list)
+    most: int
+    count: int = 0
     missing: int = 0
+    _kept: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._kept = np.full((self.most, 2), np.nan)
+
+    @property
+    def dices(self) -> np.ndarray:
+        """Of every compared mask."""
+        return self._kept[: self.count, 0]
+
+    @property
+    def differences_mm(self) -> np.ndarray:
+        """Of every compared circumference."""
+        return self._kept[: self.count, 1]
 
     def look(self, result: LiveResult) -> None:
         """Compares one result; frames are numbered from 1 and shown in turn."""
@@ -131,16 +145,17 @@ class Comparison:
         if prediction is None or prediction.mask_HW is None:
             self.missing += 1
             return
-        self.dices.append(float(dice(prediction.mask_HW != 0, self.masks[which] != 0)))
         reading = prediction.measurement.hc_mm if prediction.measurement else None
-        self.differences_mm.append(abs((reading or 0.0) - float(self.hc_mm[which])))
+        overlap = dice(prediction.mask_HW != 0, self.masks[which] != 0)
+        self._kept[self.count] = (overlap, abs((reading or 0.0) - float(self.hc_mm[which])))
+        self.count += 1
 
     def faults(self) -> list[str]:
         """What missed the gate."""
-        if not self.dices:
+        if not self.count:
             return ["no result was compared with the reference"]
         found = [f"{self.missing} compared results had no mask"] if self.missing else []
-        mean, worst = float(np.mean(self.dices)), min(self.dices)
+        mean, worst = float(self.dices.mean()), float(self.dices.min())
         p95 = float(np.percentile(self.differences_mm, 95, method="higher"))
         if mean < self.limits["dice_mean"] or worst < self.limits["dice_worst"]:
             found.append(f"Dice against the reference {mean:.4f}, worst {worst:.4f}: below the gate")
@@ -180,7 +195,9 @@ def soak(
     limits = LadderOptions(misses_in_a_row=0, threads=1)
     with Ladder.open(bundle, advanced=limits) as ladder:
         gate = {**DEFAULT_LIMITS, **gate_limits(ladder.manifest.artefacts[0])}
-        comparison = Comparison(masks=arrays["masks"], hc_mm=arrays["hc_mm"], limits=gate)
+        comparison = Comparison(
+            masks=arrays["masks"], hc_mm=arrays["hc_mm"], limits=gate, most=int(seconds * rate_hz / EVERY) + 16
+        )
         # a machine that is busy with other things must not look like a hanging engine
         options = LiveOptions(withhold_stale=False, give_up_ms=60_000, grace_ms=60_000)
         gc.collect()
@@ -208,9 +225,9 @@ def soak(
         "counters": asdict(counters),
         "latency": latency.to_json(),
         "age_limit_ms": age_limit_ms(latency.infer_ms, 1000 / rate_hz),
-        "compared": len(comparison.dices),
-        "dice_worst": min(comparison.dices, default=None),
-        "hc_max_mm": max(comparison.differences_mm, default=None),
+        "compared": comparison.count,
+        "dice_worst": float(comparison.dices.min()) if comparison.count else None,
+        "hc_max_mm": float(comparison.differences_mm.max()) if comparison.count else None,
         "growth_mb": settled.growth_mb() if settled.t_s else None,
         "slope_mb_h": settled.slope_mb_h() if len(settled.t_s) > 2 else None,
         "files": sorted(set(settled.files)),

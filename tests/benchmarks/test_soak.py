@@ -162,7 +162,7 @@ def test_a_wrong_mask_is_caught_by_the_comparison() -> None:
     mask[8:24, 8:24] = 1
 
     def compared(shift: int, hc_mm: float) -> list[str]:
-        comparison = soak.Comparison(masks=mask[None], hc_mm=np.array([200.0]), limits=limits)
+        comparison = soak.Comparison(masks=mask[None], hc_mm=np.array([200.0]), limits=limits, most=1)
         measurement = type("M", (), {"hc_mm": hc_mm})()
         prediction = type("P", (), {"mask_HW": np.roll(mask, shift, axis=0), "measurement": measurement})()
         frame = type("F", (), {"seq": 1})()
@@ -171,5 +171,5 @@ def test_a_wrong_mask_is_caught_by_the_comparison() -> None:
 
     assert not compared(0, 200.4)
     assert "below the gate" in compared(3, 200.0)[0] and "above the gate" in compared(0, 203.0)[0]
-    empty = soak.Comparison(masks=mask[None], hc_mm=np.array([200.0]), limits=limits)
+    empty = soak.Comparison(masks=mask[None], hc_mm=np.array([200.0]), limits=limits, most=1)
     assert empty.faults() == ["no result was compared with the reference"]
