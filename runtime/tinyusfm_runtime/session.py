@@ -186,6 +186,7 @@ class Session:
         engine = _load_engine(opened, artefact, config, full_depth=full_depth)
         clock.lap("load")
         session = cls(opened, artefact, engine, config.threads)
+        session.full_depth = full_depth
         try:
             if artefact.pending and not session.verified and not allow_unverified:
                 raise UnverifiedError(f"artefact {artefact.name}: {artefact.pending}")
@@ -202,6 +203,7 @@ class Session:
         self.path = bundle.path
         self.spec = bundle.manifest.spec
         self.threads = threads
+        self.full_depth = False
         self.startup: Mapping[str, float] = MappingProxyType({})
         # only the golden vectors stay in memory; the artefacts' bytes go with the bundle
         self._golden = _Golden(bundle, artefact)
