@@ -101,7 +101,7 @@ class ChainEngine:
         """
         if spec.exits is None:
             raise BundleError(f"model {spec.name!r} has no early exits, yet its artefact is a chain: export it again")
-        takes = spec.input
+        takes, given = spec.input, np.zeros(spec.input.shape, np.uint8)
         self._spec = spec
         for content in split_files(files, len(spec.exits.blocks) + 1):
             engine = self._make()
@@ -109,7 +109,8 @@ class ChainEngine:
             self.runs.append(0)
             engine.load(content, spec, replace(config, takes=takes))
             if len(self._stages) <= len(spec.exits.blocks):
-                takes = _tokens_of(engine.run(np.zeros(takes.shape, takes.dtype)))
+                given = _tokens_of(engine.run(given))
+                takes = TensorSpec(name=TOKENS_IN, dtype="float32", axes="BND", shape=given.shape)
 
     def run(self, tensor: np.ndarray) -> dict[str, np.ndarray]:
         """Computes one answer, no further than the policy asks.
@@ -207,16 +208,17 @@ class ChainEngine:
                 raise EngineError("the run was cancelled between two stages")
             check_logits(outputs, self._spec)
             if index + 1 < len(self._stages):
-                tensor = np.ascontiguousarray(outputs.pop(TOKENS_OUT))
+                tensor = _tokens_of(outputs)
+                del outputs[TOKENS_OUT]
             yield outputs
 
 
-def _tokens_of(outputs: Mapping[str, np.ndarray]) -> TensorSpec:
-    """What the next stage is to take."""
+def _tokens_of(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """What the next stage is to take, float32 BND."""
     tokens_BND = outputs.get(TOKENS_OUT)
     if tokens_BND is None or tokens_BND.dtype != np.float32 or tokens_BND.ndim != 3:
         raise EngineError(f"a stage that is not the last gives no float32 {TOKENS_OUT}: export the bundle again")
-    return TensorSpec(name=TOKENS_IN, dtype="float32", axes="BND", shape=tokens_BND.shape)
+    return np.ascontiguousarray(tokens_BND)
 
 
 __all__ = ["EXIT_NAME", "TOKENS_IN", "TOKENS_OUT", "ChainEngine", "is_chain", "split_files", "stage_file"]
