@@ -85,7 +85,7 @@ def bundle_files(
     Returns:
         Path relative to the bundle -> content.
     """
-    files = {GOLDEN_FRAMES: pack_frames(frames), GOLDEN_REFERENCE: pack_reference(golden.outputs)}
+    files = {GOLDEN_FRAMES: pack_frames(frames), GOLDEN_REFERENCE: pack_reference(golden.outputs, golden.exits)}
     for artefact in ladder.artefacts:
         files.update({artefact_path(artefact, name): raw for name, raw in artefact.files.items()})
         files[golden_path(artefact.name)] = pack_own(artefact.golden)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from tinyusfm_export.expected import Expected
 from tinyusfm_export.gate import Gate, judge
 from tinyusfm_export.golden import find_tolerance
 from tinyusfm_export.parity import Output, ParityReport, compare_frame, summarise
+from tinyusfm_export.stages import build_chain
 from tinyusfm_runtime import plugins
 from tinyusfm_runtime.errors import EngineError, MissingExtra, UnsupportedError
 from tinyusfm_runtime.machine import machine_card
@@ -182,12 +183,19 @@ def compare_outputs(
         for name, want, got in zip(frames.ids, frames.outputs, found, strict=True)
     ]
     comparison = summarise(rows, spec, engine=engine, reference=frames.reference, provenance=frames.provenance)
+    if spec.exits is not None:
+        rule = float(spec.exits == frames.exits)
+        comparison = replace(comparison, statistics={**comparison.statistics, "exit_rule": rule})
     return judge(comparison, gate, count_all=frames.golden)
 
 
 def _build(target: str, graph: ExportGraph, decision: QuantDecision) -> tuple[dict[str, bytes], Any]:
     with tempfile.TemporaryDirectory(prefix="tinyusfm-") as folder:
-        built = load_target(target).build(graph, decision, Path(folder))
+        made = load_target(target)
+        if graph.spec.exits is None:
+            built = made.build(graph, decision, Path(folder))
+        else:
+            built = build_chain(made, graph, decision, Path(folder))
         files = {path.name: path.read_bytes() for path in built.files}
     if not files or not all(files.values()):
         raise EngineError(f"target {target} wrote no files, or empty ones")

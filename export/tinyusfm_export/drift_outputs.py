@@ -30,7 +30,7 @@ def drift_outputs(depth: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the auxiliary outputs.
 
     Args:
-        depth: blocks of the student.
+        depth: blocks of the student, with early exits those before the first.
 
     Returns:
         Mean tokens and peaks; the first block where the student is too shallow for any other.
@@ -50,7 +50,9 @@ def sampler(module: nn.Module, spec: ModelSpec) -> Callable[[NamedFrame], DriftS
         InputError: not a student that can be exported.
     """
     student: Any = module
-    tokens, peaks = drift_outputs(len(student.backbone.blocks))
+    # what lies behind an early exit is often not computed
+    depth = spec.exits.blocks[0] if spec.exits is not None else len(student.backbone.blocks)
+    tokens, peaks = drift_outputs(depth)
     net = float_net(build_graph(module, spec, auxiliary=(*tokens, *peaks)))
 
     def sample(named: NamedFrame) -> DriftSample:

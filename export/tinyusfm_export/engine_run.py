@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from tinyusfm_export.parity import Output, read_output
+from tinyusfm_export.parity import Output, read_exits, read_output
 from tinyusfm_runtime import plugins
+from tinyusfm_runtime.chain import EXIT_NAME, ChainEngine
 from tinyusfm_runtime.engine import Engine, EngineConfig
 from tinyusfm_runtime.errors import MissingExtra, UnsupportedError
 from tinyusfm_runtime.frame import Frame
 from tinyusfm_runtime.preprocess import Placement, preprocess
+from tinyusfm_runtime.session import make_engine
 from tinyusfm_runtime.spec import ModelSpec
 
 Inputs = Sequence[tuple[np.ndarray, Placement]]
@@ -49,7 +51,7 @@ def open_engine(
         if found.extra and found.reason.endswith("is not installed"):
             raise MissingExtra(f"running an artefact for {public}", found.reason.split()[0], found.extra)
         raise UnsupportedError(f"the engine of {public} does not work here: {found.reason}")
-    engine: Engine = plugins.load("engines", name).Engine()
+    engine = make_engine(plugins.canonical("engines", name), files)
     try:
         engine.load(files, spec, EngineConfig(threads=threads, rest_precision=rest_precision))
         yield engine
@@ -118,10 +120,15 @@ def run_engine(engine: Engine, spec: ModelSpec, inputs: Inputs) -> list[Output]:
         One output a frame, arrays copied out of the engine.
 
     Raises:
-        EngineError: the engine failed, or its logits have another shape than the model's.
+        EngineError: the engine failed, its logits have another shape than the model's, or a chain stopped where its own
+            rule does not.
     """
     outputs = []
     for tensor, placement in inputs:
+        if isinstance(engine, ChainEngine):
+            logits_1EK, found = engine.run_checked(np.ascontiguousarray(tensor))
+            outputs.append(read_exits(logits_1EK, spec, placement, exit_index=int(found[EXIT_NAME][0])))
+            continue
         raw = {name: np.array(value) for name, value in engine.run(np.ascontiguousarray(tensor)).items()}
         outputs.append(read_output(raw, spec, placement))
     return outputs

@@ -17,13 +17,15 @@ import numpy as np
 from tinyusfm_export.confidence import Truth
 from tinyusfm_export.engine_run import preprocess_all
 from tinyusfm_export.gate_frames import KINDS, GateFrames
-from tinyusfm_export.parity import Output, read_output
+from tinyusfm_export.golden import unpack_policy
+from tinyusfm_export.parity import Output, read_exits, read_output
 from tinyusfm_runtime.bundle import Bundle
+from tinyusfm_runtime.chain import is_chain
 from tinyusfm_runtime.engine import LOGITS_NAME
 from tinyusfm_runtime.errors import BundleError
 from tinyusfm_runtime.frame import Frame
 from tinyusfm_runtime.preprocess import Placement
-from tinyusfm_runtime.spec import ModelSpec
+from tinyusfm_runtime.spec import ExitPolicy, ModelSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,6 +45,7 @@ class Expected:
         reference: what the reference is, in words.
         provenance: which frames these are.
         truths: what is right on each frame (see confidence.py), or nothing.
+        exits: the rule by which the reference stopped early, or None.
     """
 
     ids: tuple[str, ...]
@@ -51,6 +54,7 @@ class Expected:
     reference: str
     provenance: Mapping[str, Any]
     truths: tuple[Truth, ...] = ()
+    exits: ExitPolicy | None = None
 
     @property
     def golden(self) -> bool:
@@ -100,23 +104,36 @@ def stored_expectation(bundle: Bundle) -> Expected:
     Raises:
         BundleError: frames and answers do not fit together.
     """
-    spec, frames = bundle.manifest.spec, bundle.golden_frames()
+    spec, frames = judged_spec(bundle), bundle.golden_frames()
     inputs = preprocess_all(frames, spec)
-    logits_SK = bundle.golden_reference()["logits"]
+    stored = bundle.golden_reference()
+    logits_SK = stored["logits"]
     if len(logits_SK) != len(inputs) or logits_SK.dtype != np.float32:
         raise BundleError("golden/ holds no float32 reference answer for each of its frames")
+    spec = replace(spec, exits=unpack_policy(stored) if spec.exits is not None else None)
+    if (logits_SK.ndim == 3) != (spec.exits is not None):
+        raise BundleError("golden/ and the manifest disagree about early exits: export the bundle again")
     outputs = tuple(
         read_output({LOGITS_NAME: logits[None]}, spec, placement)
+        if spec.exits is None
+        else read_exits(logits[None], spec, placement)
         for logits, (_, placement) in zip(logits_SK, inputs, strict=True)
     )
-    return _expected(inputs, outputs, STORED, _golden_provenance(frames))
+    return replace(_expected(inputs, outputs, STORED, _golden_provenance(frames)), exits=spec.exits)
+
+
+def judged_spec(bundle: Bundle) -> ModelSpec:
+    """The bundle's model as its artefacts run it: without early exits where none of them is a chain."""
+    chained = any(is_chain(bundle.artefact_files(artefact)) for artefact in bundle.manifest.artefacts)
+    return bundle.manifest.spec if chained else replace(bundle.manifest.spec, exits=None)
 
 
 def _live(module: nn.Module, spec: ModelSpec, frames: Sequence[Frame], provenance: Mapping[str, Any]) -> Expected:
     from tinyusfm_export.reference import reference_name, reference_outputs
 
     outputs = reference_outputs(module, spec, frames)
-    return _expected(preprocess_all(frames, spec), outputs, reference_name(), provenance)
+    found = _expected(preprocess_all(frames, spec), outputs, reference_name(), provenance)
+    return replace(found, exits=spec.exits)
 
 
 def _expected(
@@ -139,4 +156,4 @@ def _golden_provenance(frames: Sequence[Frame]) -> dict[str, Any]:
     return {"kind": "golden", "about": KINDS["golden"], "source": "", "count": len(ids), "ids": ids}
 
 
-__all__ = ["STORED", "Expected", "expect", "expect_golden", "stored_expectation"]
+__all__ = ["STORED", "Expected", "expect", "expect_golden", "judged_spec", "stored_expectation"]

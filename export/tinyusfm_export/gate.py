@@ -39,6 +39,8 @@ class Gate:
         top1: least share of frames with the same most probable label.
         drift_mean: largest mean over frames of the largest change of a probability.
         probability_drift: largest change of any probability of any frame.
+        same_exit: with early exits, least share of frames that stop at the exit the reference stops at. A frame on the
+            edge of a threshold may go either way: what counts is that nearly all do not.
         cosine_mean: least mean cosine of the features.
         cosine: least cosine of any frame.
         version: of this form.
@@ -54,6 +56,7 @@ class Gate:
     top1: float = 0.99
     drift_mean: float = 0.02
     probability_drift: float = 0.10
+    same_exit: float = 0.95
     cosine_mean: float = 0.99
     cosine: float = 0.97
     version: int = GATE_VERSION
@@ -150,10 +153,13 @@ def judge(comparison: Comparison, gate: Gate, *, count_all: bool = False) -> Par
         _line("min_frames", number, gate.min_frames, _at_least, enough),
         _line("broken", broken, 0, _at_most, f"{broken:.0f} frames gave no finite output"),
     ]
+    if "exit_rule" in numbers:
+        words = "the chain stops by the rule that the reference stopped by: 1 is yes, 0 is no"
+        lines.append(_line("exit_rule", numbers["exit_rule"], 1, _at_least, words))
     for name, statistic, test, words in _demands(comparison):
         if name == "hc_p95_share" and "hc_p95_mm" in numbers:
             continue
-        value, limit = numbers.get(statistic), float(getattr(gate, name))
+        value, limit = numbers.get(statistic), float(getattr(gate, _LIMITS.get(name, name)))
         if value is None:
             notes += [f"{words}: no frame to judge it on"] if not name.startswith("hc_") else []
             continue
@@ -168,6 +174,7 @@ def judge(comparison: Comparison, gate: Gate, *, count_all: bool = False) -> Par
 
 
 _Test = Callable[[float, float], bool]
+_LIMITS = {"full_top1": "top1", "full_drift": "probability_drift"}  # demands that share another's threshold
 
 
 def _at_least(value: float, limit: float) -> bool:
@@ -181,11 +188,17 @@ def _at_most(value: float, limit: float) -> bool:
 def _demands(comparison: Comparison) -> list[tuple[str, str, _Test, str]]:
     """(gate key, statistic, test, words) for a task."""
     if comparison.task is Task.CLASSIFY:
-        return [
+        scores: list[tuple[str, str, _Test, str]] = [
             ("top1", "top1", _at_least, "top-1 agreement"),
             ("drift_mean", "drift_mean", _at_most, "mean probability drift"),
             ("probability_drift", "drift_worst", _at_most, "worst probability drift"),
         ]
+        exits: list[tuple[str, str, _Test, str]] = [
+            ("same_exit", "same_exit", _at_least, "share of frames that stop at the reference's exit"),
+            ("full_top1", "full_top1", _at_least, "top-1 agreement at full depth"),
+            ("full_drift", "full_drift_worst", _at_most, "worst probability drift at full depth"),
+        ]
+        return scores + (exits if "exit_rule" in comparison.statistics else [])
     if comparison.task is Task.FEATURES:
         return [
             ("cosine_mean", "cosine_mean", _at_least, "mean cosine"),

@@ -6,7 +6,9 @@ They let a device check an artefact without PyTorch and without any patient's pi
 Arrays (S frames): ``frames.npz`` has ``pixels`` uint8 SHW, ``spacing_mm`` float64 S2, ``seeds`` int64 S.
 ``reference.npz`` has ``logits`` float32 SKHW (or SK, or SDhw), unrounded; for a segmentation ``masks`` uint8 SHW; for
 a head ``hc_mm`` (NaN where nothing was found), ``hc_px``, ``area_px``, ``found``, ``touches_border``, ``centre_px`` S2,
-``axes_px`` S2 and ``angle_deg``. An artefact's own file has ``logits`` float16: rounding keeps the sign, so a mask at
+``axes_px`` S2 and ``angle_deg``. With early exits ``logits`` are SEK, of all exits, and ``exit_index`` int64 S,
+``exit_blocks`` int64, ``exit_entropy`` float64 and ``exit_patience`` int64 tell where the reference stopped, by which
+rule. An artefact's own file has ``logits`` float16: rounding keeps the sign, so a mask at
 threshold 0.5 is the same, and what it changes at other thresholds is in the tolerance. Equal arrays give equal bytes.
 
 It does not know how outputs were computed.
@@ -14,18 +16,18 @@ It does not know how outputs were computed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from tinyusfm_export.parity import Output
 from tinyusfm_runtime.arrays import pack_arrays
-from tinyusfm_runtime.errors import EngineError
+from tinyusfm_runtime.errors import BundleError, EngineError, InputError
 from tinyusfm_runtime.frame import Frame
 from tinyusfm_runtime.phantom import make_phantom
 from tinyusfm_runtime.preprocess import Placement
 from tinyusfm_runtime.selfcheck import golden_check
-from tinyusfm_runtime.spec import ModelSpec
+from tinyusfm_runtime.spec import ExitPolicy, ModelSpec
 
 GOLDEN_SEEDS = range(32)
 """Seeds of the golden phantoms."""
@@ -70,15 +72,21 @@ def pack_frames(frames: Sequence[Frame]) -> bytes:
     )
 
 
-def pack_reference(outputs: Sequence[Output]) -> bytes:
+def pack_reference(outputs: Sequence[Output], exits: ExitPolicy | None = None) -> bytes:
     """``golden/reference.npz``.
 
     Args:
         outputs: the reference's answers to the golden frames, in order.
+        exits: the rule by which the reference stopped early, or None.
     """
     arrays = {"logits": stack_logits(outputs)}
     if all(output.mask_HW is not None for output in outputs):
         arrays["masks"] = np.stack([output.mask_HW for output in outputs if output.mask_HW is not None])
+    if exits is not None:
+        arrays["exit_index"] = np.array([output.exit_index for output in outputs], np.int64)
+        arrays["exit_blocks"] = np.array(exits.blocks, np.int64)
+        arrays["exit_entropy"] = np.array(exits.entropy, np.float64)
+        arrays["exit_patience"] = np.array([exits.patience], np.int64)
     heads = [output.answer.measurement for output in outputs]
     if all(head is not None for head in heads):
         found = [head for head in heads if head is not None]
@@ -88,6 +96,25 @@ def pack_reference(outputs: Sequence[Output]) -> bytes:
         for name in ("hc_px", "area_px", "centre_px", "axes_px", "angle_deg"):
             arrays[name] = np.array([getattr(head, name) for head in found], np.float64)
     return pack_arrays(arrays)
+
+
+def unpack_policy(arrays: Mapping[str, np.ndarray]) -> ExitPolicy:
+    """The rule by which the reference stopped early.
+
+    Args:
+        arrays: of ``golden/reference.npz``.
+
+    Raises:
+        BundleError: they hold none.
+    """
+    try:
+        return ExitPolicy(
+            blocks=tuple(arrays["exit_blocks"].tolist()),
+            entropy=tuple(arrays["exit_entropy"].tolist()),
+            patience=int(arrays["exit_patience"][0]),
+        )
+    except (KeyError, IndexError, InputError) as error:
+        raise BundleError("golden/ does not say by which rule the reference stopped: export the bundle again") from error
 
 
 def pack_own(outputs: Sequence[Output]) -> bytes:
@@ -167,4 +194,5 @@ __all__ = [
     "pack_reference",
     "round_logits",
     "stack_logits",
+    "unpack_policy",
 ]

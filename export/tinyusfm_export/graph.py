@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from tinyusfm_export import rewrites
 from tinyusfm_export.net import Net, shape_of
 from tinyusfm_runtime.errors import InputError
-from tinyusfm_runtime.spec import ModelSpec, Task
+from tinyusfm_runtime.spec import ModelSpec, Task, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -49,14 +49,21 @@ class ExportGraph:
     Attributes:
         module: the rewritten net, float32, evaluation mode: uint8 or float 1x1xHxW codes -> tuple of outputs.
         spec: the model's spec.
-        outputs: names of the outputs, ``logits`` first, then the auxiliary ones.
+        outputs: names of the outputs, ``logits`` first, then the auxiliary ones and the logits of early exits.
         linear_inputs: activation tensor that may be quantized -> path of the linear or convolution that reads it.
+        takes: what the graph takes where that is not the model's picture: a later stage of a chain (stages.py).
     """
 
     module: nn.Module = field(repr=False)
     spec: ModelSpec
     outputs: tuple[str, ...]
     linear_inputs: dict[str, str] = field(repr=False)
+    takes: TensorSpec | None = None
+
+    @property
+    def input(self) -> TensorSpec:
+        """What the graph takes."""
+        return self.takes or self.spec.input
 
     @cached_property
     def onnx_bytes(self) -> bytes:
@@ -111,7 +118,7 @@ def build_graph(student: nn.Module, spec: ModelSpec, *, auxiliary: tuple[str, ..
 
     with torch.no_grad():
         recorder, logits = _record(student, spec, auxiliary)
-    outputs = {"logits": logits, **{name: recorder.auxiliary[name] for name in auxiliary}}
+    outputs = {"logits": logits, **{name: recorder.auxiliary[name] for name in auxiliary}, **recorder.exits}
     module = recorder.net.finish(outputs)
     return ExportGraph(module=module, spec=spec, outputs=tuple(outputs), linear_inputs=dict(recorder.net.linear_inputs))
 
@@ -139,7 +146,7 @@ def _record(student: nn.Module, spec: ModelSpec, auxiliary: tuple[str, ...]) -> 
         recorder = _Recorder(student, spec, auxiliary)
         heads = {Task.SEGMENT: _segment, Task.CLASSIFY: _classify, Task.FEATURES: _features}
         return recorder, heads[spec.task](recorder)
-    except (AttributeError, IndexError) as error:
+    except (AttributeError, IndexError, KeyError) as error:
         raise InputError(f"this is not a student for task {spec.task.value!r}: {error}") from error
 
 
@@ -152,10 +159,13 @@ class _Recorder:
         self.spec = spec
         self.net = Net(spec.input.shape)
         self.auxiliary: dict[str, Node] = {}
+        self.exits: dict[str, Node] = {}
         self.last = len(self.backbone.blocks) - 1
         depth = len(self.backbone.blocks)
         self.wanted = {_auxiliary_index(n, AUXILIARY_PREFIX, depth): n for n in auxiliary if not _is_peak(n)}
         self.peaks = {_auxiliary_index(n, PEAK_PREFIX, depth): n for n in auxiliary if _is_peak(n)}
+        if spec.exits is not None:
+            _check_exits(spec.exits.blocks, depth, [*self.wanted, *self.peaks])
         self.width = int(self.backbone.pos_embed.shape[-1])
         self.heads = spec.architecture.get("heads", 0)
         if not isinstance(self.heads, int) or self.heads < 1 or self.width % self.heads:
@@ -171,6 +181,16 @@ class _Recorder:
         name = self.wanted.get(index)
         if name is not None:
             self.auxiliary[name] = self.net.mean_token(name, tokens)
+
+
+def _check_exits(blocks: tuple[int, ...], depth: int, auxiliary: list[int]) -> None:
+    if blocks[-1] >= depth:
+        raise InputError(f"early exits after blocks {blocks} need more than the student's {depth} blocks")
+    if late := [index for index in auxiliary if index >= blocks[0]]:
+        raise InputError(
+            f"the auxiliary output of block {late[0]} lies behind the first early exit and would often be missing: "
+            "calibrate this student anew, or export it with --no-drift"
+        )
 
 
 def _is_peak(name: str) -> bool:
@@ -303,7 +323,10 @@ def _level_size(grid: tuple[int, int], scale: float) -> tuple[int, int]:
 def _classify(r: _Recorder) -> Node:
     """Mean of the patch tokens, norm, linear; the mean is taken before the last block's second linear."""
     net, student, path = r.net, r.student, f"blocks.{r.last}"
-    x, _ = _blocks(r, _embed(r), r.last)
+    blocks = r.spec.exits.blocks if r.spec.exits is not None else ()
+    x, tapped = _blocks(r, _embed(r), r.last, tuple(block - 1 for block in blocks))
+    for block, patches in zip(blocks, tapped, strict=True):
+        _exit(r, block, patches)
     x, branch = _attend(r, r.last, x)
     x = net.add(f"{path}.mid", x, branch)
     fc2 = r.backbone.blocks[r.last].mlp.fc2
@@ -316,6 +339,19 @@ def _classify(r: _Recorder) -> Node:
     return net.linear("logits", normed, *rewrites.fold_layer_norm(student.fc_norm, student.head), quantizable=False)
 
 
+def _exit(r: _Recorder, block: int, patches: Node) -> None:
+    """An early answer after a block counted from 1: mean of the patch tokens, norm, linear."""
+    net, head, path = r.net, r.student.exits[str(block)], f"exits.{block}"
+    normed = net.normalise(f"{path}.norm", net.mean_token(f"{path}.mean", patches), head.norm.eps)
+    folded = rewrites.fold_layer_norm(head.norm, head.head)
+    r.exits[exit_logits(block)] = net.linear(f"{path}.head", normed, *folded, quantizable=False)
+
+
+def exit_logits(block: int) -> str:
+    """Name of the output with the logits of the exit after a block, counted from 1."""
+    return f"logits_exit{block}"
+
+
 def _features(r: _Recorder) -> Node:
     """Final norm on the patch tokens, as a map NDhw."""
     net, norm = r.net, r.backbone.norm
@@ -324,4 +360,13 @@ def _features(r: _Recorder) -> Node:
     return net.reshape("logits", net.permute("norm.channels", normed, (0, 2, 1)), (1, r.width, *r.grid))
 
 
-__all__ = ["AUXILIARY_PREFIX", "PATCH", "PEAK_PREFIX", "TAPS", "ExportGraph", "build_graph", "live_weights"]
+__all__ = [
+    "AUXILIARY_PREFIX",
+    "PATCH",
+    "PEAK_PREFIX",
+    "TAPS",
+    "ExportGraph",
+    "build_graph",
+    "exit_logits",
+    "live_weights",
+]

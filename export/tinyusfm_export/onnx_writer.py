@@ -70,8 +70,9 @@ def write_onnx(graph: ExportGraph, *, float_input: bool = False, form: LayerForm
     recorded: Any = graph.module
     for node in recorded.graph.nodes:
         writer.visit(node)
-    kind = _onnx().TensorProto
-    image = helper.make_tensor_value_info("image", kind.FLOAT if float_input else kind.UINT8, graph.spec.input.shape)
+    kind, takes = _onnx().TensorProto, graph.input
+    wide = float_input or takes.dtype == "float32"
+    image = helper.make_tensor_value_info(takes.name, kind.FLOAT if wide else kind.UINT8, takes.shape)
     outputs = [helper.make_tensor_value_info(name, kind.FLOAT, writer.shapes[name]) for name in graph.outputs]
     body = helper.make_graph(writer.nodes, graph.spec.name, [image], outputs, writer.initializers)
     model = helper.make_model(

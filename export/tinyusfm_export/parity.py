@@ -13,10 +13,14 @@ Statistics of a segmentation (S frames; *counted* frames are those whose referen
 * ``border_flips``: counted frames where one mask touches the border and the other does not.
 
 Of a classification: ``top1``, ``drift_mean``, ``drift_worst`` (a frame's drift is its largest change of a probability).
+With early exits ``top1`` compares the answers that were given, each side stopping by its own rule; the drift is the
+largest over all exits, each against the reference's same exit, so that a frame on the edge of a threshold is not
+counted as a change of a classifier; ``same_exit`` is the share of frames that stop where the reference stops, and
+``full_top1``, ``full_drift_worst`` are those of the answers at the end, as if no exit were taken.
 Of features: ``cosine_mean``, ``cosine_worst``. Of all: ``logit_max_abs``, ``logit_mean_abs``, ``broken`` (frames with
 NaN, infinity or another shape). Percentiles are the next larger sample, never interpolated.
 
-Shapes: NKHW logits, HW masks.
+Shapes: NKHW logits, HW masks; 1EK logits of E exits, the classifier at the end last.
 """
 
 from __future__ import annotations
@@ -27,7 +31,8 @@ from typing import Any
 
 import numpy as np
 
-from tinyusfm_runtime.answer import Answer, answer
+from tinyusfm_runtime.answer import Answer, answer, probabilities
+from tinyusfm_runtime.early_exit import stop_at
 from tinyusfm_runtime.engine import LOGITS_NAME
 from tinyusfm_runtime.measure import binary_mask, dice
 from tinyusfm_runtime.preprocess import Placement
@@ -47,14 +52,16 @@ class Output:
     """One side's answer to one frame.
 
     Attributes:
-        logits: float32, the output itself.
+        logits: float32, the output itself; 1EK where the model has early exits.
         answer: what the runtime makes of it.
         mask_HW: uint8 labels of a segmentation, the mask a user sees; None for other tasks or a broken output.
+        exit_index: which exit answered, counted from 0, where there are early exits; else None.
     """
 
     logits: np.ndarray
     answer: Answer
     mask_HW: np.ndarray | None
+    exit_index: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,6 +196,31 @@ def read_output(outputs: Mapping[str, np.ndarray], spec: ModelSpec, placement: P
     return Output(logits=logits, answer=found, mask_HW=mask_HW)
 
 
+def read_exits(
+    logits_1EK: np.ndarray, spec: ModelSpec, placement: Placement, *, exit_index: int | None = None
+) -> Output:
+    """The answer of a model with early exits, of which all are known.
+
+    Args:
+        logits_1EK: float32 logits of every exit.
+        spec: the model, whose policy decides where nothing else is said.
+        placement: where the frame lies in the input.
+        exit_index: the exit that an engine really stopped at, or None.
+
+    Raises:
+        EngineError: logits of another shape or type than the model's.
+    """
+    assert spec.exits is not None
+    last = logits_1EK.shape[1] - 1
+    finite = bool(np.isfinite(logits_1EK).all())
+    if exit_index is None:
+        exit_index = stop_at(spec.exits, np.stack([probabilities(row) for row in logits_1EK[0]])) if finite else last
+    # one exit that is not finite breaks the whole chain's answer, also where it stopped before
+    taken = logits_1EK[:, exit_index] if finite else np.full_like(logits_1EK[:, last], np.nan)
+    found = answer({LOGITS_NAME: np.ascontiguousarray(taken)}, spec, placement)
+    return Output(logits=logits_1EK, answer=found, mask_HW=None, exit_index=exit_index)
+
+
 def compare_frame(
     name: str, reference: Output, found: Output, spec: ModelSpec, *, min_coverage: float = MIN_COVERAGE
 ) -> FrameParity:
@@ -216,6 +248,8 @@ def compare_frame(
         values.update(_compare_masks(reference, found))
     elif spec.task is Task.CLASSIFY:
         values.update(_compare_scores(reference, found))
+        if found.exit_index is not None:
+            values.update(_compare_exits(reference, found))
     else:
         values["cosine"] = cosine(reference.logits, found.logits)
     return FrameParity(id=name, counted=counted, values=values)
@@ -246,6 +280,19 @@ def _compare_scores(reference: Output, found: Output) -> dict[str, _Value]:
     # one score is the probability of the only label
     same = (before >= 0.5) == (after >= 0.5) if before.size == 1 else before.argmax() == after.argmax()
     return {"top1": bool(np.all(same)), "drift": float(np.abs(before - after).max())}
+
+
+def _compare_exits(reference: Output, found: Output) -> dict[str, _Value]:
+    before_EK, after_EK = (np.stack([probabilities(row) for row in side.logits[0]]) for side in (reference, found))
+    drift_E = np.abs(before_EK - after_EK).max(1)
+    return {
+        "exit_reference": reference.exit_index,
+        "exit": found.exit_index,
+        "same_exit": reference.exit_index == found.exit_index,
+        "drift": float(drift_E.max()),
+        "full_top1": bool(before_EK[-1].argmax() == after_EK[-1].argmax()),
+        "full_drift": float(drift_E[-1]),
+    }
 
 
 def summarise(
@@ -279,6 +326,9 @@ def summarise(
         statistics["border_flips"] = sum(f.values.get("border") != f.values.get("border_reference") for f in counted)
     _note(statistics, {"top1": _mean}, _column(frames, "top1"))
     _note(statistics, {"drift_mean": _mean, "drift_worst": max}, _column(frames, "drift"))
+    _note(statistics, {"same_exit": _mean}, _column(frames, "same_exit"))
+    _note(statistics, {"full_top1": _mean}, _column(frames, "full_top1"))
+    _note(statistics, {"full_drift_worst": max}, _column(frames, "full_drift"))
     _note(statistics, {"cosine_mean": _mean, "cosine_worst": min}, _column(frames, "cosine"))
     return Comparison(
         task=spec.task,
@@ -344,6 +394,7 @@ __all__ = [
     "cosine",
     "label_dice",
     "p95",
+    "read_exits",
     "read_output",
     "summarise",
 ]

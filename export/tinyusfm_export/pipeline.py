@@ -29,6 +29,7 @@ from tinyusfm_export.parity import ParityReport
 from tinyusfm_export.ptq import PtqPolicy, activation_taps
 from tinyusfm_export.range_choice import Preparation
 from tinyusfm_export.side_by_side import judge_sides
+from tinyusfm_export.stages import writes_chains
 from tinyusfm_export.verdict import Verdict
 from tinyusfm_runtime.drift import DriftStatistic
 from tinyusfm_runtime.errors import CalibrationError, InputError, UnsupportedError
@@ -64,6 +65,7 @@ class ExportOptions:
         runs: timed runs a round.
         compute_capabilities: also build TensorRT engines ahead of time for these, such as ``8.6``.
         require_verified: refuse targets whose engine cannot run here, so that nothing unverified is published.
+        full_depth: leave a student's early exits out and publish one graph that always runs to its end.
     """
 
     method: str = "percentile"
@@ -80,6 +82,7 @@ class ExportOptions:
     runs: int = 10
     compute_capabilities: tuple[str, ...] = ()
     require_verified: bool = False
+    full_depth: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,8 +154,11 @@ def export_bundle(
     """
     options, told = advanced or ExportOptions(), progress or (lambda what, share: None)
     spec = spec if spec.weights_sha256 else replace(spec, weights_sha256=module_sha256(module))
+    if options.full_depth:
+        spec = replace(spec, exits=None)
     rungs = plan_rungs(targets, precisions)
     _check_rungs(rungs, options)
+    _check_chains(spec, rungs)
     told("rewriting the graph", 0.0)
     graph = _build_graph(module, spec, options)
     quantized = any(precision == "int8" for _, precision in rungs)
@@ -217,6 +223,19 @@ def _check_rungs(rungs: Sequence[Rung], options: ExportOptions) -> None:
         if "trt" not in targets:
             raise InputError("compute capabilities are for target tensorrt, which is not among the targets")
         check_ahead(options.compute_capabilities)
+
+
+def _check_chains(spec: ModelSpec, rungs: Sequence[Rung]) -> None:
+    """Early exits become a chain of graphs, which not every engine runs."""
+    if spec.exits is None:
+        return
+    if len(spec.labels) < 2:
+        raise InputError("early exits need at least two labels to be sure between: export with --full-depth")
+    if whole := [target for target, _ in rungs if not writes_chains(target)]:
+        raise UnsupportedError(
+            f"{public_name(whole[0])} runs no chain of early exits: export to onnx or openvino, or leave the exits out "
+            "with --full-depth"
+        )
 
 
 def find_ranges(

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinyusfm_export.parity import Output, read_output
+from tinyusfm_export.parity import Output, read_exits, read_output
 from tinyusfm_runtime.engine import LOGITS_NAME
 from tinyusfm_runtime.errors import InputError, MissingExtra
 from tinyusfm_runtime.frame import Frame
@@ -49,8 +49,10 @@ def stream_outputs(module: nn.Module, spec: ModelSpec, frames: Sequence[Frame]) 
     with reference_mode(module):
         for frame in frames:
             tensor, placement = preprocess(frame, spec.preprocess)
-            logits = run_reference(module, spec, tensor)
-            output = read_output({LOGITS_NAME: logits}, spec, placement)
+            if spec.exits is not None:
+                output = read_exits(run_exits(module, spec, tensor), spec, placement)
+            else:
+                output = read_output({LOGITS_NAME: run_reference(module, spec, tensor)}, spec, placement)
             if not output.answer.valid:
                 raise InputError(f"student {spec.name!r} gives NaN or infinity in float32: it cannot be a reference")
             yield output
@@ -75,6 +77,40 @@ def run_reference(module: nn.Module, spec: ModelSpec, tensor: np.ndarray) -> np.
         logits = logits[0]
     array: np.ndarray = logits.detach().to(torch.float32).numpy()
     return np.ascontiguousarray(array)
+
+
+def run_exits(module: nn.Module, spec: ModelSpec, tensor: np.ndarray) -> np.ndarray:
+    """Runs a student with early exits to its end and asks every exit's own head.
+
+    Args:
+        module: see ``reference_outputs``; call inside ``reference_mode``.
+        spec: gives mean, std and the exits.
+        tensor: uint8 NCHW, one channel or three equal ones.
+
+    Returns:
+        float32 logits 1EK, the classifier at the end last.
+
+    Raises:
+        InputError: the student lacks an exit that the spec names.
+    """
+    assert spec.exits is not None
+    student: Any = module
+    found: dict[int, Tensor] = {}
+    try:
+        pairs = [(student.backbone.blocks[block - 1], student.exits[str(block)]) for block in spec.exits.blocks]
+    except (AttributeError, IndexError, KeyError) as error:
+        raise InputError(f"the student lacks an early exit that its spec names: {spec.exits.blocks}") from error
+    handles = [
+        block.register_forward_hook(lambda _, __, tokens, index=index, head=head: found.update({index: head(tokens)}))
+        for index, (block, head) in enumerate(pairs)
+    ]
+    try:
+        last = run_reference(module, spec, tensor)
+    finally:
+        for handle in handles:
+            handle.remove()
+    early = [found[index].numpy().astype(np.float32) for index in range(len(pairs))]
+    return np.ascontiguousarray(np.stack([*early, last], 1))
 
 
 def normalise(codes_NCHW: Tensor, spec: ModelSpec) -> Tensor:
@@ -130,4 +166,4 @@ def reference_name() -> str:
     return f"PyTorch {torch.__version__} float32, live"
 
 
-__all__ = ["normalise", "reference_mode", "reference_name", "reference_outputs", "run_reference", "stream_outputs"]
+__all__ = ["normalise", "reference_mode", "reference_name", "reference_outputs", "run_exits", "run_reference", "stream_outputs"]

@@ -8,13 +8,13 @@ numpy only unless a module is handed in. It does not know how students are found
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyusfm_export.checked import compare_outputs
 from tinyusfm_export.engine_run import open_engine, run_engine
-from tinyusfm_export.expected import Expected, expect, expect_golden, stored_expectation
+from tinyusfm_export.expected import Expected, expect, expect_golden, judged_spec, stored_expectation
 from tinyusfm_export.gate import Gate
 from tinyusfm_export.gate_frames import GateFrames
 from tinyusfm_export.parity import ParityReport
@@ -23,6 +23,7 @@ from tinyusfm_runtime.errors import InputError, MissingExtra, UnsupportedError
 from tinyusfm_runtime.machine import machine_card
 from tinyusfm_runtime.manifest import Artefact
 from tinyusfm_runtime.plugins import stem
+from tinyusfm_runtime.spec import ExitPolicy
 
 if TYPE_CHECKING:
     from torch import nn
@@ -125,6 +126,7 @@ def verify_bundle(
     *,
     module: nn.Module | None = None,
     weights_sha256: str = "",
+    exits: ExitPolicy | None = None,
     frames: GateFrames | None = None,
     gate: Gate | None = None,
     target: str | None = None,
@@ -137,6 +139,7 @@ def verify_bundle(
         bundle: a bundle's folder, or an open bundle.
         module: the student, for the live reference; None uses the stored one.
         weights_sha256: hash of the student's file, compared with the bundle's where given.
+        exits: the student's own rule for its early exits; None takes the bundle's word for it.
         frames: frames for the live reference; None takes the golden phantoms.
         gate: thresholds; None is the default gate, whatever gate the bundle was exported with.
         target: only artefacts of this target.
@@ -158,7 +161,7 @@ def verify_bundle(
             f"the student given ({weights_sha256[:12]}) is not the one this bundle was made of "
             f"({opened.manifest.weights_sha256[:12]})"
         )
-    expected = stored_expectation(opened) if module is None else _live_expectation(opened, module, frames)
+    expected = stored_expectation(opened) if module is None else _live_expectation(opened, module, frames, exits)
     checks = []
     for artefact in chosen:
         try:
@@ -196,13 +199,17 @@ def choose_artefacts(bundle: Bundle, target: str | None, precision: str | None) 
     return fitting
 
 
-def _live_expectation(bundle: Bundle, module: nn.Module, frames: GateFrames | None) -> Expected:
-    spec = bundle.manifest.spec
+def _live_expectation(
+    bundle: Bundle, module: nn.Module, frames: GateFrames | None, exits: ExitPolicy | None
+) -> Expected:
+    spec = judged_spec(bundle)
+    if spec.exits is not None and exits is not None:
+        spec = replace(spec, exits=exits)
     return expect(module, spec, frames) if frames else expect_golden(module, spec, bundle.golden_frames())
 
 
 def _check(bundle: Bundle, artefact: Artefact, expected: Expected, gate: Gate, threads: int) -> ParityReport:
-    spec, files = bundle.manifest.spec, bundle.artefact_files(artefact)
+    spec, files = judged_spec(bundle), bundle.artefact_files(artefact)
     with open_engine(artefact.engine, files, spec, threads=threads, rest_precision=artefact.rest_precision) as engine:
         found = run_engine(engine, spec, expected.inputs)
         return compare_outputs(spec, expected, found, gate, engine.description)
@@ -217,7 +224,9 @@ def _notes(artefact: Artefact, gate: Gate) -> tuple[str, ...]:
     elif not artefact.trusted:
         notes.append("never passed its gate")
     limits = (artefact.gate or {}).get("limits")
-    if isinstance(limits, Mapping) and dict(limits) != gate.to_json():
+    now = gate.to_json()
+    # demands that the export did not know yet are no other limits
+    if isinstance(limits, Mapping) and any(now.get(name) != value for name, value in limits.items()):
         notes.append("exported with other limits than those used here")
     return tuple(notes)
 

@@ -9,7 +9,7 @@ It does not know engines, and it never writes: what a device adds later lives in
 Layout::
 
     manifest.json                            see manifest.py
-    artefacts/<target>-<precision>/...       model.onnx, or model.xml and model.bin
+    artefacts/<target>-<precision>/...       model.onnx, or model.xml and model.bin; of a chain stage1.model.onnx, ...
     golden/frames.npz, reference.npz         phantom frames and the PyTorch float32 reference's answers
     golden/<target>-<precision>.npz          that artefact's own answers (logits)
     drift/statistic.npz                      what the calibration frames look like, see drift.py; when there is one

@@ -52,6 +52,11 @@ def may_stop(policy: ExitPolicy, answers: Sequence[np.ndarray]) -> bool:
     return bool(recent) and len(recent) == policy.patience and len(set(recent)) == 1
 
 
+def exit_names(policy: ExitPolicy) -> tuple[str, ...]:
+    """What people call the exits, in order: ``block 6``, ``block 9``, ``end``."""
+    return (*(f"block {block}" for block in policy.blocks), "end")
+
+
 def stop_at(policy: ExitPolicy, answers_EK: np.ndarray) -> int:
     """Index of the exit whose answer is taken, where all are known.
 
@@ -62,4 +67,4 @@ def stop_at(policy: ExitPolicy, answers_EK: np.ndarray) -> int:
     return next(i for i in range(len(answers_EK)) if may_stop(policy, list(answers_EK[: i + 1])))
 
 
-__all__ = ["may_stop", "normalised_entropy", "stop_at"]
+__all__ = ["exit_names", "may_stop", "normalised_entropy", "stop_at"]

@@ -16,10 +16,10 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from tinyusfm_runtime.errors import InputError
-from tinyusfm_runtime.spec import ModelSpec
+from tinyusfm_runtime.spec import ModelSpec, TensorSpec
 
 INPUT_NAME = "image"
-"""Name of the one graph input, uint8 NCHW, in every artefact."""
+"""Name of the one graph input, uint8 NCHW, in every artefact but for the later stages of a chain (chain.py)."""
 LOGITS_NAME = "logits"
 """Name of the first graph output, float32, in every artefact."""
 REST_PRECISIONS = ("f32", "f16", "bf16")
@@ -36,11 +36,13 @@ class EngineConfig:
         threads: threads inside one operator, at least 1.
         rest_precision: ``f32``, ``f16`` or ``bf16``, passed to the library in so many words: some pick one silently.
         reuse_outputs: ``run`` may answer in the same arrays every time; the next run overwrites them.
+        takes: what the graph takes where that is not the model's picture: a later stage of a chain (chain.py).
     """
 
     threads: int
     rest_precision: str
     reuse_outputs: bool = False
+    takes: TensorSpec | None = None
 
     def __post_init__(self) -> None:
         """Checks the values.
@@ -82,7 +84,7 @@ class Engine(Protocol):
         """Computes one answer.
 
         Args:
-            tensor: uint8 NCHW, C-contiguous, of the graph's own shape.
+            tensor: uint8 NCHW (or what ``takes`` says), C-contiguous, of the graph's own shape.
 
         Returns:
             ``logits`` (float32 NKHW or NK) first, then the auxiliary outputs. The caller owns the arrays, unless the

@@ -75,6 +75,7 @@ class LatencyReport:
         frames: distinct frames used.
         warmup: predictions made and thrown away before.
         invalid: predictions whose outputs were not finite.
+        exits: of a chain with early exits, how many predictions each of them answered, the end last; else empty.
     """
 
     description: str
@@ -85,6 +86,7 @@ class LatencyReport:
     frames: int
     warmup: int
     invalid: int
+    exits: tuple[int, ...] = ()
 
     def __bool__(self) -> bool:
         return self.n > 0 and self.invalid == 0
@@ -129,6 +131,7 @@ class LatencyReport:
             "frames": self.frames,
             "warmup": self.warmup,
             "invalid": self.invalid,
+            "exits": list(self.exits),
             "cold": cold,
             "stages": stages,
             "samples_ms": {stage: list(samples) for stage, samples in self.samples_ms.items()},
@@ -172,12 +175,15 @@ def profile(
         session.predict(frames[i % len(frames)])
     samples: dict[str, list[float]] = {stage: [] for stage in STAGES}
     invalid = 0
+    stopped: list[int] = []
     for _ in range(rounds):
         for frame in frames:
             prediction = session.predict(frame)
             invalid += not prediction.valid
+            stopped += [] if prediction.exit_index is None else [prediction.exit_index]
             for stage, values in samples.items():
                 values.append(getattr(prediction.timings, stage))
+    exits = len(session.spec.exits.blocks) + 1 if stopped and session.spec.exits is not None else 0
     return LatencyReport(
         description=session.description,
         threads=session.threads,
@@ -187,6 +193,7 @@ def profile(
         frames=len(frames),
         warmup=warmup,
         invalid=invalid,
+        exits=tuple(stopped.count(index) for index in range(exits)),
     )
 
 
@@ -203,6 +210,7 @@ def cold_start_of(session: Session) -> ColdStart:
         precision=artefact.precision,
         threads=session.threads,
         allow_unverified=not artefact.trusted,
+        full_depth=session.full_depth,
     )
 
 
@@ -213,6 +221,7 @@ def cold_start(
     precision: str | None = None,
     threads: int | None = None,
     allow_unverified: bool = False,
+    full_depth: bool = False,
 ) -> ColdStart:
     """Opens a bundle in a fresh process and reports how long it took.
 
@@ -222,11 +231,15 @@ def cold_start(
         precision: as in ``Session.open``.
         threads: as in ``Session.open``.
         allow_unverified: as in ``Session.open``.
+        full_depth: as in ``Session.open``.
 
     Raises:
         EngineError: the process failed, hung, or printed something else.
     """
-    options = {"target": target, "precision": precision, "threads": threads, "allow_unverified": allow_unverified}
+    options = {
+        "target": target, "precision": precision, "threads": threads, "allow_unverified": allow_unverified,
+        "full_depth": full_depth,
+    }  # fmt: skip
     command = [sys.executable, "-m", "tinyusfm_runtime.latency", "--cold", str(Path(bundle).absolute())]
     # the child finds the same packages, wherever this process found them
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

@@ -9,7 +9,7 @@ Two comparisons, both pure functions over arrays that report numbers and not onl
 
 It does not run engines and does not read bundles; session.py does.
 
-Shapes: SKHW = frames, classes, rows, columns; SK = frames, classes.
+Shapes: SKHW = frames, classes, rows, columns; SK = frames, classes; SEK = frames, exits, classes (a chain's).
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def golden_check(
     """Compares logits with the artefact's own ones.
 
     Args:
-        got_SK: float32 logits computed now, SKHW or SK.
+        got_SK: float32 logits computed now, SKHW, SK or SEK.
         want_SK: stored logits, float16 or float32, same shape.
         spec: the model.
         placements: where each frame lies in the input.
@@ -112,7 +112,7 @@ def reference_check(
     """Compares logits with those of the PyTorch float32 reference.
 
     Args:
-        got_SK: float32 logits computed now, SKHW or SK.
+        got_SK: float32 logits computed now, SKHW, SK or SEK.
         want_SK: the reference's logits, same shape.
         spec: the model.
         placements: where each frame lies in the input.
@@ -181,8 +181,9 @@ def _segment_numbers(
 def _classify_numbers(got_SK: np.ndarray, want_SK: np.ndarray) -> dict[str, float]:
     if not np.isfinite(got_SK).all():
         return {"top1": 0.0, "drift_mean": float("nan"), "drift_worst": float("nan")}
-    got = np.stack([probabilities(row) for row in got_SK])
-    want = np.stack([probabilities(row) for row in want_SK])
+    classes = got_SK.shape[-1]
+    got = np.stack([probabilities(row) for row in got_SK.reshape(-1, classes)])
+    want = np.stack([probabilities(row) for row in want_SK.reshape(-1, classes)])
     same = (got >= 0.5) == (want >= 0.5) if got.shape[1] == 1 else got.argmax(1) == want.argmax(1)
     drift = np.abs(got - want).max(axis=1)
     return {"top1": float(np.mean(same)), "drift_mean": float(drift.mean()), "drift_worst": float(drift.max())}

@@ -24,6 +24,7 @@ import numpy as np
 
 from tinyusfm_runtime.answer import answer, check_logits
 from tinyusfm_runtime.bundle import GOLDEN_FRAMES, GOLDEN_REFERENCE, Artefact, Bundle, Manifest
+from tinyusfm_runtime.chain import EXIT_NAME, ChainEngine, is_chain
 from tinyusfm_runtime.drift import DRIFT_FILE, WINDOW_FRAMES, DriftMonitor, DriftReading, DriftStatistic
 from tinyusfm_runtime.engine import Engine, EngineConfig
 from tinyusfm_runtime.errors import (
@@ -89,6 +90,7 @@ class Prediction:
         age_ms: time from reception to this prediction, or None.
         auxiliary: further outputs of the graph by name.
         drift: what a monitor made of it, where one watches the stream, or None; a session fills in nothing.
+        exit_index: of a chain with early exits, which one answered: counted from 0, the end is the last; else None.
     """
 
     seq: int
@@ -107,6 +109,7 @@ class Prediction:
     age_ms: float | None
     auxiliary: Mapping[str, np.ndarray]
     drift: DriftReading | None = None
+    exit_index: int | None = None
 
     def mask_on_frame(self) -> np.ndarray:
         """The mask at the frame's own size, nearest neighbour; 0 outside the region the model saw.
@@ -144,6 +147,7 @@ class Session:
         precision: str | None = None,
         threads: int | None = None,
         allow_unverified: bool = False,
+        full_depth: bool = False,
     ) -> Session:
         """Verifies a bundle and readies one of its artefacts.
 
@@ -153,6 +157,7 @@ class Session:
             precision: take the first artefact of this precision.
             threads: threads inside the engine; None is half of the cores, at least 1, at most 4.
             allow_unverified: also open an artefact that never passed its gate, and mark its predictions.
+            full_depth: never stop at an early exit; without exits there is nothing to stop at anyway.
 
         Returns:
             The session, checked against golden frames and warm.
@@ -178,9 +183,10 @@ class Session:
             rest_precision=artefact.rest_precision,
             reuse_outputs=True,
         )
-        engine = _load_engine(opened, artefact, config)
+        engine = _load_engine(opened, artefact, config, full_depth=full_depth)
         clock.lap("load")
         session = cls(opened, artefact, engine, config.threads)
+        session.full_depth = full_depth
         try:
             if artefact.pending and not session.verified and not allow_unverified:
                 raise UnverifiedError(f"artefact {artefact.name}: {artefact.pending}")
@@ -197,6 +203,7 @@ class Session:
         self.path = bundle.path
         self.spec = bundle.manifest.spec
         self.threads = threads
+        self.full_depth = False
         self.startup: Mapping[str, float] = MappingProxyType({})
         # only the golden vectors stay in memory; the artefacts' bytes go with the bundle
         self._golden = _Golden(bundle, artefact)
@@ -364,12 +371,21 @@ class Session:
                 raise EngineError("the session is closed")
             return self._engine.run(tensor)
 
+    def _logits(self, tensor: np.ndarray) -> np.ndarray:
+        """Logits without the leading 1, owned by the caller: KHW or K, of a chain EK."""
+        engine = self._engine
+        if not isinstance(engine, ChainEngine):
+            return check_logits(self._infer(tensor), self.spec)[0].copy()
+        with self._lock:
+            return engine.run_checked(tensor)[0][0]
+
     def _predict(
         self, tensor: np.ndarray, placement: Placement, seq: int, t_recv_ns: int | None, start_ns: int
     ) -> Prediction:
         before = time.perf_counter_ns()
         outputs = self._infer(tensor)
         after = time.perf_counter_ns()
+        stopped = outputs.pop(EXIT_NAME, None)
         said = answer(outputs, self.spec, placement)
         end = time.perf_counter_ns()
         return Prediction(
@@ -392,6 +408,7 @@ class Session:
             t_recv_ns=t_recv_ns,
             age_ms=None if t_recv_ns is None else (time.monotonic_ns() - t_recv_ns) / 1e6,
             auxiliary={name: value.copy() for name, value in said.auxiliary.items()},
+            exit_index=None if stopped is None else int(stopped[0]),
         )
 
 
@@ -415,7 +432,7 @@ class _Golden:
         chosen = list(range(count)) if full else sorted(some)
         prepared = [preprocess(self.frames[i], session.spec.preprocess) for i in chosen]
         with session._turn:
-            got = np.stack([check_logits(session._infer(tensor), session.spec)[0].copy() for tensor, _ in prepared])
+            got = np.stack([session._logits(tensor) for tensor, _ in prepared])
         placements = [placement for _, placement in prepared]
         if against_reference:
             return reference_check(got, want[chosen], session.spec, placements, gate_limits(self._artefact))
@@ -457,21 +474,42 @@ def gate_limits(artefact: Artefact) -> dict[str, float]:
     return {n: float(value) for n, value in named.items() if n in DEFAULT_LIMITS and type(value) in (int, float)}
 
 
-def _load_engine(bundle: Bundle, artefact: Artefact, config: EngineConfig) -> Engine:
+def _load_engine(bundle: Bundle, artefact: Artefact, config: EngineConfig, *, full_depth: bool) -> Engine:
     others = [other for other in bundle.manifest.artefacts if other is not artefact]
     choices = " or ".join(f"target {other.target} precision {other.precision}" for other in others)
     hint = f" (this bundle also has {choices})" if others else ""  # never taken unasked
     if artefact.engine not in names("engines"):
         raise UnsupportedError(f"artefact {artefact.name} needs an engine {artefact.engine!r} unknown here{hint}")
-    engine: Engine = load("engines", artefact.engine).Engine()
+    files = bundle.artefact_files(artefact)
+    engine = make_engine(artefact.engine, files, full_depth=full_depth)
     try:
-        engine.load(bundle.artefact_files(artefact), bundle.manifest.spec, config)
+        engine.load(files, bundle.manifest.spec, config)
     except MissingExtra as error:
         raise MissingExtra(f"artefact {artefact.name}{hint}", error.library, error.extra) from error
     except BaseException:
         engine.close()
         raise
     return engine
+
+
+def make_engine(name: str, files: Mapping[str, bytes], *, full_depth: bool = False) -> Engine:
+    """An engine for an artefact, not loaded yet: the plug-in itself, or a chain of it.
+
+    Args:
+        name: of the plug-in.
+        files: file name -> content, which is not looked at.
+        full_depth: a chain never stops early.
+
+    Raises:
+        UnsupportedError: the artefact is a chain, and the engine runs whole graphs only.
+    """
+    module = load("engines", name)
+    if not is_chain(files):
+        made: Engine = module.Engine()
+        return made
+    if not getattr(module, "CHAINS", False):
+        raise UnsupportedError(f"engine {name!r} runs no chain of early exits: take an onnx or openvino artefact")
+    return ChainEngine(module.Engine, full_depth=full_depth)
 
 
 def _same_library(requirements: Mapping[str, Any]) -> bool:
@@ -505,4 +543,5 @@ __all__ = [
     "Timings",
     "choose_artefact",
     "gate_limits",
+    "make_engine",
 ]

@@ -138,7 +138,7 @@ def send_prediction(pipe: BinaryIO, number: int, prediction: Prediction) -> None
     send(pipe, head, arrays)
 
 
-_PLAIN = ("seq", "engine", "target", "precision", "verified", "degraded", "valid", "t_recv_ns", "age_ms")
+_PLAIN = ("seq", "engine", "target", "precision", "verified", "degraded", "valid", "t_recv_ns", "age_ms", "exit_index")
 
 
 def prediction_of(message: Message) -> Prediction:

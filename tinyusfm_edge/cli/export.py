@@ -87,6 +87,9 @@ def export(
     require_verified: Annotated[
         bool, typer.Option("--require-verified", help="Refuse targets whose engine cannot run here (exit code 3).")
     ] = False,
+    full_depth: Annotated[
+        bool, typer.Option("--full-depth", help="Leave early exits out: one graph that always runs to its end.")
+    ] = False,
 ) -> None:
     """Export a student to a verified bundle."""
     _publish(SimpleNamespace(**locals()))
@@ -138,6 +141,7 @@ def _publish(wish: Any) -> None:
                 _with_calibration(_advanced(folder, wish.method, plan.threads, wish.compare), stored, statistic),
                 compute_capabilities=tuple(split_names(wish.compute_capability or "")),
                 require_verified=wish.require_verified,
+                full_depth=wish.full_depth,
                 policies=_policies(wish.mixed, wish.weight_bits, loaded.spec),
             ),
         )

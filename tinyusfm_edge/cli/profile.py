@@ -28,18 +28,26 @@ def profile(
     allow_unverified: Annotated[
         bool, typer.Option("--allow-unverified", help="Also time an artefact that passed no gate.")
     ] = False,
+    full_depth: Annotated[bool, typer.Option("--full-depth", help="Never stop at an early exit.")] = False,
 ) -> None:
     """Time a bundle on this machine."""
     from tinyusfm_runtime import latency
+    from tinyusfm_runtime.early_exit import exit_names
     from tinyusfm_runtime.session import Session
     from tinyusfm_runtime.sources import open_source
 
     with open_source(source) as opened:
         frames = list(itertools.islice(opened, MAX_FRAMES))
     with Session.open(
-        bundle, target=target, precision=precision, threads=threads, allow_unverified=allow_unverified
+        bundle,
+        target=target,
+        precision=precision,
+        threads=threads,
+        allow_unverified=allow_unverified,
+        full_depth=full_depth,
     ) as session:
         report = latency.profile(session, frames, rounds=rounds, cold=cold)
+        exits = exit_names(session.spec.exits) if session.spec.exits is not None else ()
     if json_file is not None:
         console.write_json(json_file, report.to_json(), "the latency report")
     if json_file != "-":
@@ -50,4 +58,7 @@ def profile(
             f"{machine['cpu']}, {machine['usable_cpus']} CPUs, {' '.join(machine['features']) or 'features unknown'}"
         )
         console.say(f"{report.n} predictions of {report.frames} frames, the first of {rows}x{cols} rows x columns; ms")
+        if report.exits:
+            shown = (f"{name} {count}" for name, count in zip(exits, report.exits, strict=True))
+            console.say(f"answered at {', '.join(shown)}")
         console.say(console.table(("stage", "p50", "p90", "p99"), report.table()))

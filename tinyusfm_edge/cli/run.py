@@ -64,6 +64,7 @@ def run(
     allow_unverified: Annotated[
         bool, typer.Option("--allow-unverified", help="Also run an artefact that passed no gate.")
     ] = False,
+    full_depth: Annotated[bool, typer.Option("--full-depth", help="Never stop at an early exit.")] = False,
 ) -> None:
     """Run a bundle on frames."""
     from tinyusfm_edge.cli.run_live import LiveRun, run_live
@@ -77,7 +78,7 @@ def run(
     if not (isinstance(opened, LiveSource) or budget_ms or sinks or policy or fallback or isolate or smooth):
         _run_file(
             bundle, opened, overlay=overlay, jsonl=jsonl, target=target, precision=precision, threads=threads,
-            limit=limit, allow_unverified=allow_unverified, drift=drift,
+            limit=limit, allow_unverified=allow_unverified, drift=drift, full_depth=full_depth,
         )  # fmt: skip
         return
     files = [f"{name}:{place}" for name, place in (("video", overlay), ("jsonl", jsonl)) if place is not None]
@@ -85,7 +86,7 @@ def run(
         bundle=bundle, budget_ms=budget_ms, policy=policy, sinks=[*files, *sinks],
         fallback=fallback, isolate=isolate, smooth=smooth, target=target, precision=precision, threads=threads,
         limit=limit,
-        allow_unverified=allow_unverified, drift=drift,
+        allow_unverified=allow_unverified, drift=drift, full_depth=full_depth,
     )  # fmt: skip
     run_live(asked, opened)
 
@@ -102,8 +103,10 @@ def _run_file(
     limit: int | None,
     allow_unverified: bool,
     drift: bool | None,
+    full_depth: bool,
 ) -> None:
     """Every frame of a file, in this thread."""
+    from tinyusfm_runtime.early_exit import exit_names
     from tinyusfm_runtime.session import Session
     from tinyusfm_runtime.sinks import jsonl as jsonl_sink
     from tinyusfm_runtime.sinks import video as video_sink
@@ -111,7 +114,10 @@ def _run_file(
     with ExitStack() as stack:
         opened = stack.enter_context(source)
         session = stack.enter_context(
-            Session.open(bundle, target=target, precision=precision, threads=threads, allow_unverified=allow_unverified)
+            Session.open(
+                bundle, target=target, precision=precision, threads=threads, allow_unverified=allow_unverified,
+                full_depth=full_depth,
+            )  # fmt: skip
         )
         for line in getattr(opened, "notes", ()):
             console.note(f"note: {line}")
@@ -136,7 +142,8 @@ def _run_file(
                 sink.write(frame, prediction)
             tally.add(prediction)
     print_line = console.note if jsonl == "-" else console.say
-    for line in tally.lines(session.description, session.spec.labels):
+    exits = exit_names(session.spec.exits) if session.spec.exits is not None else ()
+    for line in tally.lines(session.description, session.spec.labels, exits):
         print_line(line)
     for place, what in ((overlay, "overlay video"), (jsonl, "JSON lines")):
         if place not in (None, "-"):
@@ -155,6 +162,7 @@ class Tally:
     at_border: int = 0
     unverified: int = 0
     winners: Counter[int] = field(default_factory=Counter)
+    stopped: Counter[int] = field(default_factory=Counter)
     strange: int = 0
     watched: int = 0
     alarms: int = 0
@@ -174,6 +182,8 @@ class Tally:
         self.unverified += not prediction.verified
         if prediction.scores is not None:
             self.winners[int(prediction.scores.argmax())] += 1
+        if prediction.exit_index is not None:
+            self.stopped[prediction.exit_index] += 1
         measured = prediction.measurement
         if measured is not None:
             self.measured += 1
@@ -183,12 +193,13 @@ class Tally:
             if measured.hc_mm is not None:
                 self.hc_mm.append(measured.hc_mm)
 
-    def lines(self, description: str, labels: Sequence[str]) -> list[str]:
+    def lines(self, description: str, labels: Sequence[str], exits: Sequence[str] = ()) -> list[str]:
         """The summary for people.
 
         Args:
             description: artefact and engine.
             labels: of the model.
+            exits: names of its early exits and of its end, if it has any.
         """
         lines = [f"{'engine':<14}{description}", f"{'frames':<14}{len(self.total_ms)}, {self.invalid} invalid"]
         if self.total_ms:
@@ -201,6 +212,9 @@ class Tally:
         if self.winners and len(labels) > 1:
             shown = (f"{labels[index]} {count}" for index, count in self.winners.most_common())
             lines.append(f"{'labels':<14}{', '.join(shown)}")
+        if self.stopped:
+            shown = (f"{name} {self.stopped[index]}" for index, name in enumerate(exits))
+            lines.append(f"{'answered at':<14}{', '.join(shown)}")
         if self.unverified:
             lines.append(f"{'UNVERIFIED':<14}this artefact passed no gate: do not rely on what it says")
         return lines

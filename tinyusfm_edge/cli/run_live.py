@@ -45,6 +45,7 @@ class LiveRun:
         limit: stop after so many results, or None.
         allow_unverified: also run an artefact that passed no gate.
         drift: watch for drift, None where the bundle can.
+        full_depth: never stop at an early exit.
     """
 
     bundle: Path
@@ -60,6 +61,7 @@ class LiveRun:
     limit: int | None
     allow_unverified: bool
     drift: bool | None = None
+    full_depth: bool = False
 
 
 @dataclass(kw_only=True, slots=True)
@@ -251,7 +253,10 @@ def _answering(asked: LiveRun) -> Session | Ladder:
             precision=asked.precision,
             threads=asked.threads,
             allow_unverified=asked.allow_unverified,
+            full_depth=asked.full_depth,
         )
+    if asked.full_depth:
+        raise InputError("--full-depth goes with one session: leave --fallback and --isolate out")
     if asked.allow_unverified:
         raise InputError("--fallback and --isolate take verified artefacts only: leave --allow-unverified out")
     opened = Bundle.open(asked.bundle)

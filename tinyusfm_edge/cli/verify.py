@@ -74,7 +74,12 @@ def _reference(bundle: Bundle, data: Path | None, student: str | None) -> dict[s
     frames = choose_gate_frames(
         data=folder.validation if folder else None, shipped=shipped, source=folder.name if folder else ""
     )
-    return {"module": loaded.module, "weights_sha256": loaded.weights_sha256, "frames": frames}
+    return {
+        "module": loaded.module,
+        "weights_sha256": loaded.weights_sha256,
+        "exits": loaded.spec.exits,
+        "frames": frames,
+    }
 
 
 def _as_in(bundle: Bundle) -> Any:

@@ -12,15 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from tinyusfm_runtime.engine import INPUT_NAME, LOGITS_NAME, EngineConfig
+from tinyusfm_runtime.engine import LOGITS_NAME, EngineConfig
 from tinyusfm_runtime.errors import EngineError, MissingExtra, UnsupportedError
 from tinyusfm_runtime.plugins import Probe
-from tinyusfm_runtime.spec import ModelSpec
+from tinyusfm_runtime.spec import ModelSpec, TensorSpec
 
 PROVIDER = "CPUExecutionProvider"
 """The only provider used, and the one asserted after loading."""
 MODEL_FILE = "model.onnx"
 """The one file of an artefact."""
+CHAINS = True
+"""This engine runs the later stages of a chain as well, see chain.py."""
 _NOWHERE = "/nonexistent/no-external-data"  # external tensors are looked up here, so none is ever found
 _ERRORS_ONLY = 4  # ORT_LOGGING_LEVEL_FATAL: what it has to say reaches the user through EngineError
 
@@ -51,6 +53,7 @@ class Engine:
         self._outputs: list[str] = []
         self._binding: Any = None
         self._input: np.ndarray = np.zeros(0, np.uint8)
+        self._takes = ""
         self._answers: dict[str, np.ndarray] = {}
         self._description = "ONNX Runtime, not loaded"
 
@@ -75,11 +78,12 @@ class Engine:
             session = _session(onnxruntime, files[MODEL_FILE], config.threads, self.optimisation)
         except Exception as error:  # onnxruntime has a dozen classes without a common one of its own
             raise EngineError(f"ONNX Runtime cannot load the model: {_one_line(error)}") from error
-        _check_interface(session, spec)
-        self._session = session
+        takes = config.takes or spec.input
+        _check_interface(session, takes)
+        self._session, self._takes = session, takes.name
         self._outputs = [output.name for output in session.get_outputs()]
         if config.reuse_outputs:
-            self._bind(session, spec)
+            self._bind(session, takes)
         self._description = f"ONNX Runtime {onnxruntime.__version__} {PROVIDER} f32 {_threads(config.threads)}"
 
     def run(self, tensor: np.ndarray) -> dict[str, np.ndarray]:
@@ -92,11 +96,11 @@ class Engine:
         options.log_severity_level = _ERRORS_ONLY
         self._options = options
         try:
-            if self._binding is not None and tensor.shape == self._input.shape and tensor.dtype == np.uint8:
+            if self._binding is not None and tensor.shape == self._input.shape and tensor.dtype == self._input.dtype:
                 np.copyto(self._input, tensor)
                 self._session.run_with_iobinding(self._binding, options)
                 return dict(self._answers)
-            answers = self._session.run(self._outputs, {INPUT_NAME: tensor}, options)
+            answers = self._session.run(self._outputs, {self._takes: tensor}, options)
         except Exception as error:
             raise EngineError(f"ONNX Runtime failed: {_one_line(error)}") from error
         finally:
@@ -113,14 +117,14 @@ class Engine:
         """Frees the session."""
         self._session = self._binding = None
 
-    def _bind(self, session: Any, spec: ModelSpec) -> None:
+    def _bind(self, session: Any, takes: TensorSpec) -> None:
         """Gives input and outputs their place once for all; outputs without a fixed shape stay new ones every time."""
         outputs = session.get_outputs()
         if any(o.type != "tensor(float)" or not all(isinstance(side, int) for side in o.shape) for o in outputs):
             return
         binding = session.io_binding()
-        self._input = np.zeros(spec.input.shape, np.uint8)
-        binding.bind_input(INPUT_NAME, "cpu", 0, np.uint8, self._input.shape, self._input.ctypes.data)
+        self._input = np.zeros(takes.shape, takes.dtype)
+        binding.bind_input(takes.name, "cpu", 0, self._input.dtype.type, self._input.shape, self._input.ctypes.data)
         for output in outputs:
             kept = self._answers[output.name] = np.zeros(output.shape, np.float32)
             binding.bind_output(output.name, "cpu", 0, np.float32, kept.shape, kept.ctypes.data)
@@ -142,11 +146,12 @@ def _session(onnxruntime: Any, model: bytes, threads: int, optimisation: str) ->
     return session
 
 
-def _check_interface(session: Any, spec: ModelSpec) -> None:
+def _check_interface(session: Any, takes: TensorSpec) -> None:
     if session.get_providers() != [PROVIDER]:
         raise EngineError(f"asked for {PROVIDER}, got {session.get_providers()}")
     inputs = [(node.name, node.type, list(node.shape)) for node in session.get_inputs()]
-    wanted = [(INPUT_NAME, "tensor(uint8)", list(spec.input.shape))]
+    kind = {"float32": "float"}.get(takes.dtype, takes.dtype)
+    wanted = [(takes.name, f"tensor({kind})", list(takes.shape))]
     if inputs != wanted:
         raise EngineError(f"the model's inputs are {inputs}; the manifest says {wanted}")
     outputs = [(node.name, node.type) for node in session.get_outputs()]

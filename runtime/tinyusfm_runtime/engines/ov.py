@@ -18,12 +18,15 @@ from tinyusfm_runtime.engine import INPUT_NAME, LOGITS_NAME, EngineConfig
 from tinyusfm_runtime.errors import EngineError, MissingExtra, UnsupportedError
 from tinyusfm_runtime.machine import machine_card
 from tinyusfm_runtime.plugins import Probe
-from tinyusfm_runtime.spec import ModelSpec
+from tinyusfm_runtime.spec import ModelSpec, TensorSpec
 
 DEVICE = "CPU"
 """The only device used, and the one asserted after loading."""
 XML_FILE, BIN_FILE = "model.xml", "model.bin"
 """The two files of an artefact."""
+CHAINS = True
+"""This engine runs the later stages of a chain as well, see chain.py."""
+_TYPES = {"uint8": "u8", "float32": "f32"}
 
 
 def probe() -> Probe:
@@ -91,10 +94,11 @@ class Engine:
             if config.rest_precision == "bf16":
                 _require_bf16(core)
             model = core.read_model(model=files[XML_FILE], weights=files[BIN_FILE])
-            _check_interface(model, spec)
+            takes = config.takes or spec.input
+            _check_interface(model, takes)
             compiled = core.compile_model(model, DEVICE, _properties(config))
             _check_properties(compiled, config)
-            self._bind(openvino, compiled, spec)
+            self._bind(openvino, compiled, takes)
             self._reuse = config.reuse_outputs
         except (EngineError, UnsupportedError):
             raise
@@ -145,9 +149,9 @@ class Engine:
         else:
             np.copyto(kept, data)
 
-    def _bind(self, openvino: Any, compiled: Any, spec: ModelSpec) -> None:
+    def _bind(self, openvino: Any, compiled: Any, takes: TensorSpec) -> None:
         request = compiled.create_infer_request()
-        self._input = np.zeros(spec.input.shape, np.uint8)
+        self._input = np.zeros(takes.shape, takes.dtype)
         request.set_input_tensor(openvino.Tensor(self._input, shared_memory=True))
         self._outputs = [(_name(port), port) for port in compiled.outputs]
         self._compiled, self._request = compiled, request
@@ -187,11 +191,12 @@ def _require_bf16(core: Any) -> None:
         raise UnsupportedError(f"{card.cpu} does not compute bf16: use an artefact whose rest is f32")
 
 
-def _check_interface(model: Any, spec: ModelSpec) -> None:
+def _check_interface(model: Any, takes: TensorSpec) -> None:
     inputs = [(_name(port), _type(port), str(port.get_partial_shape())) for port in model.inputs]
-    shape = f"[{','.join(str(side) for side in spec.input.shape)}]"
-    if inputs != [(INPUT_NAME, "u8", shape)]:
-        raise EngineError(f"the model's inputs are {inputs}; the manifest says {INPUT_NAME} u8 {shape}")
+    shape = f"[{','.join(str(side) for side in takes.shape)}]"
+    kind = _TYPES.get(takes.dtype, takes.dtype)
+    if inputs != [(takes.name, kind, shape)]:
+        raise EngineError(f"the model's inputs are {inputs}; the manifest says {takes.name} {kind} {shape}")
     first = model.outputs[0]
     got = (_name(first), _type(first))
     if got != (LOGITS_NAME, "f32"):

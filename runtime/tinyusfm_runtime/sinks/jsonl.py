@@ -1,7 +1,8 @@
 """Sink: one JSON object a line and result. No pixels and no file names, so it may go into a log.
 
 Keys (schema 2): ``schema kind seq valid verified degraded target precision engine age_ms timings_ms
-measurement scores live``, and ``drift`` where the stream is watched. ``kind`` is ``result``; ``live`` is null, or, for
+measurement scores live``, ``drift`` where the stream is watched, ``exit_index`` (from 0, the end is the last) of a
+classifier with early exits. ``kind`` is ``result``; ``live`` is null, or, for
 a result of the live loop,
 ``index state stale withheld dropped_since_last rung error``. A withheld answer keeps its line and
 loses its measurement and scores. Between results stand lines of kind ``state``, one a change:
@@ -72,6 +73,8 @@ def as_record(prediction: Prediction) -> dict[str, Any]:
     }
     if prediction.drift is not None:
         record["drift"] = prediction.drift.to_json()
+    if prediction.exit_index is not None:
+        record["exit_index"] = prediction.exit_index
     return {key: _plain(value) for key, value in record.items()}
 
 
