@@ -6,6 +6,7 @@ The Mac is tests/fakes/coreml.py: coremltools' own interface, answered by interp
 from __future__ import annotations
 
 import json
+import platform
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -80,9 +81,12 @@ def test_a_mac_completes_the_gate_and_only_there_the_artefact_opens(
     (record,) = cache.rglob("*.json")
     stored = json.loads(record.read_text())
     assert stored["outcome"]["bundle_id"] == Bundle.open(bundle).manifest.bundle_id and stored["version"] == 1
-    for name, value in (("macos", "15.2"), ("chip", "Apple M1 (Mac13,1)")):
+    for place, name, value in (
+        (platform, "mac_ver", lambda: ("15.2", ("", "", ""), "arm64")),
+        (coreml, "mac_model", lambda: "Apple M1 (Mac13,1)"),
+    ):
         with monkeypatch.context() as other:
-            fake.install(other, **{name: value})
+            other.setattr(place, name, value)
             with pytest.raises(UnverifiedError):
                 Session.open(bundle, threads=1)
     monkeypatch.setenv(coreml.UNITS_VARIABLE, "cpu_only")
