@@ -136,9 +136,11 @@ def build_ladder(
         tries = list(policies) if precision == "int8" and gated else list(policies)[:1]
         for number, policy in enumerate(tries):
             decisions[precision] = _decide(graph, precision, ranges, policy)
-            source = prepared.corrected(equalised, decisions[precision]) if precision == "int8" else graph
             for rung in mine:
                 told(f"building and checking {plugins.public_name(rung[0])} {precision}", len(built) / len(rungs))
+                written = getattr(plugins.load("targets", rung[0]), "written_weight", None)
+                quantized = precision == "int8"
+                source = prepared.corrected(equalised, decisions[precision], written) if quantized else graph
                 built[rung] = build_checked(rung[0], source, decisions[precision], checks)
             missed = _missed([built[rung] for rung in mine])
             if not missed:

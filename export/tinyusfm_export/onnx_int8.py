@@ -22,7 +22,7 @@ import numpy as np
 from tinyusfm_export.decision import QuantDecision, TensorQuant
 from tinyusfm_export.onnx_half import half_onnx, half_scale
 from tinyusfm_export.onnx_writer import FloatForm, Writer, as_array, conv_attributes, write_onnx
-from tinyusfm_export.ptq import natural_grid, quantize_weight, symmetric_grid
+from tinyusfm_export.ptq import codes_on, natural_grid, quantize_weight, symmetric_grid
 from tinyusfm_runtime.errors import UnsupportedError
 from tinyusfm_runtime.machine import machine_card
 
@@ -102,8 +102,7 @@ class _QdqForm(_Int8Form):
             return codes, scales
         weight, limit = as_array(layer.weight), self.decision.weight_limit
         scales = half_scale(scales)
-        found = np.clip(np.rint(weight / scales.reshape((-1,) + (1,) * (weight.ndim - 1))), -limit, limit)
-        return found.astype(np.int8), scales
+        return codes_on(weight, scales, limit), scales
 
     def linear(self, w: Writer, node: Node, layer: Any) -> None:
         quant = self.quant(node)

@@ -162,6 +162,33 @@ def quantize_weight(weight: np.ndarray, *, limit: int = 127) -> tuple[np.ndarray
     return np.clip(codes, -limit, limit).astype(np.int8), scales
 
 
+def codes_on(weight: np.ndarray, scales_O: np.ndarray, limit: int) -> np.ndarray:
+    """Codes of a weight on steps that were chosen elsewhere, such as float16 ones.
+
+    Args:
+        weight: float32, output channels first.
+        scales_O: one step an output channel, positive.
+        limit: largest code.
+
+    Returns:
+        int8, of the weight's shape.
+    """
+    column = np.asarray(scales_O, np.float32).reshape((-1,) + (1,) * (weight.ndim - 1))
+    return np.clip(np.rint(weight / column), -limit, limit).astype(np.int8)
+
+
+def rounded_weight(weight: np.ndarray, limit: int) -> np.ndarray:
+    """The values that the codes of ``quantize_weight`` stand for: float64, of the weight's shape."""
+    codes, scales = quantize_weight(weight, limit=limit)
+    return codes * scales.astype(np.float64).reshape((-1,) + (1,) * (weight.ndim - 1))
+
+
+def on_scales(weight: np.ndarray, scales_O: np.ndarray, limit: int) -> np.ndarray:
+    """The values that ``codes_on`` stands for: float64, of the weight's shape."""
+    column = np.asarray(scales_O, np.float64).reshape((-1,) + (1,) * (weight.ndim - 1))
+    return codes_on(weight, scales_O, limit) * column
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grid:
     """An 8-bit code grid: value = scale * (code - zero).
@@ -211,8 +238,11 @@ __all__ = [
     "Grid",
     "PtqPolicy",
     "activation_taps",
+    "codes_on",
     "decide",
     "natural_grid",
+    "on_scales",
     "quantize_weight",
+    "rounded_weight",
     "symmetric_grid",
 ]

@@ -20,7 +20,7 @@ from tinyusfm_calibration.methods import METHODS, find_range
 from tinyusfm_calibration.observe import Histogram
 from tinyusfm_calibration.ranges import Observer, Ranges
 from tinyusfm_calibration.sets import CalibrationSet
-from tinyusfm_export.bias_shift import correct_biases, measure_shifts
+from tinyusfm_export.bias_shift import WrittenWeight, correct_biases, measure_means
 from tinyusfm_export.decision import QuantDecision
 from tinyusfm_export.equalise import channel_peaks, equalise, find_divisors, outlier_ratio
 from tinyusfm_export.ptq import PtqPolicy, activation_taps, decide
@@ -35,7 +35,7 @@ MIN_GAIN: Final = 0.02
 """Share of the error that an addition must remove to be kept: below it, the simpler form is (our choice)."""
 MIN_FRAMES: Final[Mapping[str, int]] = {"minmax": 16, "percentile": 32, "entropy": 32, "mse": 32}
 """Fewest calibration frames a method is trusted with: those that cut tails need tails (ours; NNCF asks for 300)."""
-PREPARATION_VERSION: Final = 1
+PREPARATION_VERSION: Final = 2
 """Version of the JSON that ``Preparation.to_json`` writes."""
 
 
@@ -45,29 +45,31 @@ class Preparation:
 
     Attributes:
         divisors: equalised tensor -> divisor of each channel, see equalise.py.
-        shifts: layer -> mean output shift to be taken out of its bias, see bias_shift.py.
+        means: layer -> mean input, from which the shift follows that is taken out of its bias, see bias_shift.py.
     """
 
     divisors: Mapping[str, np.ndarray] = field(default_factory=dict)
-    shifts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    means: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.divisors or self.shifts)
+        return bool(self.divisors or self.means)
 
     def equalised(self, graph: ExportGraph) -> ExportGraph:
         """The graph that is calibrated and decided on; float outputs as before."""
         return equalise(graph, self.divisors)
 
-    def corrected(self, equalised: ExportGraph, decision: QuantDecision) -> ExportGraph:
-        """The graph that is built under a decision."""
-        return correct_biases(equalised, decision, self.shifts)
+    def corrected(
+        self, equalised: ExportGraph, decision: QuantDecision, written: WrittenWeight | None = None
+    ) -> ExportGraph:
+        """The graph that is built under a decision, by a target that writes these weights (see bias_shift.py)."""
+        return correct_biases(equalised, decision, self.means, written)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, ready for ``json.dumps``."""
         return {
             "version": PREPARATION_VERSION,
             "divisors": {name: [float(v) for v in values] for name, values in sorted(self.divisors.items())},
-            "shifts": {name: [float(v) for v in values] for name, values in sorted(self.shifts.items())},
+            "means": {name: [float(v) for v in values] for name, values in sorted(self.means.items())},
         }
 
     @classmethod
@@ -78,17 +80,17 @@ class Preparation:
             CalibrationError: another version, or not such data.
         """
         try:
-            if data["version"] != PREPARATION_VERSION or set(data) != {"version", "divisors", "shifts"}:
+            if data["version"] != PREPARATION_VERSION or set(data) != {"version", "divisors", "means"}:
                 raise CalibrationError("the calibration file's preparation is of another version: calibrate anew")
             columns = [
                 {str(name): np.array(values, np.float32) for name, values in data[key].items()}
-                for key in ("divisors", "shifts")
+                for key in ("divisors", "means")
             ]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CalibrationError(f"the calibration file's preparation is not usable: {error}") from error
         if not all(array.ndim == 1 and np.isfinite(array).all() for column in columns for array in column.values()):
             raise CalibrationError("the calibration file's preparation holds NaN or infinity: calibrate anew")
-        return cls(divisors=columns[0], shifts=columns[1])
+        return cls(divisors=columns[0], means=columns[1])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,9 +202,9 @@ def choose_ranges(
             best = _better(best, tried[-1])
         else:
             notes.append("equalisation was not tried: no tensor that allows it has outlier channels")
-        shifts = measure_shifts(best.preparation.equalised(graph), calibration_NCHW)
-        with_shifts = Preparation(divisors=best.preparation.divisors, shifts=shifts)
-        tried.append(bench.measure(best.trial.method, best.ranges, with_shifts))
+        means = measure_means(best.preparation.equalised(graph), calibration_NCHW)
+        with_means = Preparation(divisors=best.preparation.divisors, means=means)
+        tried.append(bench.measure(best.trial.method, best.ranges, with_means))
         best = _better(best, tried[-1])
     trials = tuple(Trial(**{**asdict(found.trial), "chosen": found is best}) for found in tried)
     return RangeChoice(
@@ -271,7 +273,7 @@ class _Bench:
         trial = Trial(
             method=method,
             equalised=len(preparation.divisors),
-            corrected=len(preparation.shifts),
+            corrected=len(preparation.means),
             error=float(np.sqrt(np.mean(gaps) / size)),
             dice_mean=float(np.mean(known)) if known else None,
             dice_worst=float(np.min(known)) if known else None,

@@ -2,6 +2,9 @@
 
 With the student at hand the reference is computed anew on the frames given. Without it (a device has no torch) the same
 gate runs against the reference's answers stored in ``golden/``; the report says so and never calls itself the live one.
+Where an artefact was exported without its own engine (Core ML anywhere but on a Mac), this is what completes its gate:
+under the limits of the export, the engine keeps the outcome on this device (gate_record.py), pass or fail, and sessions
+here open the artefact after a pass. The bundle itself is never written.
 numpy only unless a module is handed in. It does not know how students are found.
 """
 
@@ -28,7 +31,7 @@ from tinyusfm_runtime.spec import ExitPolicy
 if TYPE_CHECKING:
     from torch import nn
 
-VERIFY_VERSION = 1
+VERIFY_VERSION = 2
 """Version of the JSON that ``VerifyReport.to_json`` writes."""
 
 
@@ -41,12 +44,14 @@ class ArtefactCheck:
         report: the judged comparison, or None if it could not be run here.
         skipped: why it could not be run here; empty if it was.
         notes: what a reader must know, such as that it was exported without a gate.
+        completed: the device whose pending gate this was and on which its outcome is kept, one line; empty if none was.
     """
 
     name: str
     report: ParityReport | None
     skipped: str = ""
     notes: tuple[str, ...] = ()
+    completed: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,6 +109,7 @@ class VerifyReport:
                     "name": check.name,
                     "skipped": check.skipped,
                     "notes": list(check.notes),
+                    "completed": check.completed,
                     "report": None if check.report is None else check.report.to_json(),
                 }
                 for check in self.checks
@@ -151,6 +157,7 @@ def verify_bundle(
         BundleError: the bundle was tampered with or cannot be read.
         MissingExtra: the one artefact asked for needs a library that is not installed.
         EngineError: an engine refused its artefact or failed.
+        OutputError: the outcome of a pending gate cannot be kept.
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     chosen = choose_artefacts(opened, target, precision)
@@ -165,8 +172,7 @@ def verify_bundle(
     checks = []
     for artefact in chosen:
         try:
-            report = _check(opened, artefact, expected, gate or Gate(), threads)
-            checks.append(ArtefactCheck(name=artefact.name, report=report, notes=_notes(artefact, gate or Gate())))
+            checks.append(_check(opened, artefact, expected, gate or Gate(), threads))
         except (MissingExtra, UnsupportedError) as error:
             if len(chosen) == 1:
                 raise
@@ -208,11 +214,22 @@ def _live_expectation(
     return expect(module, spec, frames) if frames else expect_golden(module, spec, bundle.golden_frames())
 
 
-def _check(bundle: Bundle, artefact: Artefact, expected: Expected, gate: Gate, threads: int) -> ParityReport:
-    spec, files = judged_spec(bundle), bundle.artefact_files(artefact)
+def _check(bundle: Bundle, artefact: Artefact, expected: Expected, gate: Gate, threads: int) -> ArtefactCheck:
+    spec, files, completed = judged_spec(bundle), bundle.artefact_files(artefact), ""
     with open_engine(artefact.engine, files, spec, threads=threads, rest_precision=artefact.rest_precision) as engine:
         found = run_engine(engine, spec, expected.inputs)
-        return compare_outputs(spec, expected, found, gate, engine.description)
+        report = compare_outputs(spec, expected, found, gate, engine.description)
+        keep = getattr(engine, "keep_gate", None)
+        if keep is not None and artefact.pending and _same_limits(artefact, gate):
+            outcome = {"passed": bool(report), "bundle_id": bundle.manifest.bundle_id, "report": report.summary()}
+            completed = str(keep(outcome))
+    return ArtefactCheck(name=artefact.name, report=report, notes=_notes(artefact, gate), completed=completed)
+
+
+def _same_limits(artefact: Artefact, gate: Gate) -> bool:
+    """Whether a gate demands what the export demanded; what the export did not know yet is no other limit."""
+    limits, now = (artefact.gate or {}).get("limits"), gate.to_json()
+    return isinstance(limits, Mapping) and all(now.get(name) == value for name, value in limits.items())
 
 
 def _notes(artefact: Artefact, gate: Gate) -> tuple[str, ...]:
@@ -223,10 +240,7 @@ def _notes(artefact: Artefact, gate: Gate) -> tuple[str, ...]:
         notes.append(f"at export: {artefact.pending}")
     elif not artefact.trusted:
         notes.append("never passed its gate")
-    limits = (artefact.gate or {}).get("limits")
-    now = gate.to_json()
-    # demands that the export did not know yet are no other limits
-    if isinstance(limits, Mapping) and any(now.get(name) != value for name, value in limits.items()):
+    if isinstance((artefact.gate or {}).get("limits"), Mapping) and not _same_limits(artefact, gate):
         notes.append("exported with other limits than those used here")
     return tuple(notes)
 

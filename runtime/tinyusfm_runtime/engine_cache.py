@@ -198,10 +198,12 @@ class EngineCache:
             entry, files={role: hashlib.sha256(raw).hexdigest() for role, raw in content.items()}, content=dict(content)
         )
         try:
-            self._make(folder)
+            make_owned(self.root, folder)
             for role, raw in content.items():
-                _write(folder / _file_name(role, stored.files[role]), raw)
-            _write(folder / _ENTRY, (json.dumps(stored.to_json(), indent=1, sort_keys=True) + "\n").encode("ascii"))
+                write_owned(folder / _file_name(role, stored.files[role]), raw)
+            write_owned(
+                folder / _ENTRY, (json.dumps(stored.to_json(), indent=1, sort_keys=True) + "\n").encode("ascii")
+            )
             kept = {_ENTRY, *(_file_name(role, digest) for role, digest in stored.files.items())}
             for path in folder.iterdir():
                 if path.name not in kept:
@@ -231,7 +233,7 @@ class EngineCache:
     def timing(self, now: EngineKey) -> bytes:
         """What earlier builds on this device measured, or nothing; damaged bytes count as nothing."""
         with suppress(OSError, TamperedError):
-            digest, _, raw = _read_owned(self._timing_path(now)).partition(b"\n")
+            digest, _, raw = read_owned(self._timing_path(now)).partition(b"\n")
             if hashlib.sha256(raw).hexdigest().encode() == digest:
                 return raw
         return b""
@@ -246,8 +248,8 @@ class EngineCache:
             return
         path = self._timing_path(now)
         try:
-            self._make(path.parent)
-            _write(path, hashlib.sha256(raw).hexdigest().encode() + b"\n" + raw)
+            make_owned(self.root, path.parent)
+            write_owned(path, hashlib.sha256(raw).hexdigest().encode() + b"\n" + raw)
         except OSError as error:
             raise OutputError(f"cannot write the timing cache {path}: {error.strerror or error}") from error
 
@@ -267,20 +269,11 @@ class EngineCache:
     def _timing_path(self, now: EngineKey) -> Path:
         return self.root / "timing" / f"{_plain(f'{now.library}-{now.library_version}')}-{_slug(now)}.cache"
 
-    def _make(self, folder: Path) -> None:
-        self.root.parent.mkdir(parents=True, exist_ok=True)
-        below = folder.relative_to(self.root).parts
-        for depth in range(len(below) + 1):
-            place = self.root.joinpath(*below[:depth])
-            with suppress(FileExistsError):
-                os.mkdir(place, 0o700)  # noqa: PTH102  Path.mkdir would leave the mode to the umask for some of them
-            _check_owner(place, os.lstat(place))
-
     def _read(self, folder: Path, now: EngineKey) -> CachedEngine:
         try:
             for place in (self.root, folder.parent, folder):
                 _check_owner(place, os.lstat(place))
-            entry = CachedEngine.from_json(json.loads(_read_owned(folder / _ENTRY)))
+            entry = CachedEngine.from_json(json.loads(read_owned(folder / _ENTRY)))
             if entry.key.foreign_to(now):
                 raise UnsupportedError(
                     f"the cached engine was built for {entry.key.device}, this is {now.device}: "
@@ -288,7 +281,7 @@ class EngineCache:
                 )
             content = {}
             for role, digest in entry.files.items():
-                content[role] = _read_owned(folder / _file_name(role, digest))
+                content[role] = read_owned(folder / _file_name(role, digest))
                 if hashlib.sha256(content[role]).hexdigest() != digest:
                     raise TamperedError(f"the {role} is not the one that was built: its hash does not match")
         except TamperedError as error:
@@ -318,6 +311,26 @@ def default_root() -> Path:
         raise InputError(f"there is no home folder for the engine cache: set {CACHE_VARIABLE}") from error
 
 
+def make_owned(root: Path, folder: Path) -> None:
+    """Makes a folder of a cache, and those above it from the cache's own on, for their owner only.
+
+    Args:
+        root: the cache's folder.
+        folder: a folder below it.
+
+    Raises:
+        TamperedError: one of them is a link, belongs to somebody else, or others may write to it.
+        OSError: no room, or no permission.
+    """
+    root.parent.mkdir(parents=True, exist_ok=True)
+    below = folder.relative_to(root).parts
+    for depth in range(len(below) + 1):
+        place = root.joinpath(*below[:depth])
+        with suppress(FileExistsError):
+            os.mkdir(place, 0o700)  # noqa: PTH102  Path.mkdir would leave the mode to the umask for some of them
+        _check_owner(place, os.lstat(place))
+
+
 def _check_owner(place: Path, found: os.stat_result) -> None:
     if stat.S_ISLNK(found.st_mode):
         raise TamperedError(f"{place.name!r} is a link")
@@ -327,8 +340,13 @@ def _check_owner(place: Path, found: os.stat_result) -> None:
         raise TamperedError(f"{place.name!r} may be written to by others (chmod go-w mends it)")
 
 
-def _read_owned(path: Path) -> bytes:
-    """Reads a plain file of ours once, following no link."""
+def read_owned(path: Path) -> bytes:
+    """Reads a plain file of ours once, following no link.
+
+    Raises:
+        TamperedError: it is none, or belongs to somebody else.
+        OSError: it is not there, or cannot be read.
+    """
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     with os.fdopen(handle, "rb") as file:
         found = os.fstat(handle)
@@ -338,8 +356,12 @@ def _read_owned(path: Path) -> bytes:
         return file.read(found.st_size + 1)
 
 
-def _write(path: Path, raw: bytes) -> None:
-    """Writes a file whole or not at all, readable and writable by its owner only."""
+def write_owned(path: Path, raw: bytes) -> None:
+    """Writes a file whole or not at all, readable and writable by its owner only.
+
+    Raises:
+        OSError: no room, or no permission.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -383,4 +405,7 @@ __all__ = [
     "EngineCache",
     "EngineKey",
     "default_root",
+    "make_owned",
+    "read_owned",
+    "write_owned",
 ]

@@ -457,7 +457,7 @@ def choose_artefact(manifest: Manifest, target: str | None, precision: str | Non
 
 
 def _passed_here(engine: Engine, manifest: Manifest) -> bool:
-    """Whether the engine carries a passed gate of exactly this bundle on exactly this device (engines/trt.py)."""
+    """Whether the engine carries a passed gate of exactly this bundle on exactly this device (trt.py, coreml.py)."""
     gate = getattr(engine, "device_gate", None)
     if not isinstance(gate, Mapping):
         return False

@@ -19,7 +19,8 @@ with warnings.catch_warnings():
     ct = pytest.importorskip("coremltools", reason="coremltools is not installed: pip install 'tinyusfm-edge[coreml]'")
     from coremltools.converters.mil import Builder as mb
 
-from tinyusfm_export.mil.program import Program  # noqa: E402
+from tinyusfm_export.mil.ops import OPERATORS  # noqa: E402
+from tinyusfm_export.mil.program import VALUE_INFERENCE, Program  # noqa: E402
 
 SHAPE = (1, 2, 6, 8)
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -46,6 +47,25 @@ def save(build: Callable[[Any], Any], path: Path) -> Path:
 
 W, K, B = rand(5, 8, seed=1), rand(3, 2, 3, 3, seed=2), rand(3, seed=3)
 T = torch.from_numpy
+STEP = np.float32(0.03)
+"""Of an 8-bit grid that is too short for the largest inputs, so that clipping shows."""
+CODES, SCALES = np.arange(-20, 20, dtype=np.int8).reshape(5, 8), np.abs(rand(5, seed=4)) + np.float32(0.1)
+TABLE, INDICES = np.sort(rand(16, seed=5)), np.random.default_rng(6).integers(0, 16, (5, 8)).astype(np.uint8)
+PACKED = (INDICES.reshape(-1)[0::2] | (INDICES.reshape(-1)[1::2] << 4)).astype(np.uint8)
+
+
+def on_codes(x: Any) -> Any:
+    return mb.dequantize(input=mb.quantize(input=x, scale=STEP, output_dtype="int8"), scale=STEP)
+
+
+def affine_weight() -> Any:
+    return mb.constexpr_affine_dequantize(quantized_data=CODES, zero_point=np.int8(3), scale=SCALES, axis=0)
+
+
+def table_weight() -> Any:
+    return mb.constexpr_lut_to_dense(indices=PACKED, lut=TABLE, shape=np.array([5, 8], np.uint32))
+
+
 CASES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "linear": (lambda x: mb.linear(x=x, weight=W, bias=rand(5)), lambda x: F.linear(x, T(W), T(rand(5)))),
     "matmul": (lambda x: mb.matmul(x=x, y=x, transpose_y=True), lambda x: x @ x.mT),
@@ -77,6 +97,28 @@ CASES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
         lambda x: mb.slice_by_index(x=x, begin=[0, 0, 1, 0], end=[1, 2, 6, 8]),
         lambda x: x[:, :, 1:],
     ),
+    "slice_by_size": (
+        lambda x: mb.slice_by_size(x=x, begin=[0, 1, 2, 0], size=[1, 1, 3, 8]),
+        lambda x: x[:, 1:2, 2:5],
+    ),
+    "mul": (lambda x: mb.mul(x=x, y=W[0]), lambda x: x * T(W[0])),
+    "abs": (lambda x: mb.abs(x=x), torch.abs),
+    "reduce_mean": (lambda x: mb.reduce_mean(x=x, axes=[1], keep_dims=False), lambda x: x.mean(1)),
+    "reduce_max": (lambda x: mb.reduce_max(x=x, axes=[2, 3], keep_dims=True), lambda x: x.amax((2, 3), keepdim=True)),
+    "resize_bilinear": (
+        lambda x: mb.resize_bilinear(x=x, target_size_height=9, target_size_width=20, sampling_mode="UNALIGN_CORNERS"),
+        lambda x: F.interpolate(x, size=(9, 20), mode="bilinear", align_corners=False),
+    ),
+    "quantize": (on_codes, lambda x: torch.fake_quantize_per_tensor_affine(x, float(STEP), 0, -128, 127)),
+    "dequantize": (on_codes, lambda x: torch.quantize_per_tensor(x, float(STEP), 0, torch.qint8).dequantize()),
+    "constexpr_affine_dequantize": (
+        lambda x: mb.linear(x=x, weight=affine_weight()),
+        lambda x: F.linear(x, (T(CODES).float() - 3) * T(SCALES)[:, None]),
+    ),
+    "constexpr_lut_to_dense": (
+        lambda x: mb.linear(x=x, weight=table_weight()),
+        lambda x: F.linear(x, T(TABLE)[T(INDICES).long()]),
+    ),
     "cast": (lambda x: mb.cast(x=mb.cast(x=x, dtype="int32"), dtype="fp32"), lambda x: x.int().float()),
 }
 
@@ -85,10 +127,15 @@ CASES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
 def test_each_operator_is_torch(kind: str, tmp_path: Path) -> None:
     build, torched = CASES[kind]
     program = Program(save(build, tmp_path / "m.mlpackage"))
+    assert kind in {op.op_type for op in program._function.operations}, "the case holds the operator it is named after"
     x = rand(*SHAPE, seed=9)
     (found,) = program.run({"x": x}).values()
     np.testing.assert_allclose(found, torched(T(x)).numpy(), rtol=1e-5, atol=1e-5)
     assert program.counts["torch"] + program.counts["coremltools"] >= 1
+
+
+def test_every_operator_the_interpreter_computes_is_held_against_torch() -> None:
+    assert set(CASES) == set(OPERATORS) | VALUE_INFERENCE and not set(OPERATORS) & VALUE_INFERENCE
 
 
 def test_an_operator_nobody_computes_is_an_error(tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ from tests.export.students import observed, phantom_inputs, small_graph
 from tests.export.test_equalise import outlier_graph
 from tinyusfm_calibration.sets import describe_frames, phantom_frames
 from tinyusfm_export import range_choice
-from tinyusfm_export.bias_shift import correct_biases, measure_shifts
+from tinyusfm_export.bias_shift import correct_biases, mean_shift, measure_means
 from tinyusfm_export.graph import ExportGraph
 from tinyusfm_export.onnx_int8 import qdq_onnx
-from tinyusfm_export.ptq import PtqPolicy, decide
+from tinyusfm_export.onnx_writer import as_array
+from tinyusfm_export.ptq import PtqPolicy, activation_taps, decide, quantize_weight
 from tinyusfm_export.range_choice import Preparation, RangeChoice, choose_ranges, mask_dice
 from tinyusfm_export.simulate import float_net, int8_net
 from tinyusfm_runtime.errors import CalibrationError, InputError
@@ -64,29 +65,60 @@ def test_a_dynamic_tensor_takes_each_frames_own_range() -> None:
 def test_correction_takes_the_mean_shift_of_rounded_weights_out_of_the_bias() -> None:
     graph = small_graph()
     inputs = inputs_of(graph, range(4))
-    shifts = measure_shifts(graph, inputs)
-    assert set(shifts) == set(graph.linear_inputs.values()) - {"patch_embed"}, "the one layer without a bias"
+    found = measure_means(graph, inputs)
+    assert set(found) == set(graph.linear_inputs.values()) - {"patch_embed"}, "the one layer without a bias"
     path, name = "blocks.3.mlp.fc1", "blocks.3.mlp.fc1.input"
     only = PtqPolicy(layers=(path,), decoder=False, rest_precision="f32", dynamic=(path,))
     decision = decide(graph, "int8", observed(graph), policy=only)
-    corrected = correct_biases(graph, decision, shifts)
+    corrected = correct_biases(graph, decision, found)
     assert set(decision.quantized()) == {name}
-    moved = [p for p in shifts if not torch.equal(*(g.module.get_submodule(p).bias for g in (graph, corrected)))]
+    moved = [p for p in found if not torch.equal(*(g.module.get_submodule(p).bias for g in (graph, corrected)))]
     assert moved == [path], "layers that stay float keep their bias"
-    means = [_mean_outputs(g, decision, path, inputs) for g in (graph, corrected)]
-    want = _mean_outputs(graph, None, path, inputs)
+    means = [_mean_outputs(g, path, inputs, 127) for g in (graph, corrected)]
+    want = _mean_outputs(graph, path, inputs, 0)
     assert rms(means[1] - want) < 0.35 * rms(means[0] - want)
 
 
-def _mean_outputs(graph: ExportGraph, decision: object, path: str, inputs: list[np.ndarray]) -> np.ndarray:
-    """Mean outputs of one layer, with its weights rounded where a decision is given."""
-    from tinyusfm_export.onnx_writer import as_array
-    from tinyusfm_export.ptq import activation_taps, quantize_weight
+def test_correction_is_that_of_the_codes_really_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU without 8-bit dot products OpenVINO's weights have 7 bits: their shift is another one, and larger."""
+    ov = pytest.importorskip("tinyusfm_export.targets.ov")
+    monkeypatch.setattr(ov, "_weight_limit", lambda: 63)
+    graph = small_graph()
+    inputs = inputs_of(graph, range(4))
+    found, path = measure_means(graph, inputs), "blocks.3.mlp.fc1"
+    only = PtqPolicy(layers=(path,), decoder=False, rest_precision="f32", dynamic=(path,))
+    decision = decide(graph, "int8", observed(graph), policy=only)
+    want = _mean_outputs(graph, path, inputs, 0)
+    narrow = correct_biases(graph, decision, found, ov.written_weight)
+    wide = correct_biases(graph, decision, found)
+    left = [rms(_mean_outputs(g, path, inputs, 63) - want) for g in (graph, wide, narrow)]
+    assert left[2] < 0.35 * left[0], "the codes really written leave no mean shift"
+    assert left[2] < 0.5 * left[1], "the decision's own codes are not those"
 
+
+def test_the_shift_of_a_convolution_is_that_of_its_outputs() -> None:
+    graph = small_graph()
+    inputs, path = inputs_of(graph, range(2)), "head.smooth.0"
+    layer = graph.module.get_submodule(path)
+    rounded = as_array(layer.weight) + np.float32(0.01) * np.random.default_rng(0).normal(size=layer.weight.shape)
+    shift = mean_shift(layer, measure_means(graph, inputs)[path], rounded)
+    seen: list[torch.Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with torch.inference_mode():
+        for tensor in inputs:
+            graph.module(torch.from_numpy(tensor))
+        handle.remove()
+        error = torch.from_numpy(rounded - as_array(layer.weight)).float()
+        moved = [torch.conv2d(x, error, padding=layer.padding).mean((0, 2, 3)) for x in seen]
+    np.testing.assert_allclose(shift, torch.stack(moved).mean(0).numpy(), rtol=1e-3, atol=1e-5)
+
+
+def _mean_outputs(graph: ExportGraph, path: str, inputs: list[np.ndarray], limit: int) -> np.ndarray:
+    """Mean outputs of one layer, with its weights rounded to codes up to a limit; 0 leaves them float."""
     layer = graph.module.get_submodule(path)
     weight = as_array(layer.weight)
-    if decision is not None:
-        codes, scales = quantize_weight(weight)
+    if limit:
+        codes, scales = quantize_weight(weight, limit=limit)
         weight = codes * scales[:, None]
     taps = activation_taps(graph)
     tokens = np.concatenate([taps(tensor)[f"{path}.input"].reshape(-1, weight.shape[1]) for tensor in inputs])
@@ -134,8 +166,9 @@ def test_the_preparation_survives_json_and_makes_the_graph_it_was_measured_on(ch
     assert np.array_equal(*(net(tensor)["logits"] for net in nets))
     for broken in (
         {},
-        {"version": 9, "divisors": {}, "shifts": {}},
-        {"version": 1, "divisors": {"a": [float("nan")]}, "shifts": {}},
+        {"version": 1, "divisors": {}, "shifts": {}},
+        {"version": 9, "divisors": {}, "means": {}},
+        {"version": 2, "divisors": {"a": [float("nan")]}, "means": {}},
         7,
     ):
         with pytest.raises(CalibrationError):
@@ -179,7 +212,7 @@ def test_too_few_frames_for_a_method_are_said_and_none_left_is_an_error() -> Non
     with pytest.raises(InputError, match="method"):
         choose_ranges(graph, inputs, judges, described, methods=("best",))
     with pytest.raises(CalibrationError, match="no calibration frames"):
-        measure_shifts(graph, empty())
+        measure_means(graph, empty())
 
 
 def test_dice_of_masks() -> None:

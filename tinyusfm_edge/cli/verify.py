@@ -47,6 +47,9 @@ def verify(
         for check in report.checks:
             for line in check.notes:
                 console.say(f"note         {check.name}: {line}")
+            if check.completed:
+                outcome = "completed" if check.report else "FAILED"
+                console.say(f"gate         {check.name}: {outcome} and kept for {check.completed}")
         frames = next((c.report.comparison.provenance for c in report.checks if c.report is not None), None)
         if frames is not None:
             console.say(f"judged on    {frames['count']} frames: {frames['about']}")

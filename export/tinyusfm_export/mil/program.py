@@ -16,7 +16,7 @@ import numpy as np
 
 from tinyusfm_export.mil.ops import OPERATORS
 from tinyusfm_runtime.engines.coreml import import_coremltools
-from tinyusfm_runtime.errors import EngineError, UnsupportedError
+from tinyusfm_runtime.errors import EdgeError, EngineError, UnsupportedError
 
 VALUE_INFERENCE = frozenset(
     {"abs", "add", "cast", "concat", "mul", "relu", "reshape", "slice_by_index", "slice_by_size", "split"}
@@ -53,7 +53,7 @@ class Program:
             program = load(self.spec, self.spec.specificationVersion, model.weights_dir)
             self._function = program.functions["main"]
         except Exception as error:  # coremltools has no class of its own for what it cannot read
-            raise EngineError(f"the Core ML package cannot be read: {' '.join(str(error).split())[:200]}") from error
+            raise EngineError(f"the Core ML package cannot be read: {_one_line(error)}") from error
         self.counts: Counter[str] = Counter()
         known = {*OPERATORS, *VALUE_INFERENCE, "const"}
         unknown = sorted({op.op_type for op in self._function.operations} - known)
@@ -64,6 +64,7 @@ class Program:
             for op in self._function.operations
             if op.op_type.startswith("constexpr_")
         }
+        self._tensors: dict[Any, Any] = {}
 
     @property
     def operators(self) -> Counter[str]:
@@ -81,14 +82,20 @@ class Program:
             Name -> array of the declared type.
 
         Raises:
-            EngineError: an input is missing, or an operator gives another shape than the program declares.
+            EngineError: an input is missing, an operator cannot be computed on what it is given, or gives another shape
+                than the program declares.
         """
         if set(inputs) != set(self._function.inputs):
             raise EngineError(f"the Core ML program takes {', '.join(self._function.inputs)}")
         self.counts = Counter()
         values: dict[Any, Any] = {var: np.asarray(inputs[name]) for name, var in self._function.inputs.items()}
         for op in self._function.operations:
-            results = self._compute(op, values)
+            try:
+                results = self._compute(op, values)
+            except EdgeError:
+                raise
+            except Exception as error:  # torch and coremltools raise many kinds where shapes do not fit
+                raise EngineError(f"operator {op.op_type} cannot be computed: {_one_line(error)}") from error
             for var, result in zip(op.outputs, results, strict=True):
                 if op.op_type != "const" and tuple(np.shape(result)) != tuple(var.shape):
                     raise EngineError(f"operator {op.op_type} gives {np.shape(result)}, {tuple(var.shape)} is declared")
@@ -103,12 +110,19 @@ class Program:
             self.counts["torch"] += 1
             if op.outputs[0] in self._weights:
                 return [self._weights[op.outputs[0]]]
-            return [_by_torch(op, values)]
+            return [_by_torch(op, values, self._tensors)]
         self.counts["coremltools"] += 1
         return _by_inference(op, values)
 
 
-def _by_torch(op: Any, values: dict[Any, Any]) -> np.ndarray:
+def _by_torch(op: Any, values: dict[Any, Any], kept: dict[Any, Any] | None = None) -> np.ndarray:
+    """One operator over torch.
+
+    Args:
+        op: the operator.
+        values: variable -> what it holds.
+        kept: constant -> its float32 tensor, filled as constants are met: most of a program's bytes are weights.
+    """
     import torch
     from coremltools.converters.mil.mil.types import nptype_from_builtin
 
@@ -116,11 +130,22 @@ def _by_torch(op: Any, values: dict[Any, Any]) -> np.ndarray:
     for name, var in op.inputs.items():
         value = values.get(var)
         if isinstance(value, np.ndarray) and value.dtype.kind == "f":
-            value = torch.from_numpy(value.astype(np.float32))
+            known = None if kept is None else kept.get(var)
+            value = _float32(value) if known is None else known
+            if kept is not None and var.op is not None and var.op.op_type.startswith("const"):
+                kept[var] = value
         arguments[name] = value
     with torch.inference_mode():
         found = OPERATORS[op.op_type](arguments)
-    return np.asarray(found.numpy().astype(nptype_from_builtin(op.outputs[0].dtype)))
+        wanted = nptype_from_builtin(op.outputs[0].dtype)
+        # torch rounds to float16 as numpy does, to nearest even, and ten times faster
+        return np.asarray(found.half().numpy() if wanted is np.float16 else found.numpy().astype(wanted))
+
+
+def _float32(value: np.ndarray) -> Any:
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(value)).reshape(value.shape).float()
 
 
 def _by_inference(op: Any, values: dict[Any, Any]) -> list[Any]:
@@ -139,6 +164,10 @@ def _by_inference(op: Any, values: dict[Any, Any]) -> list[Any]:
         raise UnsupportedError(f"coremltools' inference has no value for {op.op_type}")
     results = list(found) if isinstance(found, (list, tuple)) else [found]
     return [np.asarray(getattr(result, "val", result)) for result in results]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _wrapped(var: Any, value: Any) -> Any:

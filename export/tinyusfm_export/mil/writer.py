@@ -25,7 +25,7 @@ from tinyusfm_export.decision import PALETTE_BITS, QuantDecision, TensorQuant
 from tinyusfm_export.mil.palette import make_palette
 from tinyusfm_export.onnx_half import half_scale
 from tinyusfm_export.onnx_writer import as_array
-from tinyusfm_export.ptq import quantize_weight, symmetric_grid
+from tinyusfm_export.ptq import codes_on, quantize_weight, symmetric_grid
 from tinyusfm_runtime.engine import INPUT_NAME
 from tinyusfm_runtime.engines.coreml import import_coremltools
 from tinyusfm_runtime.errors import UnsupportedError
@@ -174,9 +174,8 @@ class Writer:
         """A weight as int8 codes with a scale an output channel that FP16 holds exactly."""
         limit = self.decision.weight_limit
         scales = half_scale(quantize_weight(weight, limit=limit)[1])
-        found = np.clip(np.rint(weight / scales.reshape((-1,) + (1,) * (weight.ndim - 1))), -limit, limit)
         return self.mb.constexpr_affine_dequantize(
-            quantized_data=found.astype(np.int8),
+            quantized_data=codes_on(weight, scales, limit),
             zero_point=np.int8(0),
             scale=scales.astype(self.type),
             axis=0,

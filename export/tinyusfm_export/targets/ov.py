@@ -24,7 +24,7 @@ import numpy as np
 from tinyusfm_export.decision import QuantDecision, TensorQuant
 from tinyusfm_export.graph import ExportGraph
 from tinyusfm_export.onnx_writer import as_array
-from tinyusfm_export.ptq import natural_grid, quantize_weight, symmetric_grid
+from tinyusfm_export.ptq import natural_grid, quantize_weight, rounded_weight, symmetric_grid
 from tinyusfm_export.target import BuiltArtefact, Requirements
 from tinyusfm_runtime.engines.ov import import_openvino
 from tinyusfm_runtime.errors import MissingExtra, OutputError, UnsupportedError
@@ -123,6 +123,11 @@ def _insert_layer(operations: dict[str, Any], path: str, layer: Any, quant: Tens
         new = op.convolution(source, narrow, [1, 1], pads, pads, [1, 1], name=old.get_friendly_name())
     sums = codes.reshape(len(codes), -1).astype(np.float64).sum(1) * scales
     _replace(op, operations.get(f"{path}/bias" if weight.ndim == 2 else path), old, new, layer, low * sums)
+
+
+def written_weight(weight: np.ndarray, decision: QuantDecision) -> np.ndarray:
+    """What a weight is after rounding: as wide as this CPU multiplies without overflow (see bias_shift.py)."""
+    return rounded_weight(weight, min(decision.weight_limit, _weight_limit()))
 
 
 def _weight_limit() -> int:

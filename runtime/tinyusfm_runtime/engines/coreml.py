@@ -3,7 +3,8 @@
 Core ML predicts on macOS only, so elsewhere ``probe`` and ``load`` say that in one line. ``TINYUSFM_COREML_UNITS``
 (``all``, ``cpu_and_ne``, ``cpu_and_gpu`` or ``cpu_only``; default ``all``) chooses the compute units; Core ML decides
 itself which operator runs on which of them. Threads do not matter to it. A run cannot be interrupted: a cancelled one
-ends within milliseconds and its answer is discarded. It does not check tensor values (Session does).
+ends within milliseconds and its answer is discarded. It does not check tensor values (Session does) and knows no gates;
+the outcome that ``verify`` found on this Mac is kept by gate_record.py and handed to whoever asks.
 
 Core ML execution: not run by us.
 """
@@ -15,6 +16,7 @@ import io
 import logging
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -26,6 +28,7 @@ import numpy as np
 
 from tinyusfm_runtime.engine import INPUT_NAME, LOGITS_NAME, EngineConfig
 from tinyusfm_runtime.errors import EngineError, InputError, MissingExtra, UnsupportedError
+from tinyusfm_runtime.gate_record import GateKey, files_sha256, keep_record, read_record
 from tinyusfm_runtime.plugins import Probe
 from tinyusfm_runtime.spec import ModelSpec
 
@@ -117,6 +120,9 @@ class Engine:
     """One Core ML model."""
 
     def __init__(self) -> None:
+        self.device_gate: Mapping[str, Any] | None = None
+        """What ``tinyusfm-edge verify`` found when it ran the gate on this Mac, or None if it has not."""
+        self._key: GateKey | None = None
         self._model: Any = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._shape: tuple[int, ...] = ()
@@ -151,6 +157,15 @@ class Engine:
             raise EngineError(f"Core ML cannot load the model: {_one_line(error)}") from error
         self._model, self._shape = model, tuple(spec.input.shape)
         system = f"macOS {platform.mac_ver()[0]}"
+        self._key = GateKey(
+            content_sha256=files_sha256(files),
+            device=mac_model(),
+            system=system,
+            library="coremltools",
+            library_version=ct.__version__,
+            settings=f"units {units}",
+        )
+        self.device_gate = read_record(self._key)
         self._description = f"Core ML on {system}, coremltools {ct.__version__}, units {units}, {config.rest_precision}"
 
     def run(self, tensor: np.ndarray) -> dict[str, np.ndarray]:
@@ -179,12 +194,43 @@ class Engine:
         if self._running:
             self._cancelled = True
 
+    def keep_gate(self, outcome: Mapping[str, Any]) -> str:
+        """Keeps the outcome of a gate that was run on this engine; sessions on this Mac find it.
+
+        Args:
+            outcome: plain data: ``passed``, ``bundle_id``, ``report``.
+
+        Returns:
+            Where it holds: Mac, macOS, coremltools and compute units, one line.
+
+        Raises:
+            EngineError: nothing is loaded.
+            OutputError: the record cannot be written.
+            TamperedError: the cache's folder belongs to somebody else, or others may write to it.
+        """
+        if self._key is None:
+            raise EngineError("the Core ML engine is not loaded")
+        keep_record(self._key, outcome)
+        self.device_gate = outcome
+        return self._key.words
+
     def close(self) -> None:
         """Frees the model and its temporary package."""
-        self._model = None
+        self._model = self._key = self.device_gate = None
         folder, self._folder = self._folder, None
         if folder is not None:
             folder.cleanup()
+
+
+def mac_model() -> str:
+    """Chip and model of this Mac, such as ``Apple M2 (Mac14,2)``; the architecture where macOS does not say."""
+    try:
+        asked = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string", "hw.model"]
+        said = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout.split("\n")
+        chip, model = (line.strip() for line in said[:2])
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return platform.machine() or "unknown"
+    return f"{chip} ({model})"
 
 
 def chosen_units() -> str:
@@ -238,6 +284,7 @@ __all__ = [
     "check_interface",
     "chosen_units",
     "import_coremltools",
+    "mac_model",
     "pieces",
     "probe",
     "runs_here",
