@@ -12,6 +12,7 @@ Shapes: HW = rows, columns of the model's input; NCHW = 1, channels, rows, colum
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -49,6 +50,9 @@ GOLDEN_FRAMES_AT_START = 4
 """Golden frames run at start-up on the class of CPU the artefact was verified on; elsewhere all of them."""
 WARM_UP_RUNS = 5
 """First runs are slower; they settle after three to four."""
+CLOSE_WAIT_S, CLOSE_GRACE_S = 5.0, 2.0
+"""How long closing waits for a prediction in progress before it is cancelled, and after that before it is given up."""
+_log = logging.getLogger(__name__)
 _GATE_NAMES = {"probability_drift": "drift_worst", "cosine": "cosine_worst"}  # gate.py of the export -> selfcheck.py
 
 
@@ -214,6 +218,7 @@ class Session:
         self._auxiliary: tuple[str, ...] = ()
         self._engine: Engine | None = engine
         self._description = engine.description
+        self._closed = False
         self._lock = threading.Lock()
         # filled anew for every frame; whoever fills it holds the lock until the answer is made of the engine's outputs
         self._tensor = np.zeros(self.spec.input.shape, np.uint8)
@@ -317,11 +322,27 @@ class Session:
             engine.cancel()
 
     def close(self) -> None:
-        """Frees the engine, after a prediction in progress has ended. Closing twice is harmless."""
-        with self._lock:
-            engine, self._engine = self._engine, None
-            if engine is not None:
-                engine.close()
+        """Frees the engine, after a prediction in progress has ended. Closing twice is harmless.
+
+        A prediction that goes on for ``CLOSE_WAIT_S`` is cancelled; one that does not react to that within
+        ``CLOSE_GRACE_S`` hangs in native code, where nothing can end it: then it is given up, with a line in the log,
+        and whichever thread it holds frees the engine if it ever comes back.
+        """
+        self._closed = True
+        if not self._lock.acquire(timeout=CLOSE_WAIT_S):
+            self.cancel()
+            if not self._lock.acquire(timeout=CLOSE_GRACE_S):
+                _log.warning("the engine hangs and was given up unclosed: %s", self.description)
+                return
+        try:
+            self._free()
+        finally:
+            self._lock.release()
+
+    def _free(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
 
     def __enter__(self) -> Session:
         return self
@@ -367,9 +388,13 @@ class Session:
     def _infer(self, tensor: np.ndarray) -> dict[str, np.ndarray]:
         self._check_tensor(tensor)
         with self._lock:
-            if self._engine is None:
+            if self._engine is None or self._closed:
                 raise EngineError("the session is closed")
-            return self._engine.run(tensor)
+            try:
+                return self._engine.run(tensor)
+            finally:
+                if self._closed:  # it may have been given up meanwhile, and nobody else comes to free it
+                    self._free()
 
     def _logits(self, tensor: np.ndarray) -> np.ndarray:
         """Logits without the leading 1, owned by the caller: KHW or K, of a chain EK."""

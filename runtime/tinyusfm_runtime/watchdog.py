@@ -23,6 +23,8 @@ from tinyusfm_runtime.errors import EdgeError, EngineError, InputError
 from tinyusfm_runtime.frame import Frame
 from tinyusfm_runtime.session import Prediction
 
+_LOOK_S = 0.1
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CallLimits:
@@ -130,8 +132,10 @@ class Watchdog:
         self._jobs.put(None)
         if self.abandoned:
             return
-        if thread is not None:
-            thread.join()
+        while thread is not None and thread.is_alive():
+            thread.join(_LOOK_S)
+            if self.abandoned:  # its caller gave the call in progress up meanwhile
+                return
         if self._owns:
             self.predictor.close()
 
