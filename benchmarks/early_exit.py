@@ -1,7 +1,7 @@
 """What early exits save: a chain beside itself run to its end, frame by frame, with every sample kept.
 
-``python benchmarks/early_exit.py lesion.bundle --frames folder:DATA/busi/images --count 60 --out early.json`` opens each
-artefact of a bundle twice in one process, once stopping early and once at full depth. In every round both answer every
+``python benchmarks/early_exit.py lesion.bundle --frames folder:IMAGES --count 60 --out early.json`` opens each artefact
+of a bundle twice in one process, once stopping early and once at full depth. In every round both answer every
 frame, in a shuffled order and the two sides of a frame one after the other, the first by lot. Wall time is what a user
 waits; CPU time leaves out other programs on the same cores. Work is counted, not timed: stage runs times the products
 of each stage. It judges no accuracy (the gate and ``evaluate`` do).

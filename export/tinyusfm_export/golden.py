@@ -114,7 +114,9 @@ def unpack_policy(arrays: Mapping[str, np.ndarray]) -> ExitPolicy:
             patience=int(arrays["exit_patience"][0]),
         )
     except (KeyError, IndexError, InputError) as error:
-        raise BundleError("golden/ does not say by which rule the reference stopped: export the bundle again") from error
+        raise BundleError(
+            "golden/ does not say by which rule the reference stopped: export the bundle again"
+        ) from error
 
 
 def pack_own(outputs: Sequence[Output]) -> bytes:

@@ -153,12 +153,8 @@ def export_bundle(
         OutputError: the bundle cannot be written.
     """
     options, told = advanced or ExportOptions(), progress or (lambda what, share: None)
-    spec = spec if spec.weights_sha256 else replace(spec, weights_sha256=module_sha256(module))
-    if options.full_depth:
-        spec = replace(spec, exits=None)
-    rungs = plan_rungs(targets, precisions)
-    _check_rungs(rungs, options)
-    _check_chains(spec, rungs)
+    spec, rungs = _settle(module, spec, options), plan_rungs(targets, precisions)
+    _check_rungs(spec, rungs, options)
     told("rewriting the graph", 0.0)
     graph = _build_graph(module, spec, options)
     quantized = any(precision == "int8" for _, precision in rungs)
@@ -206,8 +202,15 @@ def export_bundle(
     )
 
 
-def _check_rungs(rungs: Sequence[Rung], options: ExportOptions) -> None:
-    """Before anything slow starts: every target works here, and can do what the options ask."""
+def _settle(module: nn.Module, spec: ModelSpec, options: ExportOptions) -> ModelSpec:
+    """The spec as it is published: with a hash of the weights, and without early exits where they are left out."""
+    spec = spec if spec.weights_sha256 else replace(spec, weights_sha256=module_sha256(module))
+    return replace(spec, exits=None) if options.full_depth else spec
+
+
+def _check_rungs(spec: ModelSpec, rungs: Sequence[Rung], options: ExportOptions) -> None:
+    """Before anything slow starts: every target works here, and can do what the student and the options ask."""
+    _check_chains(spec, rungs)
     targets = list(dict.fromkeys(target for target, _ in rungs))
     for target in targets:
         offered = load_target(target).precisions

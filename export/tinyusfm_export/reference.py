@@ -166,4 +166,12 @@ def reference_name() -> str:
     return f"PyTorch {torch.__version__} float32, live"
 
 
-__all__ = ["normalise", "reference_mode", "reference_name", "reference_outputs", "run_exits", "run_reference", "stream_outputs"]
+__all__ = [
+    "normalise",
+    "reference_mode",
+    "reference_name",
+    "reference_outputs",
+    "run_exits",
+    "run_reference",
+    "stream_outputs",
+]

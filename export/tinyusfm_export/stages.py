@@ -119,9 +119,8 @@ def _products(stage: ExportGraph) -> int:
     module: Any = stage.module
     total = 0
     for node in module.graph.nodes:
-        if node.op == "call_module" and type(module.get_submodule(str(node.target))).__name__ == "Linear":
-            total += _size(shape_of(node)) * shape_of(node.args[0])[-1]
-        elif node.op == "call_function" and getattr(node.target, "__name__", "") == "matmul":
+        layer = type(module.get_submodule(str(node.target))).__name__ if node.op == "call_module" else ""
+        if layer == "Linear" or (node.op == "call_function" and getattr(node.target, "__name__", "") == "matmul"):
             total += _size(shape_of(node)) * shape_of(node.args[0])[-1]
     return total
 

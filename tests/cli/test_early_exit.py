@@ -64,9 +64,7 @@ def bundle(exits: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return out
 
 
-def test_verify_judges_the_chain(
-    bundle: Path, exits: Path, data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verify_judges_the_chain(bundle: Path, exits: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(bundle), "--student", str(exits), "--data", str(data)]) == 0
     shown = capsys.readouterr().out
     assert all(word in shown for word in ("same_exit", "exit_rule", "full_top1", "live PyTorch reference"))

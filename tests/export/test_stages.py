@@ -127,7 +127,9 @@ def test_every_layer_stands_in_exactly_one_stage(student: tuple[nn.Module, Model
 
 def test_a_stage_gets_its_part_of_the_decision(student: tuple[nn.Module, ModelSpec]) -> None:
     graph = build_graph(*student)
-    decision = decide(graph, "int8", observed(graph), policy=PtqPolicy(keep_float=("blocks.2.*",), rest_precision="f32"))
+    decision = decide(
+        graph, "int8", observed(graph), policy=PtqPolicy(keep_float=("blocks.2.*",), rest_precision="f32")
+    )
     parts = [stage_decision(stage, decision) for stage in split_graph(graph)]
     assert [part.precision for part in parts] == ["int8", "fp32", "int8"], "block 3 alone is the second stage"
     together = {name: quant for part in parts for name, quant in part.quantized().items()}

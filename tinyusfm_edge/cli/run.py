@@ -115,7 +115,11 @@ def _run_file(
         opened = stack.enter_context(source)
         session = stack.enter_context(
             Session.open(
-                bundle, target=target, precision=precision, threads=threads, allow_unverified=allow_unverified,
+                bundle,
+                target=target,
+                precision=precision,
+                threads=threads,
+                allow_unverified=allow_unverified,
                 full_depth=full_depth,
             )  # fmt: skip
         )

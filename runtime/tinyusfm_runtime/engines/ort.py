@@ -167,4 +167,4 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-__all__ = ["MODEL_FILE", "PROVIDER", "Engine", "probe"]
+__all__ = ["CHAINS", "MODEL_FILE", "PROVIDER", "Engine", "probe"]

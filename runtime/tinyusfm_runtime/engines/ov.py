@@ -226,4 +226,4 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-__all__ = ["BIN_FILE", "DEVICE", "XML_FILE", "Engine", "import_openvino", "probe"]
+__all__ = ["BIN_FILE", "CHAINS", "DEVICE", "XML_FILE", "Engine", "import_openvino", "probe"]
