@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import torch
 
 from tests.conftest import child_environment
 from tests.export.students import make_student, observed, phantom_inputs
-from tinyusfm_export.decision import PRECISIONS, QuantDecision
+from tinyusfm_export.decision import PALETTE_BITS, PRECISIONS, QuantDecision
 from tinyusfm_export.engine_run import open_checker, stand_in_of
 from tinyusfm_export.graph import ExportGraph, build_graph
 from tinyusfm_export.ptq import decide
@@ -128,26 +129,64 @@ def relative(found: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.sqrt(np.mean((found - wanted) ** 2)) / spread)
 
 
-LIMITS = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 0.1, "int8": 0.2, "w6": 0.3, "w4": 2.0}
-"""Root mean square error on this random student, in standard deviations of the output. Its weights are four times too
-large, so 16 values a weight ruin it: what w4 writes is held to the number in tests/export/test_mil_writer.py."""
+LIMITS = {
+    ("ort", "fp32"): 6e-6, ("ov", "fp32"): 6e-6, ("trt", "fp32"): 6e-6, ("coreml", "fp32"): 6e-6,
+    ("ort", "fp16"): 5e-3, ("ov", "fp16"): 5e-3, ("trt", "fp16"): 8e-3, ("coreml", "fp16"): 1.2e-2,
+    ("ort", "int8"): 0.085, ("ov", "int8"): 0.14, ("trt", "int8"): 0.15, ("coreml", "int8"): 0.21,
+    ("ov", "bf16"): 0.1,
+    ("coreml", "w6"): 8e-3, ("coreml", "w4"): 8e-3,
+}  # fmt: skip
+"""(target, precision) -> largest root mean square error of an output in standard deviations of that output, on this
+random student: one and a half to two times what was measured on an AVX2 CPU; bf16 was not measured there. Core ML's
+FP16 and W8A8 lie above the others' because its LayerNorm, softmax and sums between layers are FP16 too. Palettes are
+held to PyTorch with the palette's own weights: this student's weights are four times too large, so that 16 values a
+weight ruin it, and what they cost a trained one is in docs/log.md."""
+
+
+def limit_of(name: str, precision: str) -> float:
+    limit = LIMITS.get((name, precision))
+    if limit is None:
+        pytest.fail(f"target {name} has no declared limit for {precision}: measure it and put it into LIMITS")
+    return limit
+
+
+def reference_of(graph: ExportGraph, precision: str) -> Any:
+    """The graph's module; for palettes with the weights that the palette stands for."""
+    if precision not in PALETTE_BITS:
+        return graph.module
+    from tinyusfm_export.mil.palette import make_palette
+    from tinyusfm_export.mil.writer import PALETTE_FROM
+
+    module = copy.deepcopy(graph.module)
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d) and layer.weight.numel() >= PALETTE_FROM:
+            # 256 as in the writer, so that no row's scale is subnormal in FP16
+            palette = make_palette(
+                layer.weight.numpy() * np.float32(256.0), PALETTE_BITS[precision]
+            )  # above subnormals
+            column = palette.scales.astype(np.float32).reshape((-1,) + (1,) * (layer.weight.ndim - 1))
+            layer.weight.data = torch.from_numpy(palette.table.astype(np.float32)[palette.indices] * column / 256.0)
+    return module
 
 
 def test_artefact_answers_like_the_module_in_its_own_engine(
     name: str, graph: ExportGraph, decisions: dict[str, QuantDecision], tmp_path: Path
 ) -> None:
     inputs = phantom_inputs(graph.spec, 2)
-    wanted = [[value.numpy() for value in graph.module(torch.from_numpy(tensor))] for tensor in inputs]
     for precision in precisions(plugins.load("targets", name).Target()):
+        reference = reference_of(graph, precision)
         built = build(name, graph, decisions[precision], tmp_path / precision)
         files = {path.name: path.read_bytes() for path in built.files}
         with open_checker(name, files, graph.spec, threads=1, rest_precision=built.rest_precision) as engine:
-            for tensor, want in zip(inputs, wanted, strict=True):
+            for tensor in inputs:
+                with torch.inference_mode():
+                    wanted = [value.numpy() for value in reference(torch.from_numpy(tensor))]
                 found = engine.run(tensor)
                 assert tuple(found) == graph.outputs
-                for output, value in zip(graph.outputs, want, strict=True):
+                for output, value in zip(graph.outputs, wanted, strict=True):
                     assert found[output].shape == value.shape
-                    assert relative(found[output], value) < LIMITS[precision], (precision, output)
+                    error = relative(found[output], value)
+                    assert error < limit_of(name, precision), (precision, output, error)
 
 
 def test_unknown_precision_leaves_no_file(name: str, graph: ExportGraph, tmp_path: Path) -> None:

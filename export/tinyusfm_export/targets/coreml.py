@@ -182,4 +182,4 @@ def _manifest(spec: ModelSpec) -> bytes:
 FOLDERS = {name: f"{PACKAGE}/{place}" for name, place in PLACES.items()}
 """Where an artefact's files lie in its folder of the bundle, so that Xcode opens the package as it stands."""
 
-__all__ = ["FOLDERS", "PENDING", "Target", "probe"]
+__all__ = ["FOLDERS", "PENDING", "Target", "probe", "written_weight"]

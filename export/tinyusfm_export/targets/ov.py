@@ -203,4 +203,4 @@ def _version(openvino: Any) -> str:
     return str(openvino.__version__).split("-", 1)[0]
 
 
-__all__ = ["BIN_FILE", "LIBRARY", "XML_FILE", "Target", "insert_int8", "probe"]
+__all__ = ["BIN_FILE", "LIBRARY", "XML_FILE", "Target", "insert_int8", "probe", "written_weight"]

@@ -176,4 +176,4 @@ def check_ahead(capabilities: Sequence[str]) -> None:
     check_capabilities(import_tensorrt(), tuple(capabilities))
 
 
-__all__ = ["PENDING", "StandIn", "Target", "build_ahead", "check_ahead", "probe"]
+__all__ = ["PENDING", "StandIn", "Target", "build_ahead", "check_ahead", "probe", "written_weight"]
