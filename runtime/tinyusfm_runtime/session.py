@@ -332,6 +332,9 @@ class Session:
         finally:
             self._lock.release()
 
+    def _is_closed(self) -> bool:
+        return self._closed
+
     def _free(self) -> None:
         engine, self._engine = self._engine, None
         if engine is not None:
@@ -386,7 +389,7 @@ class Session:
             try:
                 return self._engine.run(tensor)
             finally:
-                if self._closed:  # it may have been given up meanwhile, and nobody else comes to free it
+                if self._is_closed():  # it may have been given up meanwhile, and nobody else comes to free it
                     self._free()
 
     def _predict(
