@@ -113,7 +113,7 @@ def run(files: Path, arguments: list[str], timeout_s: float) -> int:
             "-L", f"{root}/usr/lib/ipxe/qemu",
             "-accel", "tcg,thread=single", "-cpu", "max,la57=off", "-m", "1500", "-nographic", "-no-reboot",
             "-kernel", str(next((files / "kernel" / "boot").glob("vmlinuz-*"))), "-initrd", str(initrd),
-            "-append", "console=ttyS0 quiet panic=-1 mitigations=off nokaslr",
+            "-append", "console=ttyS0 quiet panic=-1 mitigations=off nokaslr no_timer_check",
             "-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap", "-net", "none",
         ]  # fmt: skip
         environment = {**os.environ, "LD_LIBRARY_PATH": libraries}
