@@ -526,6 +526,8 @@ class _Clock:
 
 
 __all__ = [
+    "CLOSE_GRACE_S",
+    "CLOSE_WAIT_S",
     "GOLDEN_FRAMES_AT_START",
     "WARM_UP_RUNS",
     "Prediction",
