@@ -4,7 +4,7 @@
 bits of the mask, packed as ``page/live.js`` unpacks them:
 
     4 bytes  length of the header, little-endian
-    header   UTF-8 JSON, schema 1; ``png_bytes`` and ``mask_bytes`` say what follows
+    header   UTF-8 JSON, schema 2; ``png_bytes`` and ``mask_bytes`` say what follows
     PNG      the frame, grey or RGB, thinned to ``MAX_SIDE`` where it is larger
     mask     one bit a pixel of that picture, most significant first; empty where nothing may be shown
 
@@ -27,12 +27,17 @@ from typing import Any
 
 import numpy as np
 
-from tinyusfm_runtime.live_result import LiveCounters, LiveResult, LiveState, StateChange
+from tinyusfm_runtime.live_result import LiveCounters, LiveEvent, LiveEventKind, LiveResult, LiveState, StateChange
 from tinyusfm_runtime.overlay import as_rgb, ellipse_curve, encode_png
 from tinyusfm_runtime.preprocess import to_grey
-from tinyusfm_runtime.sinks import shown
+from tinyusfm_runtime.sinks import shown, smoothed
 
-SCHEMA = 1
+SCHEMA = 2
+"""1 had neither ``frame.smoothed`` nor ``events``."""
+EVENTS = 6
+"""Last events that a page lists."""
+QUIET = (LiveEventKind.DEADLINE_MISSED, LiveEventKind.OVERLAY_EXPIRED)
+"""Events that states and histograms show already, and that would push the others off the list."""
 MAX_SIDE = 1024
 """A larger frame is thinned by a whole number until its longer side fits."""
 TREND = 600
@@ -84,6 +89,7 @@ class PageFeed:
         self._trend: deque[tuple[int, list[float | int | None]]] = deque(maxlen=TREND)
         self._state, self._reason, self._since_ns = LiveState.LOST, "no frame yet", self._start_ns
         self._ended: str | None = None
+        self._events: deque[tuple[int, str, str]] = deque(maxlen=EVENTS)
         self.counters: Callable[[], LiveCounters] | None = None
         self.seen = 0
 
@@ -113,6 +119,12 @@ class PageFeed:
         """Takes a change of state."""
         with self._lock:
             self._go(change.after, change.reason, change.t_ns)
+
+    def event(self, event: LiveEvent) -> None:
+        """Takes an event of the loop: which artefact failed, which one answers from now on."""
+        if event.kind not in QUIET:
+            with self._lock:
+                self._events.append((event.t_ns, event.kind.value, event.reason))
 
     def end(self, reason: str) -> None:
         """Says that nothing more will come."""
@@ -151,6 +163,10 @@ class PageFeed:
                 "trend": [point for number, point in self._trend if number >= after],
                 "results": self.seen,
                 "skipped": skipped,
+                "events": [
+                    {"kind": kind, "ago_ms": round((now_ns - t_ns) / 1e6), "reason": reason}
+                    for t_ns, kind, reason in self._events
+                ],
             }
             after = self.seen
         header["counters"] = None if counters is None else _counted(counters)
@@ -188,9 +204,12 @@ def encode(result: LiveResult, made_ns: int, labels: Sequence[str], *, number: i
     grey = small.pixels.ndim == 2
     pixels = to_grey(small.pixels, small.pixel_format, small.video_range) if grey else as_rgb(small)
     mask, ellipse = b"", None
+    over_time = False
     # a late overlay lies where the head was, not where it is
     if prediction is not None and not result.stale:
         if prediction.mask_HW is not None:
+            if result.reading is not None and result.reading.mask_HW is not None:
+                prediction, over_time = replace(prediction, mask_HW=result.reading.mask_HW), True
             mask = np.packbits(prediction.mask_on_frame()[::thin, ::thin] > 0).tobytes()
         if prediction.measurement is not None and prediction.measurement.found:
             rows, cols = ellipse_curve(prediction.measurement, prediction.placement, ELLIPSE_STEPS)
@@ -219,6 +238,8 @@ def encode(result: LiveResult, made_ns: int, labels: Sequence[str], *, number: i
         "rung": result.rung,
         "engine": result.engine,
         "error": result.error,
+        "smoothed": _rounded(smoothed(result)),
+        "mask_smoothed": bool(mask) and over_time,
     }
     return PagePicture(
         header=header,
@@ -269,8 +290,25 @@ def _counted(counters: LiveCounters) -> dict[str, Any]:
     }
 
 
+def _rounded(record: dict[str, Any] | None) -> dict[str, Any] | None:
+    if record is None:
+        return None
+    return {key: round(value, 4) if isinstance(value, float) else value for key, value in record.items()}
+
+
 def _finite(value: float) -> float | None:
     return round(value, 2) if math.isfinite(value) else None
 
 
-__all__ = ["ELLIPSE_STEPS", "MAX_SIDE", "SCHEMA", "TREND", "PageFeed", "PagePicture", "encode", "reading"]
+__all__ = [
+    "ELLIPSE_STEPS",
+    "EVENTS",
+    "MAX_SIDE",
+    "QUIET",
+    "SCHEMA",
+    "TREND",
+    "PageFeed",
+    "PagePicture",
+    "encode",
+    "reading",
+]

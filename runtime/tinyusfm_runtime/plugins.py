@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -175,6 +177,15 @@ def _folders(kind: str) -> list[Path]:
 
 
 def _entry_points(kind: str) -> dict[str, EntryPoint]:
+    return _scanned(kind, tuple(sys.path))
+
+
+@lru_cache(maxsize=16)
+def _scanned(kind: str, places: tuple[str, ...]) -> dict[str, EntryPoint]:
+    """Entry points of every distribution on the path, read once for each path: it opens a file a distribution.
+
+    What is installed into a folder that was searched already is found by the next process.
+    """
     from importlib.metadata import entry_points
 
     return {point.name: point for point in entry_points(group=f"tinyusfm.{kind}")}

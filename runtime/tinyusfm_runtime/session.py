@@ -339,6 +339,9 @@ class Session:
         finally:
             self._lock.release()
 
+    def _is_closed(self) -> bool:
+        return self._closed
+
     def _free(self) -> None:
         engine, self._engine = self._engine, None
         if engine is not None:
@@ -393,7 +396,7 @@ class Session:
             try:
                 return self._engine.run(tensor)
             finally:
-                if self._closed:  # it may have been given up meanwhile, and nobody else comes to free it
+                if self._is_closed():  # it may have been given up meanwhile, and nobody else comes to free it
                     self._free()
 
     def _logits(self, tensor: np.ndarray) -> np.ndarray:
@@ -561,6 +564,8 @@ class _Clock:
 
 
 __all__ = [
+    "CLOSE_GRACE_S",
+    "CLOSE_WAIT_S",
     "GOLDEN_FRAMES_AT_START",
     "WARM_UP_RUNS",
     "Prediction",

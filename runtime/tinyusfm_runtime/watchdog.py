@@ -134,10 +134,13 @@ class Watchdog:
             return
         while thread is not None and thread.is_alive():
             thread.join(_LOOK_S)
-            if self.abandoned:  # its caller gave the call in progress up meanwhile
+            if self._was_abandoned():  # its caller gave the call in progress up meanwhile
                 return
         if self._owns:
             self.predictor.close()
+
+    def _was_abandoned(self) -> bool:
+        return self.abandoned
 
     def _hand_over(self, frame: Frame) -> _Job:
         if self._thread is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import pytest
 
 from tests.browser import chromium
 from tests.conftest import child_environment
+from tinyusfm_edge.cli import live, run
 from tinyusfm_edge.cli.live import Played
 from tinyusfm_edge.cli.main import main
 from tinyusfm_runtime import plugins
@@ -54,6 +56,24 @@ def test_a_file_is_played_and_every_sink_is_told(
     assert report and report.closed and report.head in out
     dropped = sum(record["live"]["dropped_since_last"] for record in results)
     assert answered + dropped <= received
+
+
+def test_fallback_smoothing_and_isolation_are_those_of_run(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = tmp_path / "out.jsonl"
+    command = ["live", str(bundle), "phantom:0-3", "--port", "0", "--once", "--fps", "10", "--budget-ms", "5000"]
+    assert main([*command, "--fallback", "--isolate", "--smooth", "--sink", f"jsonl:{lines}"]) == 0
+    assert "in a process of its own" in capsys.readouterr().out
+    records = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
+    smoothed = [record["smoothed"] for record in records if record["kind"] == "result"]
+    assert smoothed and all(each is not None for each in smoothed)
+    assert main([*command, "--fallback", "--allow-unverified"]) == 2
+    assert main([*command, "--fallback", "--drift"]) == 2
+    shared = {"fallback", "isolate", "smooth", "drift", "target", "precision", "threads", "crop", "spacing", "sink"}
+    for name in shared | {"allow_unverified"}:
+        of_live, of_run = (inspect.signature(which).parameters[name] for which in (live.live, run.run))
+        assert of_live == of_run and str(of_live.annotation).startswith("loop_options."), "one definition"
 
 
 def test_a_sink_over_the_source_or_over_another_is_refused(bundle: Path, tmp_path: Path) -> None:

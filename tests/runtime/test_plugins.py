@@ -13,6 +13,7 @@ from tests.conftest import child_environment
 from tinyusfm_runtime import plugins
 from tinyusfm_runtime.errors import InputError
 from tinyusfm_runtime.plugins import KINDS, Probe
+from tinyusfm_runtime.sources import open_source
 
 Distribute = Callable[..., None]
 
@@ -125,6 +126,26 @@ def test_a_built_in_name_wins(distribute: Distribute) -> None:
     distribute(WORKS, engines__ort="foreign_plugin")
     assert plugins.names("engines").count("ort") == 1
     assert plugins.load("engines", "ort").__name__ == "tinyusfm_runtime.engines.ort"
+
+
+def test_other_distributions_are_looked_for_once_and_not_for_every_picture(
+    distribute: Distribute, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import importlib.metadata
+
+    real, scans = importlib.metadata.entry_points, list[str]()
+
+    def counted(**wanted: str) -> object:
+        scans.append(wanted["group"])
+        return real(**wanted)
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", counted)
+    monkeypatch.syspath_prepend(str(tmp_path / "fresh"))
+    for number in range(50):
+        open_source(f"phantom:{number}")
+    assert scans == ["tinyusfm.sources"]
+    distribute(WORKS, sources__foreign="foreign_plugin")
+    assert "foreign" in plugins.names("sources"), "the control: another path is searched anew"
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_a_lost_source_withdraws_the_mask_and_says_so() -> None:
         assert wire.unpack_image(reader.until("IMAGE")).pixels.any()
         sink.on_state(StateChange(before=LiveState.LIVE, after=LiveState.LOST, t_ns=1, reason="gone"))
         assert not wire.unpack_image(reader.until("IMAGE")).pixels.any()
-        assert json.loads(wire.unpack_string(reader.until("STRING"))) == {"schema": 1, "state": "lost", "valid": False}
+        assert json.loads(wire.unpack_string(reader.until("STRING"))) == {"schema": 2, "state": "lost", "valid": False}
         assert wire.unpack_status(reader.until("STATUS")) == (13, "LOST")
 
 

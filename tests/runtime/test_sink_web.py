@@ -23,10 +23,11 @@ from tests.browser import chromium
 from tests.runtime.live_driver import driver, live_result, phantoms
 from tinyusfm_runtime.errors import InputError, MissingExtra, OutputError
 from tinyusfm_runtime.frame import PixelFormat
-from tinyusfm_runtime.live_page import PageFeed, encode, reading
-from tinyusfm_runtime.live_result import LiveCounters, LiveState, StateChange
+from tinyusfm_runtime.live_page import EVENTS, PageFeed, encode, reading
+from tinyusfm_runtime.live_result import LiveCounters, LiveEvent, LiveEventKind, LiveState, StateChange
 from tinyusfm_runtime.overlay import as_rgb
 from tinyusfm_runtime.sinks import listen_address, open_sink, web
+from tinyusfm_runtime.temporal import Reading
 
 if not web.probe().works:
     pytest.skip(web.probe().reason, allow_module_level=True)
@@ -104,6 +105,61 @@ def test_no_overlay_of_what_is_late_withheld_or_missing(changes: dict[str, Any])
     picture = encode(live_result(3, **changes), time.monotonic_ns(), ("head",))
     assert picture.mask == b"" and picture.header["ellipse"] is None
     assert encode(live_result(3), time.monotonic_ns(), ("head",)).mask, "the control"
+
+
+def test_smoothed_and_held_readings_are_told_beside_the_raw_one() -> None:
+    raw = live_result(3)
+    assert raw.prediction is not None and raw.prediction.mask_HW is not None
+    mask = np.roll(raw.prediction.mask_HW, 3, axis=1)
+    over_time = Reading(mask_HW=mask, hc_mm=171.5, held=False, held_ms=0.0, flicker=0.04, flicker_smoothed=0.01)
+    header = encode(replace(raw, reading=over_time), time.monotonic_ns(), ("head",)).header
+    assert header["smoothed"]["hc_mm"] == 171.5 and header["mask_smoothed"] is True
+    plain = encode(raw, time.monotonic_ns(), ("head",))
+    assert header["value"] == plain.header["value"] and plain.header["smoothed"] is None
+    assert plain.header["mask_smoothed"] is False
+    assert encode(replace(raw, reading=over_time), 0, ("head",)).mask != plain.mask
+    held = replace(over_time, mask_HW=None, held=True, held_ms=120.0)
+    header = encode(live_result(3, reading=held, prediction=None, valid=False), 0, ("head",)).header
+    assert header["value"] is None and header["smoothed"]["held"] is True and header["smoothed"]["held_ms"] == 120.0
+
+
+def test_events_of_artefacts_are_listed_and_noise_is_not() -> None:
+    page = feed()
+    for number in range(10):
+        page.event(LiveEvent(kind=LiveEventKind.RUNG_CHANGED, t_ns=time.monotonic_ns(), reason=f"rung {number}"))
+        page.event(LiveEvent(kind=LiveEventKind.DEADLINE_MISSED, t_ns=time.monotonic_ns(), reason="late"))
+    events = unpack(page.message(None, after=0)[0])[0]["events"]
+    assert [event["reason"] for event in events] == [f"rung {number}" for number in range(10 - EVENTS, 10)]
+    assert {event["kind"] for event in events} == {"rung_changed"} and events[-1]["ago_ms"] >= 0
+
+
+@pytest.mark.slow
+def test_chromium_shows_a_switch_to_the_fallback_and_what_is_held(tmp_path: Path) -> None:
+    over_time = Reading(mask_HW=None, hc_mm=171.5, held=False, held_ms=0.0, flicker=0.04, flicker_smoothed=0.01)
+    with (
+        web.open_sink("//:0", title="tiny", budget_ms=60_000.0, overlay_ms=60_000.0) as sink,
+        chromium(tmp_path) as tab,
+    ):
+        tab.open(sink.url)
+        tab.wait("window.livePage && livePage.state !== 'offline' && livePage.messages > 0", 60)
+        sink.write_live(live_result(1, reading=over_time))
+        text = "document.getElementById('{}').textContent"
+        tab.wait(text.format("smoothed") + ".includes('smoothed 171.5 mm')", 60)
+        assert "flicker 4.0 %, smoothed 1.0 %" in tab.run("return " + text.format("smoothed"))
+        raw = tab.run("return " + text.format("reading"))
+        assert raw not in ("", "171.5", "\u2013"), "the reading of the frame itself stays"
+        assert tab.run("return document.getElementById('events').hidden")
+        reason = "second-fp32 answers from now on (the one before it failed)"
+        sink.on_event(LiveEvent(kind=LiveEventKind.RUNG_CHANGED, t_ns=time.monotonic_ns(), reason=reason))
+        held = replace(over_time, held=True, held_ms=120.0)
+        change = {"degraded": True, "rung": 1, "state": LiveState.DEGRADED}
+        sink.write_live(live_result(2, reading=held, prediction=None, valid=False, **change))
+        tab.wait(text.format("smoothed") + ".includes('HELD for 120 ms: smoothed 171.5 mm')", 60)
+        assert "fallback 1 answers" in tab.run("return " + text.format("flags"))
+        assert tab.run("return " + text.format("state")) == "DEGRADED"
+        assert "(fallback 1)" in tab.run("return " + text.format("engine"))
+        tab.wait(text.format("events") + f".includes('{reason}')", 60)
+        assert tab.run("return " + text.format("reading")) == "\u2013" and tab.log() == []
 
 
 def test_a_withheld_reading_is_not_told() -> None:

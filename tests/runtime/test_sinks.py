@@ -73,7 +73,7 @@ def test_jsonl_line_holds_the_answer_and_no_picture(tmp_path: Path) -> None:
     assert first["timings_ms"] == {"preprocess": 1.0, "infer": 2.0, "postprocess": 0.5, "total": 3.6}
     assert (second["valid"], second["verified"], second["measurement"]) == (False, False, None)
     keys = "schema kind seq valid verified degraded target precision engine age_ms timings_ms measurement scores live"
-    assert sorted(first) == sorted(keys.split())
+    assert sorted(first) == sorted([*keys.split(), "smoothed"])
     assert len(json.dumps(first)) < 1000
     assert leftovers(tmp_path) == ["out.jsonl"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv as tables
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from tests.runtime.test_sinks import predicted
 from tinyusfm_runtime.errors import InputError, OutputError
 from tinyusfm_runtime.live_result import LiveResult, LiveState, StateChange
 from tinyusfm_runtime.overlay import ELLIPSE_RGB, OUTLINE_RGB, WARNING_RGB
-from tinyusfm_runtime.sinks import callback, csv, jsonl
+from tinyusfm_runtime.sinks import callback, csv, igtl, jsonl
 from tinyusfm_runtime.sinks.video import draw_live
+from tinyusfm_runtime.temporal import Reading
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -52,6 +54,35 @@ def test_json_lines_and_table_of_one_run_agree(fake_bundle: Path, plug_in: objec
         assert bool(int(row["withheld"])) is record["live"]["withheld"]
         wanted = None if record["measurement"] is None else record["measurement"]["hc_mm"]
         assert (float(row["hc_mm"]) if row["hc_mm"] else None) == (None if wanted is None else pytest.approx(wanted))
+
+
+def test_what_smoothing_says_stands_beside_the_raw_answer_and_is_flagged(tmp_path: Path) -> None:
+    fresh = Reading(mask_HW=None, hc_mm=171.5, held=False, held_ms=0.0, flicker=0.04, flicker_smoothed=0.01)
+    held = replace(fresh, held=True, held_ms=120.0, flicker=None, flicker_smoothed=None)
+    results = [
+        live_result(0, reading=fresh),
+        live_result(1, reading=held, prediction=None, valid=False, error="it gave an output that is not finite"),
+        live_result(2, reading=held, stale=True, withheld=True, valid=False),
+        live_result(3),
+    ]
+    with jsonl.open_sink(str(tmp_path / "a")) as lines, csv.open_sink(str(tmp_path / "b")) as table:
+        for result in results:
+            lines.write_live(result)
+            table.write_live(result)
+    records, rows = lines_of(tmp_path / "a"), rows_of(tmp_path / "b")
+    told = {"hc_mm": 171.5, "held": False, "held_ms": 0.0, "flicker": 0.04, "flicker_smoothed": 0.01}
+    kept = {"hc_mm": 171.5, "held": True, "held_ms": 120.0, "flicker": None, "flicker_smoothed": None}
+    assert [record["smoothed"] for record in records[:2]] == [told, kept]
+    assert records[2]["smoothed"]["hc_mm"] is None and not records[2]["smoothed"]["held"], "withheld is withheld"
+    assert records[3]["smoothed"] is None
+    raw = results[0].prediction
+    assert raw is not None and raw.measurement is not None and raw.measurement.hc_mm != 171.5
+    assert records[0]["measurement"]["hc_mm"] == raw.measurement.hc_mm and records[1]["measurement"] is None
+    columns = ("smoothed_hc_mm", "held", "held_ms", "flicker", "flicker_smoothed")
+    assert [rows[0][name] for name in columns] == ["171.5", "0", "0", "0.04", "0.01"]
+    assert [rows[1][name] for name in columns] == ["171.5", "1", "120", "", ""] and rows[1]["hc_mm"] == ""
+    assert [rows[2]["smoothed_hc_mm"], rows[3]["smoothed_hc_mm"], rows[3]["held"]] == ["", "", ""]
+    assert igtl.as_reading(results[0])["smoothed"] == told and "smoothed" not in igtl.as_reading(results[3])
 
 
 def test_a_table_names_the_likeliest_class(tmp_path: Path) -> None:

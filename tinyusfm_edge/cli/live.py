@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tinyusfm_edge.cli import console, sink_list
+from tinyusfm_edge.cli import console, loop_options, run_live, sink_list
 
 if TYPE_CHECKING:
     from tinyusfm_runtime.frame import Frame, FrameSource
     from tinyusfm_runtime.live import Live
-    from tinyusfm_runtime.live_result import StateChange
+    from tinyusfm_runtime.live_result import LiveEvent, StateChange
     from tinyusfm_runtime.sinks import Sink
 
 DEFAULT_RATE_HZ = 25.0
@@ -39,29 +39,30 @@ def live(
         str, typer.Option(help="Address to serve the page on; others than this machine need the key.")
     ] = "",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0 takes a free one.")] = 8765,
-    sink: Annotated[list[str] | None, typer.Option(help="Also write to NAME:WHERE, such as jsonl:out.jsonl.")] = None,
+    sink: loop_options.Sinks = None,
     fps: Annotated[float | None, typer.Option(min=0.1, max=240, help="Play a file at this rate, not its own.")] = None,
     loop: Annotated[bool, typer.Option("--loop", help="Play a file again and again.")] = False,
     once: Annotated[bool, typer.Option("--once", help="Stop when the source ends; else the page stays up.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many results.")] = None,
-    target: Annotated[str | None, typer.Option(help="Artefact to run, such as openvino or onnx.")] = None,
-    precision: Annotated[str | None, typer.Option(help="Artefact to run, such as int8.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads inside the engine.")] = None,
-    crop: Annotated[
-        str | None, typer.Option(help="ROW,COL,HEIGHT,WIDTH in pixels, or region (the one a DICOM file marks).")
-    ] = None,
-    spacing: Annotated[str | None, typer.Option(help="ROW,COL distance of pixels in mm, over the file's own.")] = None,
-    allow_unverified: Annotated[
-        bool, typer.Option("--allow-unverified", help="Also run an artefact that passed no gate.")
-    ] = False,
+    target: loop_options.Target = None,
+    precision: loop_options.Precision = None,
+    threads: loop_options.Threads = None,
+    fallback: loop_options.Fallback = False,
+    isolate: loop_options.Isolate = False,
+    smooth: loop_options.Smooth = False,
+    crop: loop_options.Crop = None,
+    spacing: loop_options.Spacing = None,
+    drift: loop_options.Drift = None,
+    allow_unverified: loop_options.AllowUnverified = False,
+    full_depth: loop_options.FullDepth = False,
 ) -> None:
     """Watch a source in the browser."""
     from tinyusfm_runtime.live import Live
     from tinyusfm_runtime.live_options import LiveOptions
     from tinyusfm_runtime.live_result import DropPolicy
-    from tinyusfm_runtime.session import Session
     from tinyusfm_runtime.sinks import announce, web
     from tinyusfm_runtime.sources import open_source
+    from tinyusfm_runtime.temporal import TemporalOptions
 
     locations = list(sink or ())
     sink_list.refuse_overwriting(source, locations)
@@ -76,26 +77,38 @@ def live(
         for each in (page, *sinks):
             announce(each, change)
 
+    def happened(event: LiveEvent) -> None:
+        page.on_event(event)
+        run_live.say_event(event)
+
     with ExitStack() as stack:
         frames = _as_probe(opened, fps, loop)
-        session = stack.enter_context(
-            Session.open(bundle, target=target, precision=precision, threads=threads, allow_unverified=allow_unverified)
-        )
+        answering = run_live.open_answering(
+            bundle, target=target, precision=precision, threads=threads, fallback=fallback, isolate=isolate,
+            allow_unverified=allow_unverified, full_depth=full_depth,
+        )  # fmt: skip
+        stack.enter_context(answering)
         page = web.open_sink(
             f"//{host and _bracketed(host)}:{port}",
-            title=session.spec.name,
-            labels=session.spec.labels,
+            title=answering.spec.name,
+            labels=answering.spec.labels,
             budget_ms=budget_ms,
             overlay_ms=LiveOptions().overlay_ms(budget_ms),
         )
         stack.enter_context(page)
-        facts = sink_list.facts_of(session, getattr(frames, "first", frames), budget_ms=budget_ms)
+        facts = sink_list.facts_of(answering, getattr(frames, "first", frames), budget_ms=budget_ms)
         sinks += sink_list.open_sinks(stack, locations, facts)
         console.say(f"{'page':<14}{page.url}")
-        console.say(f"{'engine':<14}{session.description}")
-        running = Live(
-            session, frames, budget_ms=budget_ms, policy=DropPolicy.NEWEST, sinks=(page, *sinks), on_state=tell
+        console.say(f"{'engine':<14}{answering.description}")
+        loop_wishes = LiveOptions(
+            on_event=happened,
+            temporal=TemporalOptions() if smooth else None,
+            drift=run_live.drift_monitor(answering, drift),
         )
+        running = Live(
+            answering, frames, budget_ms=budget_ms, policy=DropPolicy.NEWEST, sinks=(page, *sinks), on_state=tell,
+            advanced=loop_wishes,
+        )  # fmt: skip
         with running:
             page.watch(lambda: running.counters)
             _follow(running, page, limit=limit, stay=not once)

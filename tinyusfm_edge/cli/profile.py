@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tinyusfm_edge.cli import console
+from tinyusfm_edge.cli import console, loop_options
 
 MAX_FRAMES = 64
 """Distinct frames kept in memory; rounds repeat them."""
@@ -28,7 +28,7 @@ def profile(
     allow_unverified: Annotated[
         bool, typer.Option("--allow-unverified", help="Also time an artefact that passed no gate.")
     ] = False,
-    full_depth: Annotated[bool, typer.Option("--full-depth", help="Never stop at an early exit.")] = False,
+    full_depth: loop_options.FullDepth = False,
 ) -> None:
     """Time a bundle on this machine."""
     from tinyusfm_runtime import latency

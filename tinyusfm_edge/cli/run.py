@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import typer
 
-from tinyusfm_edge.cli import console
+from tinyusfm_edge.cli import console, loop_options
 from tinyusfm_runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,35 +36,25 @@ def run(
     ],
     overlay: Annotated[str | None, typer.Option(help="Write an MP4 with mask, ellipse and reading.")] = None,
     jsonl: Annotated[str | None, typer.Option(help="Write one JSON object a frame; - is standard output.")] = None,
-    target: Annotated[str | None, typer.Option(help="Artefact to run, such as openvino or onnx.")] = None,
-    precision: Annotated[str | None, typer.Option(help="Artefact to run, such as int8.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads inside the engine.")] = None,
+    target: loop_options.Target = None,
+    precision: loop_options.Precision = None,
+    threads: loop_options.Threads = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
     budget_ms: Annotated[
         float | None, typer.Option(min=0.001, help="Live: a result older than this is stale, and of a probe withheld.")
     ] = None,
-    sink: Annotated[list[str] | None, typer.Option(help="Live: where results go, such as jsonl:out.jsonl.")] = None,
+    sink: loop_options.Sinks = None,
     policy: Annotated[
         str | None, typer.Option(help="Live: newest (frames are dropped, for probes) or lossless (for files).")
     ] = None,
-    fallback: Annotated[
-        bool, typer.Option("--fallback", help="Live: when the artefact fails, the bundle's next one answers.")
-    ] = False,
-    isolate: Annotated[
-        bool, typer.Option("--isolate", help="Live: run the engine in a process that is killed when it hangs.")
-    ] = False,
-    smooth: Annotated[bool, typer.Option("--smooth", help="Live: smooth masks and readings over time.")] = False,
-    crop: Annotated[
-        str | None, typer.Option(help="ROW,COL,HEIGHT,WIDTH in pixels, or region (the one a DICOM file marks).")
-    ] = None,
-    spacing: Annotated[str | None, typer.Option(help="ROW,COL distance of pixels in mm, over the file's own.")] = None,
-    drift: Annotated[
-        bool | None, typer.Option(help="Say whether the frames look like calibration. Default: where the bundle can.")
-    ] = None,
-    allow_unverified: Annotated[
-        bool, typer.Option("--allow-unverified", help="Also run an artefact that passed no gate.")
-    ] = False,
-    full_depth: Annotated[bool, typer.Option("--full-depth", help="Never stop at an early exit.")] = False,
+    fallback: loop_options.Fallback = False,
+    isolate: loop_options.Isolate = False,
+    smooth: loop_options.Smooth = False,
+    crop: loop_options.Crop = None,
+    spacing: loop_options.Spacing = None,
+    drift: loop_options.Drift = None,
+    allow_unverified: loop_options.AllowUnverified = False,
+    full_depth: loop_options.FullDepth = False,
 ) -> None:
     """Run a bundle on frames."""
     from tinyusfm_edge.cli.run_live import LiveRun, run_live

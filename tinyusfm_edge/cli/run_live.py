@@ -89,8 +89,7 @@ class Watch:
         """Takes note of an event; what concerns artefacts is said as well."""
         kind = event.kind.value
         self.events[kind] = self.events.get(kind, 0) + 1
-        if kind not in ("deadline_missed", "overlay_expired"):
-            console.note(f"{kind.replace('_', ' ')}: {event.reason}")
+        say_event(event)
 
     def write_live(self, result: LiveResult) -> None:
         """Counts one result; as a sink among the others it sees every one."""
@@ -140,7 +139,11 @@ def run_live(asked: LiveRun, source: FrameSource) -> None:
     standard_output = any(place in ("jsonl:-", "csv:-") for place in asked.sinks)
     try:
         with ExitStack() as stack:
-            answering = _answering(asked)
+            answering = open_answering(
+                asked.bundle, target=asked.target, precision=asked.precision, threads=asked.threads,
+                fallback=asked.fallback, isolate=asked.isolate, allow_unverified=asked.allow_unverified,
+                full_depth=asked.full_depth,
+            )  # fmt: skip
             stack.enter_context(answering)
             facts = sink_list.facts_of(answering, source, budget_ms=asked.budget_ms)
             sinks += sink_list.open_sinks(stack, asked.sinks, facts)
@@ -153,7 +156,7 @@ def run_live(asked: LiveRun, source: FrameSource) -> None:
             options = LiveOptions(
                 on_event=watch.event,
                 temporal=TemporalOptions() if asked.smooth else None,
-                drift=_drift_monitor(answering, asked.drift),
+                drift=drift_monitor(answering, asked.drift),
             )
             live = Live(
                 answering,
@@ -218,8 +221,22 @@ def _listed(counts: Any) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in sorted(counts.items()) if count)
 
 
-def _drift_monitor(answering: Session | Ladder, wanted: bool | None) -> DriftMonitor | None:
-    """The bundle's drift monitor, where one session answers."""
+def say_event(event: LiveEvent) -> None:
+    """Says what concerns artefacts and bundles; a missed deadline shows in the states and the table."""
+    if event.kind.value not in ("deadline_missed", "overlay_expired"):
+        console.note(f"{event.kind.value.replace('_', ' ')}: {event.reason}")
+
+
+def drift_monitor(answering: Session | Ladder, wanted: bool | None) -> DriftMonitor | None:
+    """The bundle's drift monitor, where one session answers.
+
+    Args:
+        answering: what answers.
+        wanted: True insists, None takes it where the bundle has one.
+
+    Raises:
+        InputError: it was asked for, and cannot be had.
+    """
     from tinyusfm_runtime.session import Session
 
     if wanted is False or not isinstance(answering, Session):
@@ -240,30 +257,44 @@ def _policy(typed: str | None) -> Any:
         raise InputError(f"--policy is newest or lossless, not {typed!r}") from None
 
 
-def _answering(asked: LiveRun) -> Session | Ladder:
-    """A session, or a ladder of the artefact that was asked for and the others behind it."""
+def open_answering(
+    bundle: Path,
+    *,
+    target: str | None,
+    precision: str | None,
+    threads: int | None,
+    fallback: bool,
+    isolate: bool,
+    allow_unverified: bool,
+    full_depth: bool,
+) -> Session | Ladder:
+    """A session, or a ladder of the artefact that was asked for and the others behind it; see LiveRun for the words.
+
+    Raises:
+        InputError: the words contradict one another, or the bundle has no such artefact.
+        EdgeError: it cannot be opened.
+    """
     from tinyusfm_runtime.bundle import Bundle
     from tinyusfm_runtime.ladder import Ladder, LadderOptions
     from tinyusfm_runtime.session import Session, choose_artefact
 
-    if not asked.fallback and not asked.isolate:
+    if not fallback and not isolate:
         return Session.open(
-            asked.bundle,
-            target=asked.target,
-            precision=asked.precision,
-            threads=asked.threads,
-            allow_unverified=asked.allow_unverified,
-            full_depth=asked.full_depth,
+            bundle,
+            target=target,
+            precision=precision,
+            threads=threads,
+            allow_unverified=allow_unverified,
+            full_depth=full_depth,
         )
-    if asked.full_depth:
+    if full_depth:
         raise InputError("--full-depth goes with one session: leave --fallback and --isolate out")
-    if asked.allow_unverified:
+    if allow_unverified:
         raise InputError("--fallback and --isolate take verified artefacts only: leave --allow-unverified out")
-    opened = Bundle.open(asked.bundle)
-    first = choose_artefact(opened.manifest, asked.target, asked.precision).name
-    others = [artefact.name for artefact in opened.manifest.artefacts if artefact.name != first and asked.fallback]
-    options = LadderOptions(isolate=asked.isolate, threads=asked.threads)
-    ladder = Ladder.open(opened, targets=[first, *others], advanced=options)
+    opened = Bundle.open(bundle)
+    first = choose_artefact(opened.manifest, target, precision).name
+    others = [artefact.name for artefact in opened.manifest.artefacts if artefact.name != first and fallback]
+    ladder = Ladder.open(opened, targets=[first, *others], advanced=LadderOptions(isolate=isolate, threads=threads))
     for line in ladder.unavailable:
         console.note(f"note: not available: {line}")
     return ladder

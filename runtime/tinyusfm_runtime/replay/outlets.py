@@ -5,7 +5,6 @@ All three keep one small contract (``Outlet``), so that pacing and faults need n
 
 from __future__ import annotations
 
-import os
 import random
 import sys
 import time
@@ -20,6 +19,7 @@ from tinyusfm_runtime.igtl_wire import HEADER_BYTES
 from tinyusfm_runtime.preprocess import to_grey
 from tinyusfm_runtime.replay.igtl_server import IgtlServer
 from tinyusfm_runtime.replay.shm_writer import ShmWriter
+from tinyusfm_runtime.v4l2_output import VideoOutput
 
 KINDS = ("igtl", "shm", "camera")
 
@@ -116,10 +116,7 @@ class CameraOutlet:
 
     def __init__(self, path: str | None) -> None:
         self._path = find_output(path)
-        try:
-            self._file: int | None = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError as error:
-            raise OutputError(f"the video output device cannot be opened: {error.strerror}") from error
+        self._output = VideoOutput(self._path)
         self._shape: tuple[int, int] | None = None
         self._fourcc = ""
 
@@ -127,6 +124,11 @@ class CameraOutlet:
     def address(self) -> str:
         """The device that is written to; a loopback shows it under the same name."""
         return f"camera:{self._path}"
+
+    @property
+    def way(self) -> str:
+        """How pictures are handed over, ``write`` or ``buffers``; empty before the first."""
+        return self._output.way
 
     def send(self, frame: Frame, *, seq: int, t_unix_ns: int, damage: random.Random | None) -> None:
         """Shows a frame; a video line carries neither times nor checksums."""
@@ -136,32 +138,20 @@ class CameraOutlet:
         if grey.shape != self._shape:
             raise OutputError("a video device shows one size: the clip changes its own")
         data = grey if self._fourcc == "GREY" else as_yuyv(grey)
-        try:
-            os.write(self._descriptor(), np.ascontiguousarray(data).data)
-        except OSError as error:
-            raise OutputError(f"the video output device takes no picture: {error.strerror}") from error
+        self._output.show(np.ascontiguousarray(data).data.cast("B"))
 
     def keep_alive(self) -> None:
         """A video line has no sign of life but pictures."""
 
     def close(self) -> None:
         """Lets the device go."""
-        file, self._file = self._file, None
-        if file is not None:
-            os.close(file)
-
-    def _descriptor(self) -> int:
-        if self._file is None:
-            raise OutputError("the video output device was closed")
-        return self._file
+        self._output.close()
 
     def _choose_format(self, grey: np.ndarray) -> None:
         rows, columns = grey.shape
         for fourcc, pixel_bytes in (("GREY", 1), ("YUYV", 2)):
             try:
-                v4l2.set_output_format(
-                    self._descriptor(), width=columns, height=rows, fourcc=fourcc, row_bytes=columns * pixel_bytes
-                )
+                self._output.set_format(width=columns, height=rows, fourcc=fourcc, row_bytes=columns * pixel_bytes)
             except UnsupportedError as error:
                 reason = str(error)
                 continue

@@ -118,6 +118,30 @@ def shown(result: LiveResult) -> Prediction | None:
     return prediction if prediction is not None and prediction.valid and not result.withheld else None
 
 
+def smoothed(result: LiveResult) -> dict[str, Any] | None:
+    """What smoothing over time says beside the raw answer, for records; None where it was not asked for.
+
+    Args:
+        result: what the loop made.
+
+    Returns:
+        ``hc_mm`` (median of the last measurements, mm, or None), ``held`` (it stands in for one that is missing) with
+        ``held_ms`` (age of the newest measurement in it), ``flicker`` and ``flicker_smoothed`` (1 - Dice with the mask
+        before, without and with smoothing, or None). A withheld result keeps the flicker alone.
+    """
+    said = result.reading
+    if said is None:
+        return None
+    tells = not result.withheld
+    return {
+        "hc_mm": said.hc_mm if tells else None,
+        "held": said.held and tells,
+        "held_ms": said.held_ms if tells and said.hc_mm is not None else None,
+        "flicker": said.flicker,
+        "flicker_smoothed": said.flicker_smoothed,
+    }
+
+
 def listen_address(location: str, default_port: int) -> tuple[str, int]:
     """Reads where a sink that serves shall listen.
 
@@ -271,5 +295,6 @@ __all__ = [
     "listen_address",
     "open_sink",
     "shown",
+    "smoothed",
     "wants_file",
 ]

@@ -2,7 +2,9 @@
 
 The columns are ``COLUMNS``, always all of them, in this order; the first is the version of the
 layout. What does not exist (no spacing, no answer, not from the live loop) is an empty cell, and so
-is the reading of a withheld answer. Decimal points, commas between, RFC 4180.
+is the reading of a withheld answer. ``hc_mm`` is that of this very frame; the columns from ``smoothed_hc_mm`` on are
+filled where the loop smooths over time, and ``held`` says that an older measurement stands in for a missing one.
+Decimal points, commas between, RFC 4180.
 """
 
 from __future__ import annotations
@@ -16,13 +18,15 @@ from tinyusfm_runtime.frame import Frame
 from tinyusfm_runtime.live_result import LiveResult
 from tinyusfm_runtime.plugins import Probe
 from tinyusfm_runtime.session import Prediction
-from tinyusfm_runtime.sinks import PendingFile, wants_file
+from tinyusfm_runtime.sinks import PendingFile, smoothed, wants_file
 
-SCHEMA = 1
+SCHEMA = 2
+"""1 ended with ``score``."""
 COLUMNS = (
     "schema", "index", "seq", "state", "valid", "verified", "degraded", "stale", "withheld", "age_ms",
     "dropped_since_last", "rung", "target", "precision", "preprocess_ms", "infer_ms", "postprocess_ms", "total_ms",
     "found", "hc_mm", "hc_px", "major_mm", "minor_mm", "touches_border", "label", "score",
+    "smoothed_hc_mm", "held", "held_ms", "flicker", "flicker_smoothed",
 )  # fmt: skip
 
 
@@ -84,8 +88,12 @@ class CsvSink:
             OutputError: no room.
         """
         cells = {} if result.prediction is None else self._cells(result.prediction, reading=not result.withheld)
+        over_time = {
+            ("smoothed_hc_mm" if key == "hc_mm" else key): value for key, value in (smoothed(result) or {}).items()
+        }
         self._append(
             cells
+            | over_time
             | {
                 "index": result.index,
                 "seq": result.frame.seq,

@@ -10,6 +10,9 @@ Between results STATUS goes out as a sign of life.
 The loop hands over a reference and goes on. One thread packs the newest result, one a client sends
 it; a client that is slow gets fewer results, one that takes nothing for ``SEND_TIMEOUT_S`` is left.
 
+Where the loop smooths over time, the reading has ``smoothed`` beside its own numbers (sinks.smoothed); the mask stays
+that of the frame.
+
 Cropped frames start at their own corner; where that lies in the received picture stands in the
 reading's ``crop``. Bytes on the wire are igtl_wire.py's matter.
 """
@@ -33,10 +36,10 @@ from tinyusfm_runtime.igtl_wire import Envelope, pack_image, pack_status, pack_s
 from tinyusfm_runtime.live_result import LiveResult, LiveState, StateChange
 from tinyusfm_runtime.plugins import Probe
 from tinyusfm_runtime.session import Prediction
-from tinyusfm_runtime.sinks import listen_address, shown
+from tinyusfm_runtime.sinks import listen_address, shown, smoothed
 
-SCHEMA = 1
-"""Version of the reading's JSON."""
+SCHEMA = 2
+"""Version of the reading's JSON; 1 had no ``smoothed``."""
 PORT = 18945
 """One above the port registered for OpenIGTLink, where the source usually is."""
 MASK, READING, STATUS = "Mask", "Reading", "tinyusfm-edge"
@@ -310,6 +313,8 @@ def as_reading(result: LiveResult) -> dict[str, Any]:
         record |= {"axes_mm": measured.axes_mm}
     if prediction is not None and prediction.scores is not None:
         record["scores"] = [round(float(score), 6) for score in prediction.scores.ravel()[:256]]
+    if (over_time := smoothed(result)) is not None:
+        record["smoothed"] = over_time
     return record
 
 

@@ -1,11 +1,12 @@
 """Sink: one JSON object a line and result. No pixels and no file names, so it may go into a log.
 
-Keys (schema 2): ``schema kind seq valid verified degraded target precision engine age_ms timings_ms
-measurement scores live``, ``drift`` where the stream is watched, ``exit_index`` (from 0, the end is the last) of a
-classifier with early exits. ``kind`` is ``result``; ``live`` is null, or, for
-a result of the live loop,
-``index state stale withheld dropped_since_last rung error``. A withheld answer keeps its line and
-loses its measurement and scores. Between results stand lines of kind ``state``, one a change:
+Keys (schema 3): ``schema kind seq valid verified degraded target precision engine age_ms timings_ms
+measurement scores live smoothed``, ``drift`` where the stream is watched, and ``exit_index`` (from 0, the end is the
+last) of a classifier with early exits. ``kind`` is ``result``; ``live`` is null, or, for a result of the live loop,
+``index state stale withheld dropped_since_last rung error``. ``measurement`` is always that of this very frame;
+``smoothed`` is null, or, where the loop smooths over time, ``hc_mm held held_ms flicker flicker_smoothed``
+(sinks.smoothed): ``held`` says that an older measurement stands in for a missing one. A withheld
+answer keeps its line and loses its measurement and scores. Between results stand lines of kind ``state``, one a change:
 ``schema kind seq before after t_ns reason``. Numbers that are not finite become null. ``-`` writes
 to standard output.
 """
@@ -28,9 +29,10 @@ from tinyusfm_runtime.frame import Frame
 from tinyusfm_runtime.live_result import LiveResult, StateChange
 from tinyusfm_runtime.plugins import Probe
 from tinyusfm_runtime.session import Prediction
-from tinyusfm_runtime.sinks import PendingFile, wants_file
+from tinyusfm_runtime.sinks import PendingFile, smoothed, wants_file
 
-SCHEMA = 2
+SCHEMA = 3
+"""2 had no ``smoothed``."""
 _OF_A_PREDICTION = (
     "valid", "verified", "degraded", "target", "precision", "engine", "age_ms", "timings_ms", "measurement", "scores",
 )  # fmt: skip
@@ -70,6 +72,7 @@ def as_record(prediction: Prediction) -> dict[str, Any]:
         "measurement": prediction.measurement,
         "scores": prediction.scores,
         "live": None,
+        "smoothed": None,
     }
     if prediction.drift is not None:
         record["drift"] = prediction.drift.to_json()
@@ -103,6 +106,7 @@ def live_record(result: LiveResult) -> dict[str, Any]:
             "rung": result.rung,
             "error": result.error,
         },
+        "smoothed": smoothed(result),
     }
     return {key: _plain(value) for key, value in record.items()}
 

@@ -31,7 +31,7 @@ from urllib.parse import parse_qs, urlsplit
 from tinyusfm_runtime.errors import MissingExtra, OutputError
 from tinyusfm_runtime.frame import Frame
 from tinyusfm_runtime.live_page import PageFeed, PagePicture
-from tinyusfm_runtime.live_result import LiveCounters, LiveResult, LiveState, StateChange
+from tinyusfm_runtime.live_result import LiveCounters, LiveEvent, LiveResult, LiveState, StateChange
 from tinyusfm_runtime.plugins import Probe
 from tinyusfm_runtime.session import Prediction
 from tinyusfm_runtime.sinks import listen_address
@@ -173,6 +173,11 @@ class WebSink:
     def on_state(self, change: StateChange) -> None:
         """Shows a change of state."""
         self.feed.change(change)
+        self._server.wake(frame=False)
+
+    def on_event(self, event: LiveEvent) -> None:
+        """Shows an event of the loop, such as another artefact that answers from now on; from any thread."""
+        self.feed.event(event)
         self._server.wake(frame=False)
 
     def end(self, reason: str) -> None:

@@ -62,6 +62,7 @@ function tell(header) {
   say(header.state, header.reason);
   if (["lost", "stale", "ended"].includes(header.state)) withdraw();
   count(header);
+  happened(header.events);
   if (header.trend.length) charts(header.budget_ms);
 }
 
@@ -115,6 +116,7 @@ function withdraw() {
   page.overlay = false;
   at("reading").textContent = "\u2013";
   at("unit").textContent = "";
+  at("smoothed").textContent = "";
   notice();
 }
 
@@ -154,7 +156,9 @@ function read(frame, lasting) {
   const has = lasting && frame.value !== null;
   at("reading").textContent = has ? frame.value.toFixed(digits) : lasting && frame.found === false ? "no head" : "\u2013";
   at("unit").textContent = has ? frame.unit : "";
+  overTime(frame, lasting);
   const flags = [];
+  if (frame.rung) flags.push("fallback " + frame.rung + " answers, not the chosen artefact");
   if (frame.border && has) flags.push("touches the border: too small");
   if (!frame.verified) flags.push("unverified artefact");
   if (frame.degraded) flags.push("degraded");
@@ -163,6 +167,31 @@ function read(frame, lasting) {
   if (frame.error) flags.push(frame.error);
   else if (!frame.valid && !frame.withheld) flags.push("not valid");
   at("flags").textContent = flags.join(", ");
+}
+
+// beside the reading of this very frame, never instead of it; a held one comes when the frame itself gave none
+function overTime(frame, lasting) {
+  const said = frame.smoothed, words = [];
+  if (said && !frame.withheld && !frame.stale && (lasting || said.held)) {
+    if (said.hc_mm !== null) {
+      const held = said.held ? "HELD for " + said.held_ms.toFixed(0) + " ms: " : "";
+      words.push(held + "smoothed " + said.hc_mm.toFixed(1) + " mm");
+    }
+    if (frame.mask_smoothed) words.push("mask smoothed");
+  }
+  if (said && said.flicker !== null) {
+    words.push("flicker " + (100 * said.flicker).toFixed(1) + " %, smoothed " + (100 * said.flicker_smoothed).toFixed(1) + " %");
+  }
+  at("smoothed").textContent = words.join(", ");
+}
+
+function happened(events) {
+  at("events").hidden = !events.length;
+  at("events").replaceChildren(...events.map((event) => {
+    const item = document.createElement("li");
+    item.textContent = event.kind.replaceAll("_", " ") + ", " + (event.ago_ms / 1000).toFixed(0) + " s ago: " + event.reason;
+    return item;
+  }));
 }
 
 function count(header) {
