@@ -116,7 +116,8 @@ def test_a_cold_start_opens_what_the_session_has_open(
     monkeypatch.setattr(latency, "cold_start", note)
     with Session.open(path, threads=2, allow_unverified=True) as session:
         assert profile(session, [make_phantom(0).frame], rounds=1).cold
-    assert asked == [{"target": "onnx", "precision": "fp32", "threads": 2, "allow_unverified": True}]
+    wanted = {"target": "onnx", "precision": "fp32", "threads": 2, "allow_unverified": True, "full_depth": False}
+    assert asked == [wanted]
 
 
 def test_a_cold_start_that_fails_gives_its_reason(fresh_bundle: Path, tmp_path: Path) -> None:
