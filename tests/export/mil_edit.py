@@ -37,8 +37,8 @@ def with_weight(files: Files, name: str, index: int, value: float) -> Files:
         value: new value.
     """
     raw = bytearray(files["weight.bin"])
-    start, kind = _place(files, name)
-    kind = np.dtype(kind)
+    start, stored = _place(files, name)
+    kind = np.dtype(stored)
     raw[start + index * kind.itemsize : start + (index + 1) * kind.itemsize] = kind.type(value).tobytes()
     return {**files, "weight.bin": bytes(raw)}
 
