@@ -110,7 +110,9 @@ def onnx(job: dict[str, Any]) -> Case:
 
 
 def _ort_session(model: str, threads: int) -> tuple[Any, str, str]:
-    import onnxruntime
+    from tinyusfm_runtime.engines.ort import import_onnxruntime
+
+    onnxruntime = import_onnxruntime()
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1

@@ -177,8 +177,11 @@ def agreement(engine: Any, spec: ModelSpec, sets: Mapping[str, Expected]) -> dic
 
 def rivals(loaded: LoadedStudent, folder: Path, stack: ExitStack) -> dict[str, Runner]:
     """Eager PyTorch and the unchanged net in ONNX Runtime float32, one thread each; both get codes and normalise."""
-    import onnxruntime
     import torch
+
+    from tinyusfm_runtime.engines.ort import import_onnxruntime
+
+    onnxruntime = import_onnxruntime()
 
     torch.set_num_threads(1)
     stack.enter_context(reference_mode(loaded.module))

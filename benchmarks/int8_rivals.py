@@ -61,7 +61,9 @@ def ort_sides(
     stock: Path, calibration: Sequence[np.ndarray], spec: ModelSpec, out: Path
 ) -> dict[str, Callable[[], Run]]:
     """ONNX Runtime's quantizers with their defaults: static on all operators, and dynamic."""
-    import onnxruntime as ort
+    from tinyusfm_runtime.engines.ort import import_onnxruntime
+
+    ort = import_onnxruntime()
     from onnxruntime.quantization import QuantFormat, quant_pre_process, quantize_dynamic, quantize_static
 
     prepared = out / "prepared.onnx"
@@ -126,7 +128,9 @@ def modelopt_sides(
     """ModelOpt's ONNX quantizer with its defaults, where it is installed."""
 
     def default() -> Run:
-        import onnxruntime as ort
+        from tinyusfm_runtime.engines.ort import import_onnxruntime
+
+        ort = import_onnxruntime()
         from modelopt.onnx.quantization import quantize
 
         path = out / "modelopt.onnx"

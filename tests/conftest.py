@@ -34,6 +34,8 @@ from tinyusfm_runtime.spec import ModelSpec, PostProcess, PreprocessSpec, Task
 
 # importing OpenVINO reports to a web analytics service (see engines/ov.py); tests import it in many places
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+# so does ONNX Runtime, from inside its library (see engines/ort.py)
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 SIDE = 64
 """Side of the tiny model's input."""

@@ -28,6 +28,12 @@ sys.addaudithook(hear)
 """A sitecustomize.py: every Python process that sees it, children too, reports and refuses calls to other machines."""
 
 
+NOBODY_WATCHES = (
+    *("CI", "TF_BUILD", "JENKINS_URL", "GITHUB_ACTIONS", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS"),
+    *("XDG_CACHE_HOME", "PYTEST_CURRENT_TEST"),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class QuietRoom:
     """Runs Python where every call to another machine is heard and refused.
@@ -42,7 +48,7 @@ class QuietRoom:
         """Runs a fresh interpreter that finds the source roots."""
         roots = [str(self.folder), *(str(ROOT / name) for name in (".", "export", "runtime", "calibration"))]
         # some telemetry is silent only where these say that nobody is watching
-        env = {key: value for key, value in os.environ.items() if key not in ("CI", "TF_BUILD", "JENKINS_URL")}
+        env = {key: value for key, value in os.environ.items() if key not in NOBODY_WATCHES}
         env |= {"PYTHONPATH": os.pathsep.join(roots), "HEARD": str(self.heard_file), "HOME": str(self.home)}
         return subprocess.run(
             [sys.executable, *arguments], capture_output=True, text=True, env=env, cwd=self.folder, timeout=280

@@ -28,6 +28,7 @@ from tinyusfm_export.target import BuiltArtefact, Requirements
 from tinyusfm_runtime.device_engine import MODEL_FILE, model_of, prebuilt_name
 from tinyusfm_runtime.engine import EngineConfig
 from tinyusfm_runtime.engines import ort
+from tinyusfm_runtime.engines.ort import import_onnxruntime
 from tinyusfm_runtime.errors import EdgeError, MissingExtra, UnsupportedError
 from tinyusfm_runtime.plugins import Probe
 from tinyusfm_runtime.spec import ModelSpec
@@ -56,7 +57,8 @@ def probe() -> Probe:
     try:
         library = import_tensorrt()
         import onnx
-        import onnxruntime
+
+        onnxruntime = import_onnxruntime()
     except MissingExtra as error:
         return Probe(works=False, reason=f"{error.library} is not installed", extra="tensorrt")
     except ImportError as error:

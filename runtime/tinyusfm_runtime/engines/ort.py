@@ -7,6 +7,7 @@ so a rest precision of bf16 is refused. It does not check tensor values (Session
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,17 +22,37 @@ PROVIDER = "CPUExecutionProvider"
 """The only provider used, and the one asserted after loading."""
 MODEL_FILE = "model.onnx"
 """The one file of an artefact."""
+QUIET = "ORT_DISABLE_TELEMETRY"
+"""Environment variable that the library reads."""
 CHAINS = True
 """This engine runs the later stages of a chain as well, see chain.py."""
 _NOWHERE = "/nonexistent/no-external-data"  # external tensors are looked up here, so none is ever found
 _ERRORS_ONLY = 4  # ORT_LOGGING_LEVEL_FATAL: what it has to say reaches the user through EngineError
 
 
+def import_onnxruntime() -> Any:
+    """Imports ONNX Runtime with its telemetry off; whoever needs the library takes it from here.
+
+    Official Linux builds since 1.29 report sessions (names, hashes and timings of models) to a collector of their maker
+    by a client inside the library, write an id and a database under ``.cache/Microsoft`` of the home folder, and start
+    threads for it in the middle of a run. The library reads ``ORT_DISABLE_TELEMETRY`` when it is loaded. A value that
+    somebody set stays.
+
+    Raises:
+        ImportError: ONNX Runtime is not installed.
+    """
+    os.environ.setdefault(QUIET, "1")
+    import onnxruntime
+
+    if os.environ[QUIET] == "1":
+        onnxruntime.disable_telemetry_events()  # a program around us may have loaded it before
+    return onnxruntime
+
+
 def probe() -> Probe:
     """Tells whether ONNX Runtime can run here; never raises."""
     try:
-        import onnxruntime
-
+        onnxruntime = import_onnxruntime()
         if PROVIDER not in onnxruntime.get_available_providers():
             return Probe(works=False, reason=f"this onnxruntime has no {PROVIDER}", extra="onnxruntime")
         return Probe(works=True, reason=f"onnxruntime {onnxruntime.__version__}, CPU", extra="onnxruntime")
@@ -48,6 +69,7 @@ class Engine:
     """ONNX Runtime's graph optimisation level."""
 
     def __init__(self) -> None:
+        self._library: Any = None
         self._session: Any = None
         self._options: Any = None
         self._outputs: list[str] = []
@@ -71,7 +93,7 @@ class Engine:
         if set(files) != {MODEL_FILE}:
             raise EngineError(f"ONNX Runtime needs exactly {MODEL_FILE}, got {', '.join(sorted(files)) or 'nothing'}")
         try:
-            import onnxruntime
+            onnxruntime = import_onnxruntime()
         except ImportError as error:
             raise MissingExtra("running an onnx artefact", "onnxruntime", "onnxruntime") from error
         try:
@@ -80,7 +102,7 @@ class Engine:
             raise EngineError(f"ONNX Runtime cannot load the model: {_one_line(error)}") from error
         takes = config.takes or spec.input
         _check_interface(session, takes)
-        self._session, self._takes = session, takes.name
+        self._library, self._session, self._takes = onnxruntime, session, takes.name
         self._outputs = [output.name for output in session.get_outputs()]
         if config.reuse_outputs:
             self._bind(session, takes)
@@ -90,9 +112,7 @@ class Engine:
         """Computes one answer (see engine.Engine)."""
         if self._session is None:
             raise EngineError("the ONNX Runtime engine is not loaded")
-        import onnxruntime
-
-        options = onnxruntime.RunOptions()  # a fresh one: a cancelled one stays cancelled
+        options = self._library.RunOptions()  # a fresh one: a cancelled one stays cancelled
         options.log_severity_level = _ERRORS_ONLY
         self._options = options
         try:
@@ -167,4 +187,4 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-__all__ = ["CHAINS", "MODEL_FILE", "PROVIDER", "Engine", "probe"]
+__all__ = ["CHAINS", "MODEL_FILE", "PROVIDER", "QUIET", "Engine", "import_onnxruntime", "probe"]
