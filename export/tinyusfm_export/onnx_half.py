@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinyusfm_export.ptq import on_scales, quantize_weight
 from tinyusfm_runtime.errors import MissingExtra, UnsupportedError
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
+
+    from tinyusfm_export.decision import QuantDecision
 
 KEPT_FLOAT = frozenset({"LayerNormalization", "ReduceMean", "Softmax"})
 """Operators that read and write float32."""
@@ -57,6 +60,17 @@ def half_scale(scale: np.ndarray | np.floating) -> np.ndarray:
     near = np.asarray(scale, np.float32).astype(np.float16)
     up = np.where(near.astype(np.float32) < scale, np.nextafter(near, np.float16(np.inf)), near)
     return up.astype(np.float32)
+
+
+def half_weight(weight: np.ndarray, decision: QuantDecision) -> np.ndarray:
+    """What a weight is after rounding: the decision's codes on steps that FP16 holds (see bias_shift.py).
+
+    Args:
+        weight: float32, output channels first.
+        decision: says how wide the codes are.
+    """
+    scales = half_scale(quantize_weight(weight, limit=decision.weight_limit)[1])
+    return on_scales(weight, scales, decision.weight_limit)
 
 
 class _Typer:
@@ -129,4 +143,4 @@ class _Typer:
         self.nodes.append(self.onnx.helper.make_node("Cast", [source], [target], name=f"{target}/cast", to=kind))
 
 
-__all__ = ["KEPT_FLOAT", "half_onnx", "half_scale"]
+__all__ = ["KEPT_FLOAT", "half_onnx", "half_scale", "half_weight"]

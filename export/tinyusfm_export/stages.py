@@ -8,6 +8,7 @@ by the target as a graph like any other. It does not know engines or when to sto
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -81,14 +82,14 @@ def build_chain(target: Target, graph: ExportGraph, decision: QuantDecision, out
     files: list[Path] = []
     built: BuiltArtefact | None = None
     for number, stage in enumerate(split_graph(graph), start=1):
-        folder = out / f"stage{number}"
+        folder, mine = out / f"stage{number}", stage_decision(stage, decision)
         try:
             folder.mkdir()
-            made = target.build(stage, stage_decision(stage, decision), folder)
+            made = target.build(stage, mine, folder)
             files += [path.rename(out / stage_file(number, path.name)) for path in made.files]
         except OSError as error:
             raise OutputError(f"cannot write {out}: {error.strerror or error}") from error
-        built = made if built is None or stage_decision(stage, decision).precision == decision.precision else built
+        built = made if built is None or mine.precision == decision.precision else built
     assert built is not None
     return replace(built, files=tuple(files), form=f"{built.form}; chain of {number} graphs")
 
@@ -121,14 +122,7 @@ def _products(stage: ExportGraph) -> int:
     for node in module.graph.nodes:
         layer = type(module.get_submodule(str(node.target))).__name__ if node.op == "call_module" else ""
         if layer == "Linear" or (node.op == "call_function" and getattr(node.target, "__name__", "") == "matmul"):
-            total += _size(shape_of(node)) * shape_of(node.args[0])[-1]
-    return total
-
-
-def _size(shape: Iterable[int]) -> int:
-    total = 1
-    for side in shape:
-        total *= side
+            total += math.prod(shape_of(node)) * shape_of(node.args[0])[-1]
     return total
 
 

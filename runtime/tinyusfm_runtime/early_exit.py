@@ -52,8 +52,10 @@ def may_stop(policy: ExitPolicy, answers: Sequence[np.ndarray]) -> bool:
     return bool(recent) and len(recent) == policy.patience and len(set(recent)) == 1
 
 
-def exit_names(policy: ExitPolicy) -> tuple[str, ...]:
-    """What people call the exits, in order: ``block 6``, ``block 9``, ``end``."""
+def exit_names(policy: ExitPolicy | None) -> tuple[str, ...]:
+    """What people call the exits, in order: ``block 6``, ``block 9``, ``end``; nothing where there are none."""
+    if policy is None:
+        return ()
     return (*(f"block {block}" for block in policy.blocks), "end")
 
 

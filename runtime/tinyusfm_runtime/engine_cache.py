@@ -117,7 +117,7 @@ class CachedEngine:
         """Plain data without the bytes, with its own hash."""
         data = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "content"}
         data = {**data, "version": ENTRY_VERSION, "key": asdict(self.key)}
-        return {**data, "entry_sha256": _digest(data)}
+        return {**data, "entry_sha256": json_sha256(data)}
 
     @classmethod
     def from_json(cls, data: Any) -> CachedEngine:
@@ -130,7 +130,7 @@ class CachedEngine:
         if not isinstance(data, dict) or "entry_sha256" not in data:
             raise TamperedError("entry.json is no entry of an engine cache")
         body = {name: value for name, value in data.items() if name != "entry_sha256"}
-        if data["entry_sha256"] != _digest(body):
+        if data["entry_sha256"] != json_sha256(body):
             raise TamperedError("entry.json is not the one that was written: its own hash does not match")
         if body.pop("version", None) != ENTRY_VERSION:
             raise UnsupportedError(f"the cached engine has another entry version: {BUILD_HINT} with --rebuild")
@@ -387,7 +387,8 @@ def _plain(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.")[:80] or "unnamed"
 
 
-def _digest(data: Mapping[str, Any]) -> str:
+def json_sha256(data: Mapping[str, Any]) -> str:
+    """Hash of plain data, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -405,6 +406,7 @@ __all__ = [
     "EngineCache",
     "EngineKey",
     "default_root",
+    "json_sha256",
     "make_owned",
     "read_owned",
     "write_owned",

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tinyusfm_runtime.engine_cache import default_root, make_owned, read_owned, write_owned
+from tinyusfm_runtime.engine_cache import default_root, json_sha256, make_owned, read_owned, write_owned
 from tinyusfm_runtime.errors import OutputError, TamperedError
 
 RECORD_VERSION = 1
@@ -74,7 +74,7 @@ def read_record(key: GateKey, root: Path | None = None) -> Mapping[str, Any] | N
     try:
         data = json.loads(read_owned(_path(key, root)))
         body = {name: value for name, value in data.items() if name != "record_sha256"}
-        whole = data["record_sha256"] == _digest(body)
+        whole = data["record_sha256"] == json_sha256(body)
         known = body["version"] == RECORD_VERSION and body["key"] == asdict(key)
         return body["outcome"] if whole and known and isinstance(body["outcome"], dict) else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, TamperedError):
@@ -99,7 +99,7 @@ def keep_record(key: GateKey, outcome: Mapping[str, Any], root: Path | None = No
     """
     path = _path(key, root)
     body = {"version": RECORD_VERSION, "key": asdict(key), "outcome": dict(outcome)}
-    raw = json.dumps({**body, "record_sha256": _digest(body)}, indent=1, sort_keys=True) + "\n"
+    raw = json.dumps({**body, "record_sha256": json_sha256(body)}, indent=1, sort_keys=True) + "\n"
     try:
         make_owned(path.parents[2], path.parent)
         write_owned(path, raw.encode("ascii"))
@@ -110,11 +110,7 @@ def keep_record(key: GateKey, outcome: Mapping[str, Any], root: Path | None = No
 
 def _path(key: GateKey, root: Path | None) -> Path:
     place = default_root() if root is None else root
-    return place / "gates" / key.content_sha256[:24] / f"{_digest(asdict(key))[:16]}.json"
-
-
-def _digest(data: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return place / "gates" / key.content_sha256[:24] / f"{json_sha256(asdict(key))[:16]}.json"
 
 
 __all__ = ["RECORD_VERSION", "GateKey", "files_sha256", "keep_record", "read_record"]

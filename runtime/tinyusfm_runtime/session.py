@@ -15,11 +15,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -53,6 +53,7 @@ WARM_UP_RUNS = 5
 CLOSE_WAIT_S, CLOSE_GRACE_S = 5.0, 2.0
 """How long closing waits for a prediction in progress before it is cancelled, and after that before it is given up."""
 _log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 _GATE_NAMES = {"probability_drift": "drift_worst", "cosine": "cosine_worst"}  # gate.py of the export -> selfcheck.py
 
 
@@ -389,23 +390,29 @@ class Session:
             raise FrameError(f"input {wanted.name!r} must be C-contiguous: pass numpy.ascontiguousarray(tensor)")
 
     def _infer(self, tensor: np.ndarray) -> dict[str, np.ndarray]:
+        return self._held(tensor, lambda engine: engine.run(tensor))
+
+    def _held(self, tensor: np.ndarray, work: Callable[[Engine], _T]) -> _T:
+        """Lets the engine work on a tensor while nobody else uses or frees it."""
         self._check_tensor(tensor)
         with self._lock:
             if self._engine is None or self._closed:
                 raise EngineError("the session is closed")
             try:
-                return self._engine.run(tensor)
+                return work(self._engine)
             finally:
                 if self._is_closed():  # it may have been given up meanwhile, and nobody else comes to free it
                     self._free()
 
     def _logits(self, tensor: np.ndarray) -> np.ndarray:
         """Logits without the leading 1, owned by the caller: KHW or K, of a chain EK."""
-        engine = self._engine
-        if not isinstance(engine, ChainEngine):
-            return check_logits(self._infer(tensor), self.spec)[0].copy()
-        with self._lock:
-            return engine.run_checked(tensor)[0][0]
+
+        def logits(engine: Engine) -> np.ndarray:
+            if isinstance(engine, ChainEngine):
+                return engine.run_checked(tensor)[0][0]
+            return check_logits(engine.run(tensor), self.spec)[0].copy()
+
+        return self._held(tensor, logits)
 
     def _predict(
         self, tensor: np.ndarray, placement: Placement, seq: int, t_recv_ns: int | None, start_ns: int

@@ -6,12 +6,12 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from tests.export.mil_edit import Files, model_of, operations
 from tests.export.students import observed, phantom_inputs, small_graph
 from tinyusfm_export.decision import QuantDecision, TensorQuant
 from tinyusfm_export.fake_quant import FakeQuant
@@ -27,7 +27,6 @@ from tinyusfm_runtime.errors import EngineError, UnsupportedError
 
 pytest.importorskip("coremltools", reason="coremltools is not installed: pip install 'tinyusfm-edge[coreml]'")
 pytestmark = pytest.mark.filterwarnings("ignore")
-Files = dict[str, bytes]
 
 
 @pytest.fixture(scope="module")
@@ -61,19 +60,6 @@ def engine_of(files: Files, graph: ExportGraph, rest: str = "f16") -> MilEngine:
     engine = MilEngine()
     engine.load(files, graph.spec, EngineConfig(threads=1, rest_precision=rest))
     return engine
-
-
-def model_of(files: Files) -> Any:
-    from coremltools.proto import Model_pb2
-
-    model = Model_pb2.Model()
-    model.ParseFromString(files["model.mlmodel"])
-    return model
-
-
-def operations(model: Any) -> Any:
-    function = model.mlProgram.functions["main"]
-    return function.block_specializations[function.opset].operations
 
 
 def error(files: Files, graph: ExportGraph, rest: str = "f16") -> float:

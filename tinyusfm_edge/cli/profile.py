@@ -47,7 +47,7 @@ def profile(
         full_depth=full_depth,
     ) as session:
         report = latency.profile(session, frames, rounds=rounds, cold=cold)
-        exits = exit_names(session.spec.exits) if session.spec.exits is not None else ()
+        exits = exit_names(session.spec.exits)
     if json_file is not None:
         console.write_json(json_file, report.to_json(), "the latency report")
     if json_file != "-":

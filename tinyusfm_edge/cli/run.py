@@ -136,7 +136,7 @@ def _run_file(
                 sink.write(frame, prediction)
             tally.add(prediction)
     print_line = console.note if jsonl == "-" else console.say
-    exits = exit_names(session.spec.exits) if session.spec.exits is not None else ()
+    exits = exit_names(session.spec.exits)
     for line in tally.lines(session.description, session.spec.labels, exits):
         print_line(line)
     for place, what in ((overlay, "overlay video"), (jsonl, "JSON lines")):

@@ -23,14 +23,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tinyusfm_export.decision import QuantDecision
 from tinyusfm_export.graph import ExportGraph
 from tinyusfm_export.mil.stand_in import MilEngine
 from tinyusfm_export.mil.writer import write_program
-from tinyusfm_export.onnx_half import half_scale
-from tinyusfm_export.ptq import on_scales, quantize_weight
+from tinyusfm_export.onnx_half import half_weight as written_weight
 from tinyusfm_export.target import BuiltArtefact, Requirements
 from tinyusfm_runtime.engine import INPUT_NAME
 from tinyusfm_runtime.engines.coreml import NOT_RUN, PACKAGE, PLACES, import_coremltools, runs_here
@@ -98,12 +95,6 @@ class Target:
                 cpu_features=(), library="coremltools", library_version=ct.__version__, pending=pending
             ),
         )
-
-
-def written_weight(weight: np.ndarray, decision: QuantDecision) -> np.ndarray:
-    """What a weight is after rounding: the decision's codes on steps that FP16 holds (see bias_shift.py)."""
-    scales = half_scale(quantize_weight(weight, limit=decision.weight_limit)[1])
-    return on_scales(weight, scales, decision.weight_limit)
 
 
 if not runs_here():

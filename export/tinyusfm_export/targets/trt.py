@@ -16,14 +16,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from tinyusfm_export.decision import QuantDecision
 from tinyusfm_export.graph import ExportGraph
-from tinyusfm_export.onnx_half import half_onnx, half_scale
+from tinyusfm_export.onnx_half import half_onnx
+from tinyusfm_export.onnx_half import half_weight as written_weight
 from tinyusfm_export.onnx_int8 import qdq_onnx
 from tinyusfm_export.onnx_writer import save_checked, write_onnx
-from tinyusfm_export.ptq import on_scales, quantize_weight
 from tinyusfm_export.target import BuiltArtefact, Requirements
 from tinyusfm_runtime.device_engine import MODEL_FILE, model_of, prebuilt_name
 from tinyusfm_runtime.engine import EngineConfig
@@ -73,12 +71,6 @@ def probe() -> Probe:
         f"{library.name} {library.version}, onnx {onnx.__version__}, judged by onnxruntime {onnxruntime.__version__}"
     )
     return Probe(works=True, reason=f"{found}; {NOT_RUN}", extra="tensorrt")
-
-
-def written_weight(weight: np.ndarray, decision: QuantDecision) -> np.ndarray:
-    """What a weight is after rounding: the decision's codes on steps that FP16 holds (see bias_shift.py)."""
-    scales = half_scale(quantize_weight(weight, limit=decision.weight_limit)[1])
-    return on_scales(weight, scales, decision.weight_limit)
 
 
 class Target:
