@@ -107,7 +107,7 @@ class FakeQuant:
             if name not in graph.linear_inputs:
                 raise UnsupportedError(f"the decision names {name!r}, which this graph has not: decide anew")
             path = graph.linear_inputs[name]
-            layer = self._module.get_submodule(path)
+            layer: Any = self._module.get_submodule(path)
             with torch.no_grad():
                 layer.weight.copy_(weight_on_grid(layer.weight, decision.weight_limit))
             layer.register_forward_pre_hook(_rounding(quant, form, is_padded=any(getattr(layer, "padding", (0,)))))
