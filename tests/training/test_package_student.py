@@ -20,12 +20,21 @@ from tinyusfm_calibration.drift_fit import DriftSample, fit_drift
 from tinyusfm_calibration.ranges import Ranges
 from tinyusfm_calibration.sets import describe_frames, phantom_frames
 from tinyusfm_edge import students
+from tinyusfm_edge.models.checkpoint import load_student_file
 from tinyusfm_edge.models.student import StudentConfig, build_student
 from tinyusfm_edge.training.adapt import adapt, student_spec, write_student
 from tinyusfm_edge.training.adapt_config import AdaptConfig
 from tinyusfm_edge.training.card import render_card
 from tinyusfm_edge.training.data import read_table
-from tinyusfm_edge.training.package_student import PackagePlan, add_drift, add_gates, main, package, size_stratified
+from tinyusfm_edge.training.package_student import (
+    PackagePlan,
+    add_drift,
+    add_gates,
+    empty_answers,
+    main,
+    package,
+    size_stratified,
+)
 from tinyusfm_export.calibration_file import CalibrationFile
 from tinyusfm_export.graph import build_graph
 from tinyusfm_runtime.drift import GREY_NAMES
@@ -145,8 +154,28 @@ def test_test_split_is_looked_at_once(plan: PackagePlan, table: Path, tmp_path: 
     assert again["metrics"]["test"] == first["metrics"]["test"], "the earlier look is kept"
     torch.manual_seed(9)
     save_file(build_student(SMALL.student).state_dict(), tmp_path / "other.safetensors")
-    with pytest.raises(InputError, match="looked at once"):
+    with pytest.raises(InputError, match="looked at once.*--successor"):
         package(replace(plan, weights=tmp_path / "other.safetensors", final=True))
+    next_one = package(replace(plan, weights=tmp_path / "other.safetensors", final=True, successor=True))
+    assert next_one["weights"]["sha256"] != first["weights"]["sha256"]
+    (look,) = next_one["earlier_looks"]
+    assert look["weights_sha256"] == first["weights"]["sha256"]
+    assert look["scores"]["dice"] == first["metrics"]["test"]["dice"]
+    text = (plan.out / students.CARD_TEXT).read_text()
+    assert "had been looked at before" in text and look["weights_sha256"][:12] in text
+    repeated = package(replace(plan, weights=tmp_path / "other.safetensors", final=True, successor=True))
+    assert repeated["earlier_looks"] == [look], "the same weights once more are no further look"
+
+
+def test_pictures_without_a_head_are_counted(packaged: Path, table: Path) -> None:
+    student = load_student_file(packaged / "fetal-head" / students.WEIGHTS)
+    sure = replace(student, spec=replace(student.spec, threshold=1 - 1e-9))
+    never, always = (
+        empty_answers(sure, table),
+        empty_answers(replace(student, spec=replace(student.spec, threshold=1e-9)), table),
+    )
+    assert never == {"name": table.name, "frames": 4, "groups": 2, "empty": 4, "largest": 0.0}
+    assert always["empty"] == 0 and always["largest"] == 1.0
 
 
 def test_card_says_what_was_measured(packaged: Path) -> None:

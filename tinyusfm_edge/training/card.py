@@ -39,6 +39,7 @@ def render_card(card: Mapping[str, Any]) -> str:
         _section("Data", _data(card)),
         _section("Training", _training(card)),
         _section("Accuracy of the PyTorch float32 reference", _metrics(card)),
+        _section("Pictures without a head", _negatives(card["metrics"].get("negatives", ()))),
         _section("What the mask's threshold does", _thresholds(card)),
         _section("Early exits", _exits(spec)),
         _section("What a precision costs, per target, on patients", _gates(card["gates"])),
@@ -136,8 +137,22 @@ def _data(card: Mapping[str, Any]) -> str:
     text = text_of(card["name"])
     return (
         f"{data['name']}: {data['title']} ({data['licence']}, doi:{data['doi']}). {data['citation']}.\n\n"
-        f"{text.grouping} The test split is looked at once, for the report.\n\n"
+        f"{text.grouping} The test split is looked at once, for the report.{_looks(card)}\n\n"
         + _table(("split", "frames", "patients" if text.task == "segment" else "groups"), rows)
+        + (f"\n\n{data['others']}" if "others" in data else "")
+    )
+
+
+def _looks(card: Mapping[str, Any]) -> str:
+    looks = card.get("earlier_looks", ())
+    told = [
+        f"weights `{look['weights_sha256'][:12]}` (Dice {_estimate(look['scores'].get('dice'), 4)})" for look in looks
+    ]
+    if not told:
+        return ""
+    return (
+        f" For a predecessor it had been looked at before: {', '.join(told)}. These weights were chosen by the "
+        "validation split alone."
     )
 
 
@@ -256,6 +271,18 @@ def _metric_row(report: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _estimate(value: Mapping[str, Any] | None, digits: int, *, sign: bool = False) -> str:
     return "-" if value is None else Estimate(**value).text(digits, sign=sign)
+
+
+def _negatives(found: Sequence[Mapping[str, Any]]) -> str:
+    if not found:
+        return ""
+    rows = [
+        (entry["name"], str(entry["frames"]), str(entry["groups"]), str(entry["empty"]), f"{entry['largest']:.1%}")
+        for entry in found
+    ]
+    return "Test splits of other organs; an answer without a marked pixel is right.\n\n" + _table(
+        ("set", "frames", "groups", "nothing marked", "largest marked share of a picture"), rows
+    )
 
 
 def _thresholds(card: Mapping[str, Any]) -> str:

@@ -44,6 +44,7 @@ from tinyusfm_edge.models.student import StudentConfig
 from tinyusfm_edge.training.card import CARD_VERSION, render_card
 from tinyusfm_edge.training.data import Sample, read_table, table_counts
 from tinyusfm_edge.training.student_texts import text_of
+from tinyusfm_edge.training.task import predict
 from tinyusfm_export.calibration_file import read_calibration_file
 from tinyusfm_export.graph import ExportGraph, build_graph
 from tinyusfm_runtime.errors import CalibrationError, EdgeError, InputError, OutputError
@@ -72,6 +73,8 @@ class PackagePlan:
         provisional: the card says that training is not finished.
         recipe: the run's ``config.json``, or None.
         start: where the start weights came from, one line; empty for random ones.
+        successor: it replaces a student that was scored on the test split; the card tells of that look.
+        negatives: folders with a ``split.csv`` of pictures that hold nothing to segment; their test splits are scored.
     """
 
     weights: Path
@@ -85,6 +88,8 @@ class PackagePlan:
     provisional: bool = False
     recipe: Path | None = None
     start: str = ""
+    successor: bool = False
+    negatives: tuple[Path, ...] = ()
 
 
 def package(plan: PackagePlan) -> dict[str, Any]:
@@ -128,7 +133,12 @@ def package(plan: PackagePlan) -> dict[str, Any]:
         "data": _data_source(plan),
         "recipe": recipe,
         "start": plan.start,
-        "metrics": {"val": _plain_metrics(val[0]), "test": test},
+        "metrics": {
+            "val": _plain_metrics(val[0]),
+            "test": test,
+            "negatives": [empty_answers(student, folder) for folder in plan.negatives],
+        },
+        "earlier_looks": _earlier_looks(plan, student, old),
         "thresholds": [_plain_metrics(report) for report in val[1:]],
         "ranges": {
             "set_id": calibration.id,
@@ -372,11 +382,56 @@ def _test_metrics(plan: PackagePlan, student: LoadedStudent, old: Mapping[str, A
     if earlier is not None and old is not None and old["weights"]["sha256"] == student.weights_sha256:
         found: dict[str, Any] = earlier
         return found
-    if earlier is not None:
-        raise InputError(f"{plan.out} was already scored on the test split with other weights: it is looked at once")
+    if earlier is not None and not plan.successor:
+        raise InputError(
+            f"{plan.out} was already scored on the test split with other weights: it is looked at once. A student that "
+            "replaces it is packaged with --successor, and its card tells of the earlier look"
+        )
     if not plan.final:
         return None
     return _plain_metrics(_score(student, _read(plan, "test"), "test", ())[0])
+
+
+def _earlier_looks(plan: PackagePlan, student: LoadedStudent, old: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """What was seen of the test split with predecessors' weights, oldest first."""
+    if old is None:
+        return []
+    looks: list[dict[str, Any]] = list(old.get("earlier_looks", []))
+    replaced = old["weights"]["sha256"]
+    if plan.successor and old["metrics"]["test"] is not None and replaced != student.weights_sha256:
+        scores = {
+            name: old["metrics"]["test"][name] for name in ("dice", "hc_mae_mm") if name in old["metrics"]["test"]
+        }
+        looks.append({"weights_sha256": replaced, "scores": scores})
+    return looks
+
+
+def empty_answers(student: LoadedStudent, folder: Path, split: str = "test") -> dict[str, Any]:
+    """In how many pictures without anything to segment a student marks nothing.
+
+    Args:
+        student: a segmentation student.
+        folder: holds ``split.csv``.
+        split: which of its pictures.
+
+    Returns:
+        ``name``, ``frames``, ``groups``, ``empty`` (frames without a marked pixel) and ``largest``, the largest marked
+        share of a picture, 0..1.
+
+    Raises:
+        InputError: unusable data.
+    """
+    spec, samples = student.spec, read_table(folder, split, need="label")
+    images = torch.from_numpy(np.stack([preprocess(sample.frame, spec.preprocess)[0][0, 0] for sample in samples]))
+    marked = torch.sigmoid(predict(student.module, images, spec.preprocess)) > spec.threshold
+    shares = marked.flatten(1).float().mean(1)
+    return {
+        "name": folder.name,
+        "frames": len(samples),
+        "groups": len({sample.group for sample in samples}),
+        "empty": int((shares == 0).sum()),
+        "largest": float(shares.max()),
+    }
 
 
 def _read(plan: PackagePlan, split: str) -> list[Sample]:
@@ -413,6 +468,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--range-method", default="percentile", choices=("minmax", "percentile", "entropy", "mse"))
     parser.add_argument("--start", default="", help="where the start weights came from, one line for the card")
     parser.add_argument("--final", action="store_true", help="score the test split, once")
+    parser.add_argument(
+        "--successor", action="store_true", help="it replaces a student whose test score stands in the card"
+    )
+    parser.add_argument("--negatives", default="", help="folders of pictures that hold nothing to segment")
     parser.add_argument("--provisional", action="store_true", help="say in the card that training is not finished")
     parser.add_argument(
         "--gates", type=Path, default=None, help="JSON list of patient gate verdicts to add to the card"
@@ -445,6 +504,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     provisional=options.provisional,
                     start=options.start,
                     recipe=recipe,
+                    successor=options.successor,
+                    negatives=tuple(Path(name) for name in options.negatives.split(",") if name),
                 )
             )
         print(render_card(card))
@@ -463,6 +524,7 @@ __all__ = [
     "PackagePlan",
     "add_drift",
     "add_gates",
+    "empty_answers",
     "graph_taps",
     "label_stratified",
     "observe_ranges",

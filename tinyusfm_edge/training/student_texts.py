@@ -21,7 +21,7 @@ class StudentText:
         licence: of the weights.
         origin: where they come from, one line.
         intended_use: one line.
-        data: name, title, licence, citation and doi of the data, and what its groups are.
+        data: name, title, licence, citation and doi of the data; ``others``, for credit, where training had more.
         limits: what has not been tested, one item a sentence or two.
         opt_in: why the student must be asked for by name, or empty.
     """
@@ -44,7 +44,10 @@ TEXTS = {
         labels=("fetal_head",),
         postprocess="ellipse_hc",
         licence="CC-BY-4.0",
-        origin="trained from HC18 (van den Heuvel et al. 2018, doi:10.5281/zenodo.1327317) and phantoms",
+        origin=(
+            "trained from HC18 (van den Heuvel et al. 2018, doi:10.5281/zenodo.1327317), phantoms, and frames of "
+            "muscle and lung that hold no head"
+        ),
         intended_use="research on head circumference in standard planes; not a medical device",
         data={
             "name": "HC18",
@@ -55,12 +58,18 @@ TEXTS = {
                 "circumference using 2D ultrasound images. PLoS ONE 13(8):e0200412, 2018"
             ),
             "doi": "10.5281/zenodo.1327317",
+            "others": (
+                "Frames without a head: muscle from TimTrack's example images (van der Zee and Kuo; ds1 and ds2 "
+                "CC0-1.0, ds3 by Drazan, Hullfish and Baxter and ds4 by Seynnes and Cronin CC BY 4.0) and lung from "
+                "the POCUS collection (Born et al., Applied Sciences 11(2):672, 2021; only files whose own licence is "
+                "CC BY 4.0 or CC BY 2.0)."
+            ),
         },
         limits=(
             "Standard planes of one hospital's two scanner types, as HC18 holds them; other scanners, planes, "
             "gestational ages and pathologies have **not been tested**, and no external set has.",
-            "A frame without a head still gets a mask where the net sees one; nothing here says whether a frame is a "
-            "standard plane.",
+            "Of other organs it was taught to mark nothing on muscle and lung only; on others it may still mark "
+            "something. Nothing here says whether a frame is a standard plane.",
             "Frames are the split's compact copies (short side at most 256 pixels, JPEG).",
             "Phantoms were in training: results on phantoms show that a conversion is right, not how well patients are "
             "segmented.",
