@@ -2,7 +2,7 @@
 
 The student's parameters run through the same rewrites and the same grids as the export (graph.live_weights,
 fake_quant.py), so what is trained is what is exported, to one step of a grid. The frozen float student is the teacher;
-labels are not needed, any frames of the kind will do. Activation ranges stay those of the decision. BatchNorm keeps its
+labels are not needed, any frames of the kind will do, and both see them mirrored and brightened at random. Activation ranges stay those of the decision. BatchNorm keeps its
 statistics.
 
 Loss (our choice): segmentation, binary cross-entropy (or cross-entropy over classes) against the teacher's
@@ -35,8 +35,10 @@ from tinyusfm_runtime.spec import ModelSpec, Task
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 """Version of a checkpoint's content."""
+LARGEST_GAIN = 1.25
+"""Frames are made up to this much brighter, or darker."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,7 +173,8 @@ class _Run:
         import torch
         from torch import nn
 
-        codes = torch.from_numpy(np.stack([frames_1HW[i] for i in self._batch(len(frames_1HW))])).float()
+        chosen = np.stack([frames_1HW[i] for i in self._batch(len(frames_1HW))])
+        codes = torch.from_numpy(vary(chosen, np.random.default_rng((self.config.seed, 1, self.step))))
         with torch.no_grad():
             wanted = self.teacher(codes)
         for group in self.optimiser.param_groups:
@@ -233,6 +236,24 @@ class _Run:
         self.optimiser.load_state_dict(state["optimiser"])
 
 
+def vary(codes_B1HW: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Mirrors each frame along rows and columns with probability 1/2 each, and multiplies its brightness.
+
+    Args:
+        codes_B1HW: uint8.
+        rng: the source of chance.
+
+    Returns:
+        Whole codes 0..255 as float32 B1HW; the factor is 0.8 to 1.25, even on a logarithmic scale.
+    """
+    varied = []
+    for codes in codes_B1HW:
+        flipped = codes[:, :: -1 if rng.random() < 0.5 else 1, :: -1 if rng.random() < 0.5 else 1]
+        factor = math.exp(rng.uniform(-1, 1) * math.log(LARGEST_GAIN))
+        varied.append(np.rint(np.clip(flipped * np.float32(factor), 0, 255)).astype(np.float32))
+    return np.stack(varied)
+
+
 def distance(found: Tensor, wanted: Tensor, task: Task, logit_weight: float) -> Tensor:
     """How far an answer lies from the teacher's, the loss of the module's docstring.
 
@@ -262,4 +283,4 @@ def _nothing(decision: QuantDecision) -> QuantDecision:
     return QuantDecision(precision="fp32", rest_precision="f32", method=decision.method)
 
 
-__all__ = ["CHECKPOINT_VERSION", "QatConfig", "QatResult", "distance", "finetune"]
+__all__ = ["CHECKPOINT_VERSION", "QatConfig", "QatResult", "distance", "finetune", "vary"]

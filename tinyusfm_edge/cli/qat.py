@@ -42,7 +42,7 @@ def qat(
 
     require("QAT", ("torch", "safetensors"), "torch")
     loaded, _ = load(student)
-    folder = read_data(data, calibrate=True)
+    folder = read_data(data, calibrate=True, teach=True)
     console.note(f"note: {folder.note}")
     console.check_writable(out, "the student")
     spec = loaded.spec
@@ -51,7 +51,7 @@ def qat(
     ranges = find_ranges(graph, loaded.ranges, None if loaded.ranges else folder.calibration, options)
     policy = PtqPolicy(weight_limit=2 ** (weight_bits - 1) - 1, rest_precision="f32")
     decision = decide(graph, "int8", ranges, policy=policy)
-    inputs = [tensor[0] for tensor, _ in preprocess_all([named.frame for named in folder.calibration], spec)]
+    inputs = [tensor[0] for tensor, _ in preprocess_all([named.frame for named in folder.training], spec)]
     config = QatConfig(steps=steps, batch=batch, learning_rate=learning_rate, seed=seed)
     with console.progress() as told:
         result = finetune(
