@@ -14,8 +14,8 @@ import numpy as np
 
 from tinyusfm_calibration.drift_fit import DriftSample, drift_sample
 from tinyusfm_calibration.sets import NamedFrame
+from tinyusfm_export.fake_quant import float_net
 from tinyusfm_export.graph import AUXILIARY_PREFIX, PEAK_PREFIX, build_graph
-from tinyusfm_export.simulate import float_net
 from tinyusfm_runtime.preprocess import preprocess
 from tinyusfm_runtime.spec import ModelSpec
 

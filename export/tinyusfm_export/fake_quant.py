@@ -1,9 +1,14 @@
-"""Fake quantization: the export graph as a torch module that rounds exactly where the exported Q/DQ graph rounds.
+"""Fake quantization: the export graph as a torch module that rounds exactly where an exported artefact rounds.
 
-A layer that the decision quantizes reads its input from the symmetric 8-bit grid of ``qdq_onnx`` and its weights from
-the per-channel grid of ``quantize_weight``; biases and everything else stay float32. Rounding passes gradients straight
-through inside the grid and stops them outside (Jacob et al., CVPR 2018, section 3). Weights may be handed in as
-functions of a student's parameters, so that training reaches the student itself.
+Two forms of one decision are computed. ``qdq``: the symmetric signed codes of the Q/DQ graph (``qdq_onnx``), with
+gradients, for training and for the cost of single layers. ``static``: the codes of a static form that takes a range as
+it is (OpenVINO's FakeQuantize; symmetric ones where a padded convolution needs zero in its place), and each frame's own
+range for a dynamic tensor; so that hundreds of decisions are compared in minutes. The gate still judges the artefact in
+its own engine.
+
+Weights lie on the per-channel grid of ``quantize_weight``; biases and everything else stay float32. Rounding passes
+gradients straight through inside the grid and stops them outside (Jacob et al., CVPR 2018, section 3). Weights may be
+handed in as functions of a student's parameters, so that training reaches the student itself.
 
 It does not know data, losses, files or engines.
 
@@ -12,11 +17,13 @@ Shapes: B batch; B1HW codes 0..255; O output channels of a layer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
-from tinyusfm_export.decision import QuantDecision
-from tinyusfm_export.ptq import symmetric_grid
+import numpy as np
+
+from tinyusfm_export.decision import QuantDecision, TensorQuant
+from tinyusfm_export.ptq import Grid, activation_taps, natural_grid, symmetric_grid
 from tinyusfm_runtime.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -24,17 +31,23 @@ if TYPE_CHECKING:
 
     from tinyusfm_export.graph import ExportGraph
 
+Form = Literal["qdq", "static"]
+"""Which artefact's rounding is computed."""
+Net = Callable[[np.ndarray], dict[str, np.ndarray]]
+"""uint8 NCHW input -> outputs by name."""
 
-def on_grid(x: Tensor, scale: float, low: int, high: int) -> Tensor:
-    """Rounds to ``scale`` times a whole number from ``low`` to ``high``.
+
+def on_grid(x: Tensor, grid: Grid) -> Tensor:
+    """Rounds to the values of a code grid.
 
     The gradient is that of the clamp: 1 inside, 0 outside.
     """
     import torch
 
-    inside = torch.clamp(x, scale * low, scale * high)
-    rounded = torch.clamp(torch.round(x / scale), low, high) * scale
-    return inside + (rounded - inside).detach()
+    least, most = (-128, 127) if grid.signed else (0, 255)
+    inside = torch.clamp(x, grid.low, grid.high)
+    codes = torch.clamp(torch.round(x / grid.scale) + grid.zero, least, most)
+    return inside + ((codes - grid.zero) * grid.scale - inside).detach()
 
 
 def weight_on_grid(weight: Tensor, limit: int) -> Tensor:
@@ -53,33 +66,52 @@ def weight_on_grid(weight: Tensor, limit: int) -> Tensor:
     return weight + ((codes * column.double()).to(weight.dtype) - weight).detach()
 
 
+def layer_grid(quant: TensorQuant, form: Form, *, is_padded: bool) -> Grid:
+    """The grid from which a layer reads a static tensor.
+
+    Args:
+        quant: the tensor.
+        form: of the artefact.
+        is_padded: whether a padded convolution reads it, which needs zero where it is.
+    """
+    natural = natural_grid(quant)
+    if form == "qdq" or (is_padded and natural.zero != 0 and not natural.signed):
+        return symmetric_grid(quant)
+    return natural
+
+
 class FakeQuant:
-    """An export graph that computes as its Q/DQ artefact does, in float32 and with gradients.
+    """An export graph that computes as its artefact does, in float32 and with gradients.
 
     Args:
         graph: the export graph; its module is only read.
-        decision: an int8 decision with static ranges.
+        decision: of this graph; nothing is rounded where it quantizes nothing.
+        form: of the artefact.
 
     Raises:
-        UnsupportedError: the decision has dynamic tensors, or names one that the graph has not.
+        UnsupportedError: the decision has dynamic tensors and the form is ``qdq``, or it names one that the graph has
+            not.
     """
 
-    def __init__(self, graph: ExportGraph, decision: QuantDecision) -> None:
+    def __init__(self, graph: ExportGraph, decision: QuantDecision, *, form: Form = "qdq") -> None:
         import copy
 
+        import torch
+
+        self.graph, self.decision = graph, decision
+        self._module: Any = copy.deepcopy(graph.module)
+        self._layers: list[str] = []
         for name, quant in decision.quantized().items():
-            if quant.mode == "dynamic":
+            if quant.mode == "dynamic" and form == "qdq":
                 raise UnsupportedError(f"fake quantization has static ranges only, {name!r} is dynamic: calibrate it")
             if name not in graph.linear_inputs:
                 raise UnsupportedError(f"the decision names {name!r}, which this graph has not: decide anew")
-        self.graph, self.decision = graph, decision
-        self._layers = {graph.linear_inputs[name]: quant for name, quant in decision.quantized().items()}
-        self._module = copy.deepcopy(graph.module)
-        for path, quant in self._layers.items():
-            scale = symmetric_grid(quant).scale
-            self._module.get_submodule(path).register_forward_pre_hook(
-                lambda _, inputs, scale=scale: (on_grid(inputs[0], scale, -128, 127),)
-            )
+            path = graph.linear_inputs[name]
+            layer: Any = self._module.get_submodule(path)
+            with torch.no_grad():
+                layer.weight.copy_(weight_on_grid(layer.weight, decision.weight_limit))
+            layer.register_forward_pre_hook(_rounding(quant, form, is_padded=any(getattr(layer, "padding", (0,)))))
+            self._layers.append(path)
 
     def __call__(self, codes_B1HW: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """Logits of a batch.
@@ -94,14 +126,61 @@ class FakeQuant:
         import torch
         from torch.func import functional_call
 
-        used = dict(self._module.state_dict() if weights is None else weights)
-        for path in self._layers:
-            used[f"{path}.weight"] = weight_on_grid(used[f"{path}.weight"], self.decision.weight_limit)
+        used: dict[str, Tensor] = {}
+        if weights is not None:
+            used = dict(weights)
+            for path in self._layers:
+                used[f"{path}.weight"] = weight_on_grid(used[f"{path}.weight"], self.decision.weight_limit)
 
         def one(codes_1HW: Tensor) -> Tensor:
             return functional_call(self._module, used, (codes_1HW[None],))[0][0]
 
         return torch.stack([one(codes) for codes in codes_B1HW])
 
+    def outputs(self, codes_11HW: np.ndarray) -> dict[str, np.ndarray]:
+        """All outputs of one frame by name, under the graph's own weights."""
+        import torch
 
-__all__ = ["FakeQuant", "on_grid", "weight_on_grid"]
+        with torch.inference_mode():
+            found = self._module(torch.from_numpy(np.ascontiguousarray(codes_11HW)))
+        return {name: value.numpy() for name, value in zip(self.graph.outputs, found, strict=True)}
+
+    def inputs_of_layers(self, codes_11HW: np.ndarray) -> dict[str, np.ndarray]:
+        """What each linear layer reads of one frame, by the tensor's name, rounded where the decision rounds."""
+        return dict(activation_taps(self.graph, self._module)(codes_11HW))
+
+
+def int8_net(graph: ExportGraph, decision: QuantDecision) -> Net:
+    """The graph under a decision, in its static form.
+
+    Args:
+        graph: the export graph; its own module stays as it is.
+        decision: of this graph.
+    """
+    return FakeQuant(graph, decision, form="static").outputs
+
+
+def float_net(graph: ExportGraph) -> Net:
+    """The graph in float32.
+
+    Args:
+        graph: the export graph.
+    """
+    return FakeQuant(graph, QuantDecision(precision="fp32", rest_precision="f32")).outputs
+
+
+def _rounding(quant: TensorQuant, form: Form, *, is_padded: bool) -> Callable[[Any, tuple[Tensor, ...]], tuple[Tensor]]:
+    static = layer_grid(quant, form, is_padded=is_padded) if quant.mode == "static" else None
+
+    def round_input(_: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+        values = inputs[0]
+        grid = static
+        if grid is None:
+            low, high = min(float(values.min()), 0.0), max(float(values.max()), 1e-9)
+            grid = natural_grid(TensorQuant(mode="static", low=low, high=high))
+        return (on_grid(values, grid),)
+
+    return round_input
+
+
+__all__ = ["FakeQuant", "Form", "Net", "float_net", "int8_net", "layer_grid", "on_grid", "weight_on_grid"]

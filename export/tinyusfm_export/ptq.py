@@ -113,28 +113,29 @@ def _matches(layer: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(layer, pattern) for pattern in patterns)
 
 
-def activation_taps(graph: ExportGraph) -> Callable[[np.ndarray], Mapping[str, np.ndarray]]:
+def activation_taps(graph: ExportGraph, module: Any = None) -> Callable[[np.ndarray], Mapping[str, np.ndarray]]:
     """The rewritten net as a callable that calibration can observe.
 
     Args:
         graph: the export graph.
+        module: run in place of the graph's own: a copy of it that computes otherwise.
 
     Returns:
         uint8 NCHW input -> float32 values of every tensor in ``graph.linear_inputs``, by name.
     """
     import torch
 
-    found: dict[str, np.ndarray] = {}
+    net, found = module or graph.module, {}  # type: tuple[Any, dict[str, np.ndarray]]
 
     def tap(name: str) -> Callable[[Any, tuple[Any, ...]], None]:
         return lambda _, inputs: found.__setitem__(name, inputs[0].numpy())
 
     def run(tensor_NCHW: np.ndarray) -> Mapping[str, np.ndarray]:
-        layers = {name: graph.module.get_submodule(path) for name, path in graph.linear_inputs.items()}
+        layers = {name: net.get_submodule(path) for name, path in graph.linear_inputs.items()}
         handles = [layer.register_forward_pre_hook(tap(name)) for name, layer in layers.items()]
         try:
             with torch.inference_mode():
-                graph.module(torch.from_numpy(np.ascontiguousarray(tensor_NCHW)))
+                net(torch.from_numpy(np.ascontiguousarray(tensor_NCHW)))
         finally:
             for handle in handles:
                 handle.remove()

@@ -1,6 +1,6 @@
 """Ranges chosen by measurement: range methods, equalisation and bias correction side by side on validation frames.
 
-Each candidate is simulated (simulate.py) on frames that did not calibrate and compared with the float graph: the
+Each candidate is simulated (fake_quant.py) on frames that did not calibrate and compared with the float graph: the
 error of the logits relative to their own size, and for masks the Dice of the two masks. The method with the least
 error is kept; equalisation and bias correction are added on top only where they take at least MIN_GAIN off the error.
 Everything that was measured is kept, for the report. It does not know files or engines.
@@ -23,8 +23,8 @@ from tinyusfm_calibration.sets import CalibrationSet
 from tinyusfm_export.bias_shift import WrittenWeight, correct_biases, measure_means
 from tinyusfm_export.decision import QuantDecision
 from tinyusfm_export.equalise import channel_peaks, equalise, find_divisors, outlier_ratio
+from tinyusfm_export.fake_quant import Net, float_net, int8_net
 from tinyusfm_export.ptq import PtqPolicy, activation_taps, decide
-from tinyusfm_export.simulate import Net, float_net, int8_net
 from tinyusfm_runtime.errors import CalibrationError, InputError
 from tinyusfm_runtime.spec import ModelSpec, Task
 

@@ -10,9 +10,9 @@ import torch
 
 from tests.export.students import make_student, observed, phantom_inputs, small_graph
 from tinyusfm_export.equalise import channel_peaks, equalisable, equalise, find_divisors, outlier_ratio
+from tinyusfm_export.fake_quant import float_net, int8_net
 from tinyusfm_export.graph import ExportGraph, build_graph
 from tinyusfm_export.ptq import PtqPolicy, activation_taps, decide
-from tinyusfm_export.simulate import float_net, int8_net
 from tinyusfm_runtime.errors import InputError
 
 BLOCKS = PtqPolicy(decoder=False, rest_precision="f32")

@@ -15,12 +15,11 @@ from tests.export.test_equalise import outlier_graph
 from tinyusfm_calibration.sets import describe_frames, phantom_frames
 from tinyusfm_export import range_choice
 from tinyusfm_export.bias_shift import correct_biases, mean_shift, measure_means
+from tinyusfm_export.fake_quant import float_net, int8_net
 from tinyusfm_export.graph import ExportGraph
-from tinyusfm_export.onnx_int8 import qdq_onnx
 from tinyusfm_export.onnx_writer import as_array
 from tinyusfm_export.ptq import PtqPolicy, activation_taps, decide, quantize_weight
 from tinyusfm_export.range_choice import Preparation, RangeChoice, choose_ranges, mask_dice
-from tinyusfm_export.simulate import float_net, int8_net
 from tinyusfm_runtime.errors import CalibrationError, InputError
 from tinyusfm_runtime.preprocess import preprocess
 
@@ -35,23 +34,6 @@ def rms(values: np.ndarray) -> float:
 def inputs_of(graph: ExportGraph, seeds: range) -> list[np.ndarray]:
     """Inputs made of phantoms."""
     return [preprocess(named.frame, graph.spec.preprocess)[0] for named in phantom_frames(seeds)]
-
-
-def test_the_simulation_is_the_qdq_graph() -> None:
-    ort = pytest.importorskip("onnxruntime", reason="install tinyusfm-edge[onnxruntime]")
-    graph = small_graph()
-    decision = decide(graph, "int8", observed(graph), policy=replace(FLOAT_REST, symmetric=True))
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(qdq_onnx(graph, decision), options, providers=["CPUExecutionProvider"])
-    simulated, exact = int8_net(graph, decision), float_net(graph)
-    for tensor in phantom_inputs(graph.spec):
-        want = exact(tensor)["logits"]
-        ours = simulated(tensor)["logits"]
-        theirs = session.run(["logits"], {"image": tensor})[0]
-        # a value on the border of two codes may fall either way; that is far below what int8 costs
-        assert rms(ours - theirs) < 0.25 * rms(theirs - want)
 
 
 def test_a_dynamic_tensor_takes_each_frames_own_range() -> None:

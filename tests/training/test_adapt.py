@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -17,9 +18,9 @@ from tinyusfm_edge.models.encoder import EncoderShape
 from tinyusfm_edge.models.student import StudentConfig, build_student
 from tinyusfm_edge.models.teachers import dinov2
 from tinyusfm_edge.training import loop
-from tinyusfm_edge.training.adapt import BEST, adapt, best_student, student_spec, write_student
+from tinyusfm_edge.training.adapt import BEST, adapt, best_student, preprocess_spec, student_spec, write_student
 from tinyusfm_edge.training.adapt_config import AdaptConfig
-from tinyusfm_edge.training.task import class_names
+from tinyusfm_edge.training.task import class_names, load_task, score
 from tinyusfm_edge.training.teach import TeacherChoice
 from tinyusfm_runtime.errors import CheckpointError, InputError
 
@@ -230,6 +231,7 @@ def test_distillation_and_a_teacher_belong_together(table: Path, teacher: Teache
         {"batch": 0},
         {"phantom_share": 1.0},
         {"held_phantoms": 6},
+        {"negative_share": 1.0},
         {"layer_decay": 0.0},
         {"labels": 1.5},
         {"precision": "fp8"},
@@ -239,12 +241,51 @@ def test_distillation_and_a_teacher_belong_together(table: Path, teacher: Teache
         {"student": StudentConfig(task="features")},
         {"student": StudentConfig(num_classes=3)},
         {"student": StudentConfig(task="classify")},
+        {"phantom_share": 0.0, "negative_share": 0.1, "student": StudentConfig(task="classify")},
     ],
     ids=lambda change: next(iter(change)),
 )
 def test_impossible_settings(change: dict[str, object]) -> None:
     with pytest.raises(InputError):
         replace(SMALL, **change)  # type: ignore[arg-type]
+
+
+def test_negatives_teach_a_net_to_answer_with_nothing(table: Path, tmp_path: Path) -> None:
+    """Stripes have no head; a net that never saw them marks one, a net that did marks none."""
+    stripes = tmp_path / "stripes"
+    stripes.mkdir()
+    rows = []
+    for index in range(12):
+        picture = np.broadcast_to(
+            (np.arange(96)[:, None] // (2 + index % 4) % 2 * 180 + 40).astype(np.uint8), (96, 128)
+        )
+        cv2.imwrite(str(stripes / f"{index}.png"), picture)
+        rows.append(f"{index}.png,muscle,,{'val' if index >= 8 else 'train'},group{index}")
+    (stripes / "split.csv").write_text("\n".join(["file,label,mask,split,group", *rows]) + "\n", encoding="utf-8")
+    without = replace(SMALL, steps=150, evaluate_every=150, ema=0.0, learning_rate=2e-3, layer_decay=1.0, batch=8)
+    found = {}
+    for share in (0.0, 0.4):
+        run = tmp_path / f"run{share}"
+        folders = [stripes] if share else []
+        adapt(table, run, replace(without, negative_share=share), HEAD, negatives=folders, quiet=True)
+        config = AdaptConfig.from_json(json.loads((run / "config.json").read_text(encoding="utf-8"))["adapt"])
+        data = load_task(table, preprocess_spec(config), replace(config, negative_share=0.4), HEAD, [stripes])
+        assert data.negatives is not None and len(data.negatives) == 8
+        assert data.negatives_val is not None and len(data.negatives_val) == 4
+        net = best_student(run, config)
+        found[share] = score(net, data.negatives_val, preprocess_spec(config), segment=True)["dice"]
+        logged = [entry for entry in loop.read_scalars(run) if "val_rank" in entry][-1]
+        assert logged.get("negatives_empty") == (found[share] if share else None)
+    assert found[0.4] == 1.0 and found[0.0] < 1.0
+    settings = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    assert settings["data"]["negatives"] == 8 and settings["negatives"] == ["stripes"]
+
+
+def test_negatives_and_their_share_belong_together(table: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="belong together"):
+        adapt(table, tmp_path / "run", replace(SMALL, negative_share=0.2), HEAD, quiet=True)
+    with pytest.raises(InputError, match="belong together"):
+        adapt(table, tmp_path / "run", SMALL, HEAD, negatives=[table], quiet=True)
 
 
 def test_settings_of_a_run_can_be_read_back(whole: Path) -> None:

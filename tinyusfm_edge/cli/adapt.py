@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tinyusfm_edge.training.teach import TeacherChoice
 
 RANDOM = "random"
+DEFAULT_NEGATIVE_SHARE = 0.1
+"""Part of a batch that holds nothing to segment, where pictures of other things are given."""
 START_FILES = ("student.safetensors", "best.safetensors", "last.safetensors")
 """What is looked for in a run folder given as a start, first hit first."""
 
@@ -59,6 +61,12 @@ def adapt(
         float | None,
         typer.Option(help="Part of a batch without labels: rest of the split, and synthetic."),
     ] = None,
+    negatives: Annotated[
+        str, typer.Option(help="Folders of pictures that hold nothing to segment, with commas between.")
+    ] = "",
+    negative_share: Annotated[
+        float | None, typer.Option(help="Part of a batch drawn from them. Default: 0.1 where there are any.")
+    ] = None,
     exits: Annotated[str, typer.Option(help="Early exits of a classifier after these blocks, such as 6,9.")] = "",
     config: Annotated[Path | None, typer.Option(help="JSON of further settings; options here go before it.")] = None,
 ) -> None:
@@ -84,6 +92,10 @@ def adapt(
         "layer_decay": 1.0 if layer_decay is None and init == RANDOM and "layer_decay" not in settings else layer_decay,
     }
     given |= {"kd": split_names(kd) or None, "transfer_share": transfer_share}
+    others = [Path(name) for name in split_names(negatives)]
+    if others and negative_share is None and "negative_share" not in settings:
+        negative_share = DEFAULT_NEGATIVE_SHARE
+    given["negative_share"] = negative_share
     if lora and not kd:
         raise InputError("--lora adapts a teacher: say what is distilled from it, such as --kd logits,features")
     if kd:
@@ -92,7 +104,7 @@ def adapt(
     choice = choose_teacher(plan, teacher, teacher_weights, teacher_run)
     run_folder = out.with_suffix(".run")
     spec = recipe.student_spec(plan, names, name=name or out.stem, postprocess=postprocess)
-    found = recipe.adapt(data, run_folder, plan, names, init=find_start(init), teacher=choice)
+    found = recipe.adapt(data, run_folder, plan, names, init=find_start(init), teacher=choice, negatives=others)
     if not recipe.is_first_process():
         return
     sha256, stops = recipe.write_student(run_folder, out, plan, spec, data=data)

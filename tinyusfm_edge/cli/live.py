@@ -66,10 +66,10 @@ def live(
 
     locations = list(sink or ())
     sink_list.refuse_overwriting(source, locations)
-    options = {"spacing_mm": console.numbers(spacing, 2, "--spacing ROW,COL in mm")} if spacing else {}
+    options = loop_options.source_options(crop, spacing)
 
     def opened() -> FrameSource:
-        return open_source(source, crop=console.crop(crop), **options)
+        return open_source(source, **options)
 
     sinks: list[Sink] = []
 

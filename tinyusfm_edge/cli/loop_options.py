@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from tinyusfm_edge.cli import console
 
 Target = Annotated[str | None, typer.Option(help="Artefact to run, such as openvino or onnx.")]
 Precision = Annotated[str | None, typer.Option(help="Artefact to run, such as int8.")]
@@ -27,6 +29,19 @@ Drift = Annotated[
 ]
 FullDepth = Annotated[bool, typer.Option("--full-depth", help="Never stop at an early exit.")]
 
+
+def source_options(crop: str | None, spacing: str | None) -> dict[str, Any]:
+    """What a source is opened with, as typed.
+
+    Raises:
+        InputError: no such crop or spacing.
+    """
+    options: dict[str, Any] = {"crop": console.crop(crop)}
+    if spacing:
+        options["spacing_mm"] = console.numbers(spacing, 2, "--spacing ROW,COL in mm")
+    return options
+
+
 __all__ = [
     "AllowUnverified",
     "Crop",
@@ -40,4 +55,5 @@ __all__ = [
     "Spacing",
     "Target",
     "Threads",
+    "source_options",
 ]

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import typer
 
-from tinyusfm_edge.cli import console, loop_options
-from tinyusfm_runtime.errors import InputError
+from tinyusfm_edge.cli import console, loop_options, sink_list
 
 if TYPE_CHECKING:
     from tinyusfm_runtime.drift import DriftReading
@@ -62,16 +61,15 @@ def run(
     from tinyusfm_runtime.sources import open_source
 
     sinks = list(sink or ())
-    _refuse_overwriting(source, overlay, jsonl, *(place.partition(":")[2] for place in sinks))
-    options = {"spacing_mm": console.numbers(spacing, 2, "--spacing ROW,COL in mm")} if spacing else {}
-    opened = open_source(source, crop=console.crop(crop), **options)
+    files = [f"{name}:{place}" for name, place in (("video", overlay), ("jsonl", jsonl)) if place is not None]
+    sink_list.refuse_overwriting(source, [*files, *sinks])
+    opened = open_source(source, **loop_options.source_options(crop, spacing))
     if not (isinstance(opened, LiveSource) or budget_ms or sinks or policy or fallback or isolate or smooth):
         _run_file(
             bundle, opened, overlay=overlay, jsonl=jsonl, target=target, precision=precision, threads=threads,
             limit=limit, allow_unverified=allow_unverified, drift=drift, full_depth=full_depth,
         )  # fmt: skip
         return
-    files = [f"{name}:{place}" for name, place in (("video", overlay), ("jsonl", jsonl)) if place is not None]
     asked = LiveRun(
         bundle=bundle, budget_ms=budget_ms, policy=policy, sinks=[*files, *sinks],
         fallback=fallback, isolate=isolate, smooth=smooth, target=target, precision=precision, threads=threads,
@@ -237,10 +235,3 @@ def _with_rate(frames: Iterator[Frame]) -> tuple[Iterator[Frame], float]:
     if len(times) == 2 and times[0] is not None and times[1] is not None and times[1] > times[0]:
         rate_hz = min(max(1e9 / (times[1] - times[0]), 1.0), 120.0)
     return itertools.chain(ahead, frames), rate_hz
-
-
-def _refuse_overwriting(source: str, *outputs: str | None) -> None:
-    places = [Path(source.split(":", 1)[-1]), *(Path(place) for place in outputs if place not in (None, "-"))]
-    resolved = [place.resolve() for place in places]
-    if len(set(resolved)) != len(resolved):
-        raise InputError("source and outputs must be different files")

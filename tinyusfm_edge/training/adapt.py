@@ -13,7 +13,7 @@ Dice or class-weighted cross-entropy, EMA of the weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ def adapt(
     *,
     init: Path | None = None,
     teacher: TeacherChoice | None = None,
+    negatives: Sequence[Path] = (),
     quiet: bool = False,
 ) -> Outcome:
     """Runs or resumes an adaptation; with a teacher that one is adapted first.
@@ -79,6 +80,7 @@ def adapt(
         labels: names of the outputs.
         init: weights to start from, or None for random ones.
         teacher: what is distilled from, where the config asks for distillation.
+        negatives: folders with a ``split.csv`` of pictures that hold nothing to segment.
         quiet: print nothing.
 
     Returns:
@@ -99,8 +101,9 @@ def adapt(
         torch.manual_seed(config.seed)
         guide = Guide(net, config)
     model, start = start_student(config, init)
+    known: dict[str, object] = {"init": start, "teacher": about, "negatives": [folder.name for folder in negatives]}
     return train_model(
-        model, data, run_folder, config, labels, start={"init": start, "teacher": about}, guide=guide, quiet=quiet
+        model, data, run_folder, config, labels, start=known, guide=guide, negatives=negatives, quiet=quiet
     )
 
 
@@ -113,6 +116,7 @@ def train_model(
     *,
     start: Mapping[str, object],
     guide: Guide | None = None,
+    negatives: Sequence[Path] = (),
     quiet: bool = False,
 ) -> Outcome:
     """Trains any net that answers as a student does: a student, or the teacher itself.
@@ -125,6 +129,7 @@ def train_model(
         labels: names of the outputs.
         start: what is recorded about the start.
         guide: what an adapted teacher adds to the loss.
+        negatives: folders of pictures that hold nothing to segment.
         quiet: print nothing.
 
     Returns:
@@ -136,7 +141,7 @@ def train_model(
         OutputError: the folder cannot be written.
     """
     spec = preprocess_spec(config)
-    task_data = load_task(data, spec, config, labels)
+    task_data = load_task(data, spec, config, labels, negatives)
     objective = AdaptObjective(model, TaskLoss(config, task_data), spec, guide)
     settings = {"adapt": config.to_json(), "labels": list(labels), "data": task_data.counts(), **start}
     return fit(
@@ -176,6 +181,9 @@ def evaluation_of(objective: AdaptObjective, data: TaskData, spec: PreprocessSpe
         }
         if data.held is not None:
             found["phantom_dice"] = score(objective.model, data.held, spec, segment=True)["dice"]
+        if data.negatives_val is not None:
+            # two empty masks agree, so this is the share of pictures in which nothing was found
+            found["negatives_empty"] = score(objective.model, data.negatives_val, spec, segment=True)["dice"]
         return found
 
     return Evaluation(every=config.evaluate_every, measure=measure, best_by="val_rank")

@@ -41,6 +41,7 @@ class AdaptConfig:
         phantom_share: fraction of synthetic fetal heads in a batch, 0..1 (segmentation).
         num_phantoms: distinct phantoms drawn before training, if any.
         held_phantoms: of them, kept for evaluation.
+        negative_share: fraction of a batch that holds nothing to segment, an empty mask, 0..1 (segmentation).
         student: architecture.
         augment: ranges.
         polish_from: step from which the ranges of the augmentation are halved, or None.
@@ -75,6 +76,7 @@ class AdaptConfig:
     phantom_share: float = 0.0
     num_phantoms: int = 600
     held_phantoms: int = 48
+    negative_share: float = 0.0
     student: StudentConfig = field(default_factory=lambda: StudentConfig(drop_path=0.05))
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     polish_from: int | None = None
@@ -106,6 +108,10 @@ class AdaptConfig:
             raise InputError(
                 f"{self.held_phantoms} of {self.num_phantoms} phantoms held: some must be left for training"
             )
+        if not 0.0 <= self.negative_share < 1.0:
+            raise InputError(f"negative_share must lie in [0, 1), not {self.negative_share:g}")
+        if self.student.task == "classify" and self.negative_share > 0.0:
+            raise InputError("negatives have an empty mask and no class: negative_share must be 0 for a classifier")
         if self.student.task == "features":
             raise InputError("a features student has no task to adapt to: use segment or classify")
         if self.student.task == "segment" and self.student.outputs != 1:

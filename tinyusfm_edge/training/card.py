@@ -180,6 +180,11 @@ def _adaptation(run: Mapping[str, Any]) -> str:
             f"{100 * recipe['phantom_share']:g} % of a batch are synthetic phantoms ({recipe['num_phantoms']} drawn); "
             "phantoms say nothing about accuracy on patients."
         )
+    if recipe.get("negative_share"):
+        parts.append(
+            f"{100 * recipe['negative_share']:g} % of a batch hold nothing to segment: {run['data']['negatives']} "
+            f"training frames of {' and '.join(run['negatives'])}."
+        )
     return " ".join(parts)
 
 

@@ -53,7 +53,7 @@ class AdaptObjective(nn.Module):
 
 
 class AdaptTask:
-    """Labelled pictures, with phantoms and transfer pictures where the recipe asks for them, under an objective."""
+    """Labelled pictures, and phantoms, negatives and transfer pictures where the recipe asks for them."""
 
     def __init__(self, config: AdaptConfig, data: TaskData, objective: AdaptObjective) -> None:
         self.config, self.data, self._objective = config, data, objective
@@ -98,6 +98,9 @@ class AdaptTask:
             return transfer, int(torch.randint(len(transfer), (), generator=generator))
         if phantoms is not None and float(torch.rand((), generator=generator)) < self.config.phantom_share:
             return phantoms, int(torch.randint(len(phantoms), (), generator=generator))
+        negatives = self.data.negatives
+        if negatives is not None and float(torch.rand((), generator=generator)) < self.config.negative_share:
+            return negatives, int(torch.randint(len(negatives), (), generator=generator))
         return self.data.train, draw.index
 
     def _ranges(self, draw: Draw) -> AugmentConfig:

@@ -60,6 +60,8 @@ class TaskData:
         val: of the validation split.
         phantoms: synthetic training pictures, or None.
         held: synthetic pictures kept for evaluation, or None.
+        negatives: training pictures of something else, with empty masks, or None.
+        negatives_val: of the validation splits, or None.
         transfer: pictures without labels for distillation, or None; their targets are not looked at.
         labels: names of the outputs.
         num_groups: patients among the labelled training pictures.
@@ -69,6 +71,8 @@ class TaskData:
     val: Pool
     phantoms: Pool | None
     held: Pool | None
+    negatives: Pool | None
+    negatives_val: Pool | None
     transfer: Pool | None
     labels: tuple[str, ...]
     num_groups: int
@@ -80,6 +84,7 @@ class TaskData:
             "train_groups": self.num_groups,
             "val": len(self.val),
             "phantoms": 0 if self.phantoms is None else len(self.phantoms),
+            "negatives": 0 if self.negatives is None else len(self.negatives),
             "transfer": 0 if self.transfer is None else len(self.transfer),
         }
 
@@ -96,7 +101,9 @@ def class_names(folder: Path) -> tuple[str, ...]:
     return names
 
 
-def load_task(folder: Path, spec: PreprocessSpec, config: AdaptConfig, labels: tuple[str, ...]) -> TaskData:
+def load_task(
+    folder: Path, spec: PreprocessSpec, config: AdaptConfig, labels: tuple[str, ...], negatives: Sequence[Path] = ()
+) -> TaskData:
     """Reads training and validation data.
 
     Args:
@@ -104,10 +111,14 @@ def load_task(folder: Path, spec: PreprocessSpec, config: AdaptConfig, labels: t
         spec: the model's preprocessing.
         config: labels' share, phantoms, task.
         labels: names of the outputs.
+        negatives: folders with a ``split.csv`` of pictures that hold nothing to segment.
 
     Raises:
-        InputError: unusable data, or a validation class that training has not.
+        InputError: unusable data, a validation class that training has not, or negatives without a share of the batch
+            or the reverse.
     """
+    if bool(negatives) != (config.negative_share > 0.0):
+        raise InputError("negatives and their share of a batch belong together: give both, or neither")
     need: Literal["mask", "label"] = "mask" if config.student.task == "segment" else "label"
     train = read_table(folder, "train", need=need, share=config.labels, share_seed=config.labels_seed)
     val = read_table(folder, "val", need=need)
@@ -119,6 +130,8 @@ def load_task(folder: Path, spec: PreprocessSpec, config: AdaptConfig, labels: t
         val=_pool(val, spec, config, labels),
         phantoms=phantoms,
         held=held,
+        negatives=_negatives(negatives, "train", spec) if negatives else None,
+        negatives_val=_negatives(negatives, "val", spec) if negatives else None,
         transfer=transfer,
         labels=labels,
         num_groups=len({sample.group for sample in train}),
@@ -131,6 +144,13 @@ def _pool(samples: Sequence[Sample], spec: PreprocessSpec, config: AdaptConfig, 
         return Pool(images_SHW=torch.from_numpy(images), targets=torch.from_numpy(masks))
     images = np.stack([preprocess(sample.frame, spec)[0][0, 0] for sample in samples])
     return Pool(images_SHW=torch.from_numpy(images), targets=torch.from_numpy(class_indices(samples, labels)))
+
+
+def _negatives(folders: Sequence[Path], split: str, spec: PreprocessSpec) -> Pool:
+    """Pictures of other things, whatever they are labelled, with empty masks."""
+    samples = [sample for folder in folders for sample in read_table(folder, split, need="label")]
+    images = torch.from_numpy(np.stack([preprocess(sample.frame, spec)[0][0, 0] for sample in samples]))
+    return Pool(images_SHW=images, targets=torch.zeros_like(images))
 
 
 def _transfer(folder: Path, taken: set[str], train: Pool, spec: PreprocessSpec, config: AdaptConfig) -> Pool:
