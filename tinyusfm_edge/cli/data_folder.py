@@ -49,9 +49,7 @@ class DataFolder:
     training: tuple[NamedFrame, ...] = ()
 
 
-def read_data(
-    folder: Path, *, calibrate: bool, calibration: str | None = None, teach: bool = False
-) -> DataFolder:
+def read_data(folder: Path, *, calibrate: bool, calibration: str | None = None, teach: bool = False) -> DataFolder:
     """Reads a data folder.
 
     Args:
