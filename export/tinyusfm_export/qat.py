@@ -21,12 +21,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinyusfm_calibration.ranges import Ranges
 from tinyusfm_export.decision import QuantDecision
 from tinyusfm_export.fake_quant import FakeQuant
 from tinyusfm_export.graph import build_graph, live_weights
@@ -97,6 +98,16 @@ class QatResult:
     losses: tuple[float, ...]
     first_loss: float
     last_loss: float
+
+    def learned(self, ranges: Ranges) -> Ranges:
+        """The ranges of the trained student, from those that it started with."""
+        if not self.factors:
+            return ranges
+        scaled = {
+            name: (low * self.factors.get(name, 1.0), high * self.factors.get(name, 1.0))
+            for name, (low, high) in ranges.tensors.items()
+        }
+        return replace(ranges, tensors=scaled, method=f"{ranges.method}, learned")
 
 
 def finetune(

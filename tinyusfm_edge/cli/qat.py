@@ -76,12 +76,7 @@ def qat(
             progress=lambda what, share: told(what, 0.9 * share),
         )
         told("measuring", 0.9)
-        if range_rate:
-            learned = {
-                name: (low * result.factors.get(name, 1.0), high * result.factors.get(name, 1.0))
-                for name, (low, high) in ranges.tensors.items()
-            }
-            ranges = replace(ranges, tensors=learned, method=f"{ranges.method}, learned")
+        ranges = result.learned(ranges)
         trained = decide(graph, "int8", ranges, policy=policy)
         report = measure(graph, result.student, (decision, trained), folder, spec, frames)
     import torch
