@@ -134,6 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=3e-5)
     parser.add_argument("--range-rate", type=float, default=2e-3)
+    parser.add_argument("--logit-weight", type=float, default=0.5)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--frames", type=int, default=151, help="validation frames that measure")
     parser.add_argument("--out", type=Path, required=True, help="JSON file of every frame's cost")
@@ -141,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = QatConfig(
             steps=options.steps, batch=options.batch, learning_rate=options.learning_rate,
-            range_rate=options.range_rate, seed=options.seed,
+            range_rate=options.range_rate, logit_weight=options.logit_weight, seed=options.seed,
         )  # fmt: skip
         found = recovery(options.data, options.student, options.setting, options.wider, options.frames, config)
         write_atomically(options.out, (json.dumps(found, indent=1) + "\n").encode())
