@@ -37,17 +37,23 @@ Net = Callable[[np.ndarray], dict[str, np.ndarray]]
 """uint8 NCHW input -> outputs by name."""
 
 
-def on_grid(x: Tensor, grid: Grid) -> Tensor:
+def on_grid(x: Tensor, grid: Grid, factor: Tensor | None = None) -> Tensor:
     """Rounds to the values of a code grid.
 
-    The gradient is that of the clamp: 1 inside, 0 outside.
+    The gradient with respect to ``x`` is that of the clamp, 1 inside and 0 outside; with respect to the factor it is
+    that of the learned step size (Esser et al., ICLR 2020, equation 3).
+
+    Args:
+        x: values.
+        grid: the grid.
+        factor: on its step, a positive scalar; None leaves the step as it is.
     """
     import torch
 
     least, most = (-128, 127) if grid.signed else (0, 255)
-    inside = torch.clamp(x, grid.low, grid.high)
-    codes = torch.clamp(torch.round(x / grid.scale) + grid.zero, least, most)
-    return inside + ((codes - grid.zero) * grid.scale - inside).detach()
+    step = grid.scale if factor is None else grid.scale * factor
+    inside = torch.clamp(x / step, least - grid.zero, most - grid.zero)
+    return (inside + (torch.round(inside) - inside).detach()) * step
 
 
 def weight_on_grid(weight: Tensor, limit: int) -> Tensor:
@@ -110,15 +116,23 @@ class FakeQuant:
             layer: Any = self._module.get_submodule(path)
             with torch.no_grad():
                 layer.weight.copy_(weight_on_grid(layer.weight, decision.weight_limit))
-            layer.register_forward_pre_hook(_rounding(quant, form, is_padded=any(getattr(layer, "padding", (0,)))))
+            is_padded = any(getattr(layer, "padding", (0,)))
+            layer.register_forward_pre_hook(self._rounding(name, quant, form, is_padded=is_padded))
             self._layers.append(path)
+        self._factors: Mapping[str, Tensor] = {}
 
-    def __call__(self, codes_B1HW: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+    def __call__(
+        self,
+        codes_B1HW: Tensor,
+        weights: Mapping[str, Tensor] | None = None,
+        factors: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
         """Logits of a batch.
 
         Args:
             codes_B1HW: brightness codes 0..255, float32.
             weights: the graph's weights by name, such as ``graph.live_weights`` gives; None takes the graph's own.
+            factors: on the steps of the activations' grids, positive scalars by the tensor's name; 1 where absent.
 
         Returns:
             Logits with the batch first (BKHW or BK).
@@ -135,7 +149,11 @@ class FakeQuant:
         def one(codes_1HW: Tensor) -> Tensor:
             return functional_call(self._module, used, (codes_1HW[None],))[0][0]
 
-        return torch.stack([one(codes) for codes in codes_B1HW])
+        self._factors = factors or {}
+        try:
+            return torch.stack([one(codes) for codes in codes_B1HW])
+        finally:
+            self._factors = {}
 
     def outputs(self, codes_11HW: np.ndarray) -> dict[str, np.ndarray]:
         """All outputs of one frame by name, under the graph's own weights."""
@@ -148,6 +166,21 @@ class FakeQuant:
     def inputs_of_layers(self, codes_11HW: np.ndarray) -> dict[str, np.ndarray]:
         """What each linear layer reads of one frame, by the tensor's name, rounded where the decision rounds."""
         return dict(activation_taps(self.graph, self._module)(codes_11HW))
+
+    def _rounding(
+        self, name: str, quant: TensorQuant, form: Form, *, is_padded: bool
+    ) -> Callable[[Any, tuple[Tensor, ...]], tuple[Tensor]]:
+        static = layer_grid(quant, form, is_padded=is_padded) if quant.mode == "static" else None
+
+        def round_input(_: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+            values = inputs[0]
+            grid = static
+            if grid is None:
+                low, high = min(float(values.min()), 0.0), max(float(values.max()), 1e-9)
+                grid = natural_grid(TensorQuant(mode="static", low=low, high=high))
+            return (on_grid(values, grid, self._factors.get(name)),)
+
+        return round_input
 
 
 def int8_net(graph: ExportGraph, decision: QuantDecision) -> Net:
@@ -167,20 +200,6 @@ def float_net(graph: ExportGraph) -> Net:
         graph: the export graph.
     """
     return FakeQuant(graph, QuantDecision(precision="fp32", rest_precision="f32")).outputs
-
-
-def _rounding(quant: TensorQuant, form: Form, *, is_padded: bool) -> Callable[[Any, tuple[Tensor, ...]], tuple[Tensor]]:
-    static = layer_grid(quant, form, is_padded=is_padded) if quant.mode == "static" else None
-
-    def round_input(_: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-        values = inputs[0]
-        grid = static
-        if grid is None:
-            low, high = min(float(values.min()), 0.0), max(float(values.max()), 1e-9)
-            grid = natural_grid(TensorQuant(mode="static", low=low, high=high))
-        return (on_grid(values, grid),)
-
-    return round_input
 
 
 __all__ = ["FakeQuant", "Form", "Net", "float_net", "int8_net", "layer_grid", "on_grid", "weight_on_grid"]

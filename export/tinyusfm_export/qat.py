@@ -2,8 +2,9 @@
 
 The student's parameters run through the same rewrites and the same grids as the export (graph.live_weights,
 fake_quant.py), so what is trained is what is exported, to one step of a grid. The frozen float student is the teacher;
-labels are not needed, any frames of the kind will do. Activation ranges stay those of the decision. BatchNorm keeps its
-statistics.
+labels are not needed, any frames of the kind will do, and both see them mirrored and brightened at random. Activation
+ranges start as the decision's and are learned beside the weights, one factor a tensor (LSQ, Esser et al., ICLR 2020).
+BatchNorm keeps its statistics.
 
 Loss (our choice): segmentation, binary cross-entropy (or cross-entropy over classes) against the teacher's
 probabilities; classification, KL divergence; both plus the mean squared error of the logits over the teacher's
@@ -20,12 +21,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinyusfm_calibration.ranges import Ranges
 from tinyusfm_export.decision import QuantDecision
 from tinyusfm_export.fake_quant import FakeQuant
 from tinyusfm_export.graph import build_graph, live_weights
@@ -35,8 +37,10 @@ from tinyusfm_runtime.spec import ModelSpec, Task
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 """Version of a checkpoint's content."""
+LARGEST_GAIN = 1.25
+"""Frames are made up to this much brighter, or darker."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +51,7 @@ class QatConfig:
         steps: optimiser steps.
         batch: frames a step.
         learning_rate: peak learning rate.
+        range_rate: peak learning rate of the logarithm of the ranges' factors; 0 keeps the decision's ranges.
         weight_decay: on tensors of two or more axes.
         warmup: steps of linear warm-up.
         logit_weight: weight of the logits' squared error.
@@ -57,6 +62,7 @@ class QatConfig:
     steps: int = 200
     batch: int = 4
     learning_rate: float = 1e-5
+    range_rate: float = 2e-3
     weight_decay: float = 0.0
     warmup: int = 10
     logit_weight: float = 0.5
@@ -71,6 +77,8 @@ class QatConfig:
         """
         if min(self.steps, self.batch, self.checkpoint_every) < 1 or not self.learning_rate > 0:
             raise InputError("QAT needs steps, batch and checkpoint_every of at least 1 and a positive learning rate")
+        if not self.range_rate >= 0:
+            raise InputError(f"the ranges' learning rate must not be negative, it is {self.range_rate}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,15 +87,27 @@ class QatResult:
 
     Attributes:
         student: the module, float32, evaluation mode.
+        factors: on each activation's range, by tensor name.
         losses: loss of every step of this call.
         first_loss: of the untrained student on the first batches, the PTQ loss.
         last_loss: mean of the last tenth of the steps.
     """
 
     student: nn.Module
+    factors: dict[str, float]
     losses: tuple[float, ...]
     first_loss: float
     last_loss: float
+
+    def learned(self, ranges: Ranges) -> Ranges:
+        """The ranges of the trained student, from those that it started with."""
+        if not self.factors:
+            return ranges
+        scaled = {
+            name: (low * self.factors.get(name, 1.0), high * self.factors.get(name, 1.0))
+            for name, (low, high) in ranges.tensors.items()
+        }
+        return replace(ranges, tensors=scaled, method=f"{ranges.method}, learned")
 
 
 def finetune(
@@ -139,6 +159,7 @@ def finetune(
     tail = history[-max(1, len(history) // 10) :]
     return QatResult(
         student=run.student.requires_grad_(False),
+        factors={name: math.exp(float(value.detach())) for name, value in run.log_factors.items()},
         losses=tuple(losses),
         first_loss=float(np.mean(history[: max(1, len(history) // 20)])),
         last_loss=float(np.mean(tail)),
@@ -156,11 +177,14 @@ class _Run:
         self.student, self.spec, self.config = student.requires_grad_(True), spec, config
         self.teacher = FakeQuant(build_graph(teacher, spec), _nothing(decision))
         self.fake = FakeQuant(build_graph(student, spec), decision)
+        static = decision.quantized() if config.range_rate else {}
+        self.log_factors = {name: torch.zeros((), requires_grad=True) for name in static}
         plain = [p for p in student.parameters() if p.ndim < 2]
         matrices = [p for p in student.parameters() if p.ndim >= 2]
         groups = [
             {"params": matrices, "weight_decay": config.weight_decay},
             {"params": plain, "weight_decay": 0.0},
+            {"params": [*self.log_factors.values()], "weight_decay": 0.0},
         ]
         self.optimiser = torch.optim.AdamW(groups, lr=config.learning_rate)
         self.step, self.history = 0, []  # type: tuple[int, list[float]]
@@ -171,12 +195,15 @@ class _Run:
         import torch
         from torch import nn
 
-        codes = torch.from_numpy(np.stack([frames_1HW[i] for i in self._batch(len(frames_1HW))])).float()
+        chosen = np.stack([frames_1HW[i] for i in self._batch(len(frames_1HW))])
+        codes = torch.from_numpy(vary(chosen, np.random.default_rng((self.config.seed, 1, self.step))))
         with torch.no_grad():
             wanted = self.teacher(codes)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self._rate()
-        found = self.fake(codes, live_weights(self.student, self.spec))
+        peaks = (self.config.learning_rate, self.config.learning_rate, self.config.range_rate)
+        for group, peak in zip(self.optimiser.param_groups, peaks, strict=True):
+            group["lr"] = peak * self._share()
+        factors = {name: value.exp() for name, value in self.log_factors.items()}
+        found = self.fake(codes, live_weights(self.student, self.spec), factors)
         loss = distance(found, wanted, self.spec.task, self.config.logit_weight)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -193,10 +220,11 @@ class _Run:
         shuffled = {turn: np.random.default_rng((self.config.seed, turn)).permutation(count) for turn in orders}
         return [int(shuffled[n // count][n % count]) for n in wanted]
 
-    def _rate(self) -> float:
+    def _share(self) -> float:
+        """Of the peak learning rate, at this step."""
         c = self.config
         warm = min(1.0, (self.step + 1) / max(1, c.warmup))
-        return c.learning_rate * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * self.step / c.steps)))
+        return warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * self.step / c.steps)))
 
     def save(self, path: Path) -> None:
         """Writes the checkpoint, whole or not at all."""
@@ -208,6 +236,7 @@ class _Run:
             "step": self.step,
             "history": self.history,
             "student": self.student.state_dict(),
+            "log_factors": {name: value.detach() for name, value in self.log_factors.items()},
             "optimiser": self.optimiser.state_dict(),
         }
         temporary = path.with_name(f".{path.name}.tmp")
@@ -231,6 +260,27 @@ class _Run:
         self.step, self.history = int(state["step"]), list(state["history"])
         self.student.load_state_dict(state["student"])
         self.optimiser.load_state_dict(state["optimiser"])
+        with torch.no_grad():
+            for name, value in self.log_factors.items():
+                value.copy_(state["log_factors"][name])
+
+
+def vary(codes_B1HW: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Mirrors each frame along rows and columns with probability 1/2 each, and multiplies its brightness.
+
+    Args:
+        codes_B1HW: uint8.
+        rng: the source of chance.
+
+    Returns:
+        Whole codes 0..255 as float32 B1HW; the factor is 0.8 to 1.25, even on a logarithmic scale.
+    """
+    varied = []
+    for codes in codes_B1HW:
+        flipped = codes[:, :: -1 if rng.random() < 0.5 else 1, :: -1 if rng.random() < 0.5 else 1]
+        factor = math.exp(rng.uniform(-1, 1) * math.log(LARGEST_GAIN))
+        varied.append(np.rint(np.clip(flipped * np.float32(factor), 0, 255)).astype(np.float32))
+    return np.stack(varied)
 
 
 def distance(found: Tensor, wanted: Tensor, task: Task, logit_weight: float) -> Tensor:
@@ -262,4 +312,4 @@ def _nothing(decision: QuantDecision) -> QuantDecision:
     return QuantDecision(precision="fp32", rest_precision="f32", method=decision.method)
 
 
-__all__ = ["CHECKPOINT_VERSION", "QatConfig", "QatResult", "distance", "finetune"]
+__all__ = ["CHECKPOINT_VERSION", "QatConfig", "QatResult", "distance", "finetune", "vary"]

@@ -36,6 +36,7 @@ class DataFolder:
         test_sha256: hashes of the test split's files.
         note: how the folder was understood, one line.
         masks: mask picture of each validation frame, or None; empty without a table.
+        training: every frame of the training split; empty unless asked for.
     """
 
     name: str
@@ -45,15 +46,17 @@ class DataFolder:
     test_sha256: frozenset[str]
     note: str
     masks: tuple[Path | None, ...] = ()
+    training: tuple[NamedFrame, ...] = ()
 
 
-def read_data(folder: Path, *, calibrate: bool, calibration: str | None = None) -> DataFolder:
+def read_data(folder: Path, *, calibrate: bool, calibration: str | None = None, teach: bool = False) -> DataFolder:
     """Reads a data folder.
 
     Args:
         folder: the folder.
         calibrate: also read frames that calibrate.
         calibration: name or file of a declared calibration set, or None.
+        teach: also read every frame of the training split.
 
     Returns:
         Its frames.
@@ -67,7 +70,7 @@ def read_data(folder: Path, *, calibrate: bool, calibration: str | None = None) 
         raise InputError(f"--data {folder}: there is no such folder")
     declaration = load_declaration(calibration) if calibration else _default_declaration(folder)
     if (folder / TABLE).is_file():
-        return _from_table(folder, declaration, calibrate=calibrate)
+        return _from_table(folder, declaration, calibrate=calibrate, teach=teach)
     frames = _plain_frames(folder)
     if len(frames) < 2:
         raise SourceError(f"--data {folder.name}: one picture cannot both calibrate and judge")
@@ -78,6 +81,7 @@ def read_data(folder: Path, *, calibrate: bool, calibration: str | None = None) 
         validation=tuple(frames[1::2]),
         test_sha256=frozenset(),
         note=f"{folder.name} has no {TABLE}: of its {len(frames)} pictures the even ones calibrate, the odd ones judge",
+        training=tuple(frames[0::2]) if teach else (),
     )
 
 
@@ -90,7 +94,7 @@ def _default_declaration(folder: Path) -> SetDeclaration:
     )
 
 
-def _from_table(folder: Path, declaration: SetDeclaration, *, calibrate: bool) -> DataFolder:
+def _from_table(folder: Path, declaration: SetDeclaration, *, calibrate: bool, teach: bool) -> DataFolder:
     rows = read_rows(folder)
     judging = [row for row in rows if row["split"] == "val"]
     validation = [_named(folder, row) for row in judging]
@@ -103,7 +107,8 @@ def _from_table(folder: Path, declaration: SetDeclaration, *, calibrate: bool) -
         by_id = {row["file"]: row for row in rows}
         drawn = draw(declaration, outlines)
         chosen = [named if named.id.startswith("phantom:") else _named(folder, by_id[named.id]) for named in drawn]
-    counts = f"{len(validation)} frames judge, {len(chosen)} calibrate"
+    training = [_named(folder, row) for row in rows if row["split"] == "train"] if teach else []
+    counts = f"{len(validation)} frames judge, {len(chosen)} calibrate" + (f", {len(training)} teach" if teach else "")
     test = frozenset(hashlib.sha256(_read(folder, row)).hexdigest() for row in rows if row["split"] == "test")
     return DataFolder(
         name=folder.name,
@@ -113,6 +118,7 @@ def _from_table(folder: Path, declaration: SetDeclaration, *, calibrate: bool) -
         test_sha256=test,
         note=f"{folder.name}: {counts}, {len(test)} of the test split stay out",
         masks=tuple(folder / row["mask"] if row.get("mask") else None for row in judging),
+        training=tuple(training),
     )
 
 

@@ -28,6 +28,15 @@ def qat(
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 200,
     batch: Annotated[int, typer.Option(min=1, help="Frames a step.")] = 4,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-5,
+    range_rate: Annotated[
+        float, typer.Option(min=0.0, help="Peak learning rate of the activation ranges; 0 keeps them as they are.")
+    ] = 2e-3,
+    range_method: Annotated[
+        str | None,
+        typer.Option(
+            help="Find the ranges to start from anew: minmax, percentile, entropy or mse. Default: the student's."
+        ),
+    ] = None,
     weight_bits: Annotated[int, typer.Option(min=4, max=8, help="Bits of the weights.")] = 8,
     seed: Annotated[int, typer.Option(help="Of the order of the frames.")] = 42,
     frames: Annotated[int, typer.Option(min=1, help="Validation frames that measure.")] = 32,
@@ -42,17 +51,20 @@ def qat(
 
     require("QAT", ("torch", "safetensors"), "torch")
     loaded, _ = load(student)
-    folder = read_data(data, calibrate=True)
+    folder = read_data(data, calibrate=True, teach=True)
     console.note(f"note: {folder.note}")
     console.check_writable(out, "the student")
     spec = loaded.spec
     graph = build_graph(loaded.module.eval(), spec)
     options = ExportOptions(calibration_name=folder.calibration_name, test_sha256=folder.test_sha256)
-    ranges = find_ranges(graph, loaded.ranges, None if loaded.ranges else folder.calibration, options)
+    if range_method is not None:
+        options = replace(options, method=range_method)
+    stored = loaded.ranges if range_method is None else None
+    ranges = find_ranges(graph, stored, None if stored else folder.calibration, options)
     policy = PtqPolicy(weight_limit=2 ** (weight_bits - 1) - 1, rest_precision="f32")
     decision = decide(graph, "int8", ranges, policy=policy)
-    inputs = [tensor[0] for tensor, _ in preprocess_all([named.frame for named in folder.calibration], spec)]
-    config = QatConfig(steps=steps, batch=batch, learning_rate=learning_rate, seed=seed)
+    inputs = [tensor[0] for tensor, _ in preprocess_all([named.frame for named in folder.training], spec)]
+    config = QatConfig(steps=steps, batch=batch, learning_rate=learning_rate, range_rate=range_rate, seed=seed)
     with console.progress() as told:
         result = finetune(
             loaded.module,
@@ -64,14 +76,16 @@ def qat(
             progress=lambda what, share: told(what, 0.9 * share),
         )
         told("measuring", 0.9)
-        report = measure(graph, result.student, decision, folder, spec, frames)
+        ranges = result.learned(ranges)
+        trained = decide(graph, "int8", ranges, policy=policy)
+        report = measure(graph, result.student, (decision, trained), folder, spec, frames)
     import torch
 
     spec = replace(spec, origin=f"{spec.origin}; fine-tuned with int8 in the loop ({steps} steps of {batch})")
     sha256 = save_student(out, cast(Any, result.student), spec, dtype=torch.float32)
     beside = out.with_suffix(".ranges.json")
-    stored = replace(ranges, weights_sha256=sha256).to_json()
-    console.write_file(beside, (json.dumps(stored, indent=1) + "\n").encode(), "the ranges")
+    written = replace(ranges, weights_sha256=sha256).to_json()
+    console.write_file(beside, (json.dumps(written, indent=1) + "\n").encode(), "the ranges")
     out.with_name(f".{out.name}.checkpoint").unlink(missing_ok=True)
     console.say(console.table(("student", "cost", "logits"), report["rows"]))
     console.say(f"\nmeasured     {report['measure']}, {report['frames']} validation frames, {weight_bits}-bit weights")
@@ -79,13 +93,15 @@ def qat(
     console.say(f"files        {out}, {beside}")
 
 
-def measure(graph: Any, trained: Any, decision: Any, folder: DataFolder, spec: Any, most: int) -> dict[str, Any]:
+def measure(
+    graph: Any, trained: Any, decisions: tuple[Any, Any], folder: DataFolder, spec: Any, most: int
+) -> dict[str, Any]:
     """What PTQ costs, and what the trained student costs in the same int8 graph, against the float student.
 
     Args:
         graph: the float student's export graph.
         trained: the trained student.
-        decision: the int8 decision.
+        decisions: the int8 decision before and after.
         folder: its validation frames measure.
         spec: of the student.
         most: frames to use.
@@ -93,6 +109,7 @@ def measure(graph: Any, trained: Any, decision: Any, folder: DataFolder, spec: A
     Returns:
         ``rows`` for people, ``measure``, ``frames`` and ``recovered``, the share of the cost that is gone, -inf..1.
     """
+    from tinyusfm_export.decision import float_decision
     from tinyusfm_export.engine_run import preprocess_all
     from tinyusfm_export.fake_quant import FakeQuant
     from tinyusfm_export.graph import build_graph
@@ -101,10 +118,10 @@ def measure(graph: Any, trained: Any, decision: Any, folder: DataFolder, spec: A
     named = folder.validation
     chosen = [named[i * len(named) // min(most, len(named))] for i in range(min(most, len(named)))]
     inputs = [tensor for tensor, _ in preprocess_all([item.frame for item in chosen], spec)]
-    wanted = answers(FakeQuant(graph, replace(decision, precision="fp32", rest_precision="f32", tensors={})), inputs)
+    wanted = answers(FakeQuant(graph, float_decision("fp32")), inputs)
     costs = {
         name: answer_cost(answers(FakeQuant(which, decision), inputs), wanted, spec)
-        for name, which in (("PTQ", graph), ("QAT", build_graph(trained, spec)))
+        for name, which, decision in zip(("PTQ", "QAT"), (graph, build_graph(trained, spec)), decisions, strict=True)
     }
     lost, left = costs["PTQ"]["cost"], costs["QAT"]["cost"]
     return {
