@@ -312,4 +312,4 @@ def _nothing(decision: QuantDecision) -> QuantDecision:
     return QuantDecision(precision="fp32", rest_precision="f32", method=decision.method)
 
 
-__all__ = ["CHECKPOINT_VERSION", "QatConfig", "QatResult", "distance", "finetune", "vary"]
+__all__ = ["CHECKPOINT_VERSION", "LARGEST_GAIN", "QatConfig", "QatResult", "distance", "finetune", "vary"]
