@@ -168,7 +168,8 @@ def agreement(engine: Any, spec: ModelSpec, sets: Mapping[str, Expected]) -> dic
     """Statistics on every set, and whether the gate holds on all."""
     found: dict[str, Any] = {"sets": {}, "gate": True}
     for name, expected in sets.items():
-        verdict = compare_outputs(spec, expected, run_engine(engine, spec, expected.inputs), Gate(), engine.description)
+        outputs = run_engine(engine, spec, expected.inputs)
+        verdict = compare_outputs(spec, expected, outputs, Gate(), engine.description, precision="int8")
         statistics = verdict.comparison.statistics
         found["sets"][name] = {key: round(float(statistics[key]), 5) for key in SHOWN if key in statistics}
         found["gate"] &= bool(verdict)

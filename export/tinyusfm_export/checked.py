@@ -142,7 +142,7 @@ def build_checked(
         found = run_engine(engine, spec, checks.frames.inputs)
         own = run_engine(engine, spec, golden.inputs)
         description = engine.description
-    report = compare_outputs(spec, checks.frames, found, checks.gate, description)
+    report = compare_outputs(spec, checks.frames, found, checks.gate, description, precision=decision.precision)
     tolerance: dict[str, float] = {}
     broken = any(not output.answer.valid for output in (*found, *own))
     if with_tolerance and not broken:
@@ -167,7 +167,7 @@ def build_checked(
 
 
 def compare_outputs(
-    spec: ModelSpec, frames: Expected, found: Sequence[Output], gate: Gate, engine: str
+    spec: ModelSpec, frames: Expected, found: Sequence[Output], gate: Gate, engine: str, *, precision: str
 ) -> ParityReport:
     """Compares and judges.
 
@@ -177,6 +177,7 @@ def compare_outputs(
         found: the artefact's answers, in the same order.
         gate: thresholds.
         engine: what ran the artefact, in words.
+        precision: of the artefact.
     """
     rows = [
         compare_frame(name, want, got, spec, min_coverage=gate.min_coverage)
@@ -186,7 +187,7 @@ def compare_outputs(
     if spec.exits is not None:
         rule = float(spec.exits == frames.exits)
         comparison = replace(comparison, statistics={**comparison.statistics, "exit_rule": rule})
-    return judge(comparison, gate, count_all=frames.golden)
+    return judge(comparison, gate, count_all=frames.golden, precision=precision)
 
 
 def _build(target: str, graph: ExportGraph, decision: QuantDecision) -> tuple[dict[str, bytes], Any]:

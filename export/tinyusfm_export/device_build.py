@@ -193,7 +193,8 @@ def _judge(
     engine = Engine(cache)
     try:
         engine.load(files, spec, EngineConfig(threads=1, rest_precision=artefact.rest_precision))
-        report = compare_outputs(spec, expected, run_engine(engine, spec, expected.inputs), gate, engine.description)
+        outputs = run_engine(engine, spec, expected.inputs)
+        report = compare_outputs(spec, expected, outputs, gate, engine.description, precision=artefact.precision)
         compiled, description = engine.runtime_cache(), engine.description
     finally:
         engine.close()

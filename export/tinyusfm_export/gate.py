@@ -20,6 +20,8 @@ from tinyusfm_runtime.spec import PostProcess, Task
 GATE_VERSION = 1
 """Version of the file form."""
 
+FLOAT_PRECISIONS = ("fp32", "fp16")
+"""Precisions whose logits are those of the reference but for rounding of float32 or float16."""
 _MAX_GATE_BYTES = 1 << 16
 
 
@@ -43,6 +45,8 @@ class Gate:
             edge of a threshold may go either way: what counts is that nearly all do not.
         cosine_mean: least mean cosine of the features.
         cosine: least cosine of any frame.
+        float_logits: largest mean change of the logits as a share of the reference's, for artefacts that keep float32 or
+            float16 everywhere. A mask hardly feels a wrong axis in a late block or one spoilt weight; these do.
         version: of this form.
     """
 
@@ -59,6 +63,7 @@ class Gate:
     same_exit: float = 0.95
     cosine_mean: float = 0.99
     cosine: float = 0.97
+    float_logits: float = 0.01
     version: int = GATE_VERSION
 
     def __post_init__(self) -> None:
@@ -130,7 +135,7 @@ def _parse(path: Path, text: str) -> Any:
     return tomllib.loads(text)
 
 
-def judge(comparison: Comparison, gate: Gate, *, count_all: bool = False) -> ParityReport:
+def judge(comparison: Comparison, gate: Gate, *, count_all: bool = False, precision: str = "") -> ParityReport:
     """Judges a comparison.
 
     A demand without a frame to judge it on is left out and noted, except the number of frames, which always stands; so
@@ -141,6 +146,7 @@ def judge(comparison: Comparison, gate: Gate, *, count_all: bool = False) -> Par
         gate: thresholds.
         count_all: ``min_frames`` counts frames with small reference masks as well; for the golden frames of a model
             that sees no head in a phantom, where the differing pixels carry the judgement.
+        precision: of the artefact.
 
     Returns:
         The report; true where everything holds.
@@ -165,6 +171,10 @@ def judge(comparison: Comparison, gate: Gate, *, count_all: bool = False) -> Par
             continue
         sign = ">=" if test is _at_least else "<="
         lines.append(_line(name, value, limit, test, f"{words} is {value:.5g}, {sign} {limit:.5g} wanted"))
+    if precision in FLOAT_PRECISIONS and "logit_share" in numbers:
+        value, limit = numbers["logit_share"], gate.float_logits
+        words = f"mean change of the logits is {value:.3g} of their size, <= {limit:g} wanted"
+        lines.append(_line("float_logits", value, limit, _at_most, words))
     if comparison.post is PostProcess.ELLIPSE_HC:
         with_spacing, without = (int(numbers.get(key, 0)) for key in ("hc_frames", "hc_share_frames"))
         judged = f"in mm on {with_spacing} frames" if with_spacing else f"as a share on {without} frames, all"
@@ -220,4 +230,4 @@ def _line(name: str, value: float, limit: float, test: _Test, text: str) -> Gate
     return GateLine(name=name, text=text, value=value, limit=float(limit), passed=test(value, limit))
 
 
-__all__ = ["GATE_VERSION", "Gate", "judge"]
+__all__ = ["FLOAT_PRECISIONS", "GATE_VERSION", "Gate", "judge"]

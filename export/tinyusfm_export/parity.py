@@ -17,7 +17,8 @@ With early exits ``top1`` compares the answers that were given, each side stoppi
 largest over all exits, each against the reference's same exit, so that a frame on the edge of a threshold is not
 counted as a change of a classifier; ``same_exit`` is the share of frames that stop where the reference stops, and
 ``full_top1``, ``full_drift_worst`` are those of the answers at the end, as if no exit were taken.
-Of features: ``cosine_mean``, ``cosine_worst``. Of all: ``logit_max_abs``, ``logit_mean_abs``, ``broken`` (frames with
+Of features: ``cosine_mean``, ``cosine_worst``. Of all: ``logit_max_abs``, ``logit_mean_abs``,
+``logit_share`` (the mean change of a frame's logits as a share of their mean absolute value), ``broken`` (frames with
 NaN, infinity or another shape). Percentiles are the next larger sample, never interpolated.
 
 Shapes: NKHW logits, HW masks; 1EK logits of E exits, the classifier at the end last.
@@ -244,6 +245,7 @@ def compare_frame(
         return FrameParity(id=name, counted=counted, values=values)
     distance = np.abs(found.logits.astype(np.float64) - reference.logits)
     values["logit_max_abs"], values["logit_mean_abs"] = float(distance.max()), float(distance.mean())
+    values["logit_share"] = float(distance.mean() / max(float(np.abs(reference.logits).mean()), 1e-6))
     if spec.task is Task.SEGMENT:
         values.update(_compare_masks(reference, found))
     elif spec.task is Task.CLASSIFY:
@@ -316,6 +318,7 @@ def summarise(
     }
     _note(statistics, {"logit_max_abs": max}, _column(frames, "logit_max_abs"))
     _note(statistics, {"logit_mean_abs": _mean}, _column(frames, "logit_mean_abs"))
+    _note(statistics, {"logit_share": _mean}, _column(frames, "logit_share"))
     if spec.task is Task.SEGMENT:
         _note(statistics, {"dice_mean": _mean, "dice_worst": min}, _column(counted, "dice"))
         _note(statistics, {"differing_pixels_worst": max}, _column(small, "differing_pixels"))

@@ -218,7 +218,7 @@ def _check(bundle: Bundle, artefact: Artefact, expected: Expected, gate: Gate, t
     spec, files, completed = judged_spec(bundle), bundle.artefact_files(artefact), ""
     with open_engine(artefact.engine, files, spec, threads=threads, rest_precision=artefact.rest_precision) as engine:
         found = run_engine(engine, spec, expected.inputs)
-        report = compare_outputs(spec, expected, found, gate, engine.description)
+        report = compare_outputs(spec, expected, found, gate, engine.description, precision=artefact.precision)
         keep = getattr(engine, "keep_gate", None)
         if keep is not None and artefact.pending and _same_limits(artefact, gate):
             outcome = {"passed": bool(report), "bundle_id": bundle.manifest.bundle_id, "report": report.summary()}

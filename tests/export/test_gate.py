@@ -111,6 +111,18 @@ def test_golden_frames_of_a_model_that_sees_no_head_may_all_be_small() -> None:
     assert not judge(measured(counted=0, differing_pixels_worst=0.01), Gate(), count_all=True)
 
 
+def test_an_artefact_that_rounds_nothing_has_the_references_logits() -> None:
+    """A mask hardly feels a wrong axis in a late block; the logits do. INT8 moves them by design."""
+    for precision, share, passes in (
+        ("fp32", 0.009, True), ("fp16", 0.011, False), ("fp32", float("nan"), False),
+        ("bf16", 0.011, True), ("int8", 0.05, True), ("w4", 0.3, True),
+    ):  # fmt: skip
+        report = judge(measured(logit_share=share), Gate(), precision=precision)
+        assert bool(report) is passes, precision
+        assert any(line.name == "float_logits" for line in report.lines) is (precision in ("fp32", "fp16"))
+    assert judge(measured(logit_share=0.05), Gate(float_logits=0.06), precision="fp32")
+
+
 def test_a_mask_without_a_head_is_not_judged_by_circumference() -> None:
     report = judge(replace(measured(hc_p95_mm=9.0), post=PostProcess.MASK), Gate())
     assert report

@@ -54,7 +54,8 @@ def judged(shipped: tuple[Files, ModelSpec, Expected]) -> Judge:
         engine = MilEngine()
         engine.load(files, spec, EngineConfig(threads=1, rest_precision="f16"))
         gate = Gate(min_frames=len(SEEDS))
-        return compare_outputs(spec, expected, run_engine(engine, spec, expected.inputs), gate, engine.description)
+        outputs = run_engine(engine, spec, expected.inputs)
+        return compare_outputs(spec, expected, outputs, gate, engine.description, precision="fp16")
 
     return judge
 
@@ -92,7 +93,8 @@ def test_one_changed_weight_fails(shipped: tuple[Files, ModelSpec, Expected], ju
     [
         ("blocks_0_attn_weights", "axis", -2),  # softmax over the queries
         ("blocks_5_attn_weights", "axis", -2),
-        ("blocks_8_attn_weights", "axis", -2),
+        ("blocks_9_attn_weights", "axis", -2),
+        ("blocks_11_attn_weights", "axis", -2),
         ("blocks_2_mlp_fc1_input", "axes", [1]),  # layer norm over the tokens
         ("patches_order", "perm", [0, 2, 3, 1]),  # the patches' own rows and columns exchanged
     ],
@@ -101,7 +103,7 @@ def test_one_changed_axis_fails(
     shipped: tuple[Files, ModelSpec, Expected], judged: Judge, operator: str, key: str, value: int | list[int]
 ) -> None:
     report = judged(with_input(shipped[0], operator, key, value))
-    assert not report and report.comparison.statistics["dice_worst"] < 0.99
+    assert not report and report.comparison.statistics["logit_share"] > 3 * Gate().float_logits
 
 
 @pytest.mark.parametrize(
