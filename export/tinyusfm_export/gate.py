@@ -45,8 +45,8 @@ class Gate:
             edge of a threshold may go either way: what counts is that nearly all do not.
         cosine_mean: least mean cosine of the features.
         cosine: least cosine of any frame.
-        float_logits: largest mean change of the logits as a share of the reference's, for artefacts that keep float32 or
-            float16 everywhere. A mask hardly feels a wrong axis in a late block or one spoilt weight; these do.
+        float_logits: largest mean change of the logits as a share of the reference's, for artefacts that keep float32
+            or float16 everywhere. A mask hardly feels a wrong axis in a late block or one spoilt weight; these do.
         version: of this form.
     """
 
