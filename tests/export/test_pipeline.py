@@ -204,7 +204,7 @@ def test_a_gate_of_ones_own_decides(export: Export, world: World) -> None:
     strict = Gate(dice_mean=0.9999, dice_worst=0.9999)
     with pytest.raises(GateError):
         export(gate=strict)
-    loose = Gate(dice_mean=0.5, dice_worst=0.1, hc_p95_mm=500.0, differing_pixels=0.5, min_frames=1)
+    loose = Gate(dice_mean=0.5, dice_worst=0.1, hc_p95_mm=500.0, differing_pixels=0.5, min_frames=1, float_logits=1)
     assert Bundle.open(export(gate=loose).path).manifest.artefacts[0].gate["limits"]["dice_mean"] == 0.5  # type: ignore[index]
 
 
