@@ -46,7 +46,7 @@ TEXTS = {
         licence="CC-BY-4.0",
         origin=(
             "trained from HC18 (van den Heuvel et al. 2018, doi:10.5281/zenodo.1327317), phantoms, and frames of "
-            "muscle and lung that hold no head"
+            "other organs that hold no head"
         ),
         intended_use="research on head circumference in standard planes; not a medical device",
         data={
@@ -60,19 +60,20 @@ TEXTS = {
             "doi": "10.5281/zenodo.1327317",
             "others": (
                 "Frames without a head: muscle from TimTrack's example images (van der Zee and Kuo; ds1 and ds2 "
-                "CC0-1.0, ds3 by Drazan, Hullfish and Baxter and ds4 by Seynnes and Cronin CC BY 4.0) and lung from "
+                "CC0-1.0, ds3 by Drazan, Hullfish and Baxter and ds4 by Seynnes and Cronin CC BY 4.0), lung from "
                 "the POCUS collection (Born et al., Applied Sciences 11(2):672, 2021; only files whose own licence is "
-                "CC BY 4.0 or CC BY 2.0)."
+                "CC BY 4.0 or CC BY 2.0), and cines of heart and abdomen from sonocrop and of eyes from ITKPOCUS (both "
+                "Apache-2.0) and pydicom's example cine of a heart (MIT)."
             ),
         },
         limits=(
             "Standard planes of one hospital's two scanner types, as HC18 holds them; other scanners, planes, "
             "gestational ages and pathologies have **not been tested**, and no external set has.",
-            "Of other organs it was taught to mark nothing on muscle and lung only; on others it may still mark "
+            "It was taught to mark nothing on muscle, lung, heart, abdomen and eye; on other organs it may still mark "
             "something. Nothing here says whether a frame is a standard plane.",
             "Frames are the split's compact copies (short side at most 256 pixels, JPEG).",
-            "Phantoms were in training: results on phantoms show that a conversion is right, not how well patients are "
-            "segmented.",
+            "Phantoms and the cine that export and demo use were in training: results on them show that a conversion is "
+            "right, not how well patients are segmented.",
         ),
     ),
     "breast-lesion": StudentText(
