@@ -72,8 +72,8 @@ TEXTS = {
             "It was taught to mark nothing on muscle, lung, heart, abdomen and eye; on other organs it may still mark "
             "something. Nothing here says whether a frame is a standard plane.",
             "Frames are the split's compact copies (short side at most 256 pixels, JPEG).",
-            "Phantoms and the cine that export and demo use were in training: results on them show that a conversion is "
-            "right, not how well patients are segmented.",
+            "Phantoms and the cine that export and demo use were in training: results on them show that a conversion "
+            "is right, not how well patients are segmented.",
         ),
     ),
     "breast-lesion": StudentText(
