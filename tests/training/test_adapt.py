@@ -281,6 +281,18 @@ def test_negatives_teach_a_net_to_answer_with_nothing(table: Path, tmp_path: Pat
     assert settings["data"]["negatives"] == 8 and settings["negatives"] == ["stripes"]
 
 
+@pytest.mark.usefixtures("tiny_variant")
+def test_a_taught_student_may_have_negatives_that_its_teacher_has_not(
+    table: Path, classes: Path, teacher: TeacherChoice, tmp_path: Path
+) -> None:
+    config = replace(
+        SMALL, steps=3, phantom_share=0.0, negative_share=0.3, kd=("logits",), teacher_steps=2, lora_rank=0
+    )
+    outcome = adapt(table, tmp_path / "run", config, HEAD, teacher=teacher, negatives=[classes], quiet=True)
+    assert outcome.best_step == 3
+    assert json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))["data"]["negatives"] > 0
+
+
 def test_negatives_and_their_share_belong_together(table: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="belong together"):
         adapt(table, tmp_path / "run", replace(SMALL, negative_share=0.2), HEAD, quiet=True)

@@ -51,6 +51,7 @@ def teacher_config(config: AdaptConfig) -> AdaptConfig:
         layer_decay=1.0,
         kd=(),
         transfer_share=0.0,
+        negative_share=0.0,
         polish_from=None,
         seed=0,
     )
