@@ -20,21 +20,18 @@ from typing import Any
 
 import numpy as np
 
-from tinyusfm_edge.cli.data_folder import read_data
+from tinyusfm_edge.cli.data_folder import evenly, read_data
 from tinyusfm_edge.cli.student import load
+from tinyusfm_edge.evaluation.bootstrap import estimate_statistic
 from tinyusfm_edge.models.checkpoint import write_atomically
-from tinyusfm_export.decision import float_decision
 from tinyusfm_export.engine_run import preprocess_all
-from tinyusfm_export.fake_quant import FakeQuant
 from tinyusfm_export.graph import build_graph
 from tinyusfm_export.pipeline import ExportOptions, find_ranges
 from tinyusfm_export.ptq import PtqPolicy, decide
 from tinyusfm_export.qat import QatConfig, finetune
-from tinyusfm_export.sensitivity import MEASURES, answer_cost, answers
+from tinyusfm_export.sensitivity import MEASURES, frame_costs
 from tinyusfm_runtime.errors import EdgeError
 
-RESAMPLES = 2000
-"""Of the bootstrap over patients."""
 POLICIES = {
     "w4": PtqPolicy(weight_limit=7, rest_precision="f32"),
     "outliers": PtqPolicy(rest_precision="f32"),
@@ -74,18 +71,11 @@ def recovery(data: Path, student: str, setting: str, wider: float, frames: int, 
     started = time.monotonic()
     result = finetune(loaded.module, spec, decision, taught, config, progress=_told)
     seconds = time.monotonic() - started
-    chosen = [folder.validation[i * len(folder.validation) // frames] for i in range(frames)]
+    chosen = evenly(folder.validation, frames)
     inputs = [tensor for tensor, _ in preprocess_all([item.frame for item in chosen], spec)]
-    wanted = answers(FakeQuant(graph, float_decision("fp32")), inputs)
     after = build_graph(result.student, spec)
-    found = {
-        "ptq": answers(FakeQuant(graph, decision), inputs),
-        "qat": answers(FakeQuant(after, decide(after, "int8", result.learned(ranges), policy=policy)), inputs),
-    }
-    costs = {
-        which: [answer_cost([a], [b], spec) for a, b in zip(answer, wanted, strict=True)]
-        for which, answer in found.items()
-    }
+    learned = decide(after, "int8", result.learned(ranges), policy=policy)
+    costs = frame_costs(graph, {"ptq": (graph, decision), "qat": (after, learned)}, inputs)
     ptq, qat = (np.array([cost["cost"] for cost in costs[which]]) for which in ("ptq", "qat"))
     return {
         "student": name,
@@ -108,15 +98,11 @@ def recovery(data: Path, student: str, setting: str, wider: float, frames: int, 
 
 def interval(ptq: np.ndarray, qat: np.ndarray, groups: Sequence[str]) -> tuple[float, float]:
     """95 % interval of the share recovered, resampled by patient."""
-    rng = np.random.default_rng(0)
-    names = sorted(set(groups))
-    members = [np.flatnonzero(np.array(groups) == name) for name in names]
-    shares = []
-    for _ in range(RESAMPLES):
-        drawn = np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])
-        shares.append(1 - float(qat[drawn].mean() / max(float(ptq[drawn].mean()), 1e-12)))
-    low, high = np.quantile(shares, (0.025, 0.975))
-    return float(low), float(high)
+    found = estimate_statistic(
+        lambda drawn: 1 - float(qat[drawn].mean() / max(float(ptq[drawn].mean()), 1e-12)), groups
+    )
+    assert found is not None, "there are frames, and the share is defined"
+    return found.low, found.high
 
 
 def _told(what: str, share: float) -> None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tinyusfm_export.decision import QuantDecision, TensorQuant
+from tinyusfm_export.decision import QuantDecision, TensorQuant, float_decision
 from tinyusfm_export.ptq import Grid, activation_taps, natural_grid, symmetric_grid
 from tinyusfm_runtime.errors import UnsupportedError
 
@@ -199,7 +199,7 @@ def float_net(graph: ExportGraph) -> Net:
     Args:
         graph: the export graph.
     """
-    return FakeQuant(graph, QuantDecision(precision="fp32", rest_precision="f32")).outputs
+    return FakeQuant(graph, float_decision("fp32")).outputs
 
 
 __all__ = ["FakeQuant", "Form", "Net", "float_net", "int8_net", "layer_grid", "on_grid", "weight_on_grid"]

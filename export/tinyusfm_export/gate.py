@@ -162,7 +162,7 @@ def judge(comparison: Comparison, gate: Gate, *, count_all: bool = False, precis
     if "exit_rule" in numbers:
         words = "the chain stops by the rule that the reference stopped by: 1 is yes, 0 is no"
         lines.append(_line("exit_rule", numbers["exit_rule"], 1, _at_least, words))
-    for name, statistic, test, words in _demands(comparison):
+    for name, statistic, test, words in _demands(comparison, precision):
         if name == "hc_p95_share" and "hc_p95_mm" in numbers:
             continue
         value, limit = numbers.get(statistic), float(getattr(gate, _LIMITS.get(name, name)))
@@ -171,10 +171,6 @@ def judge(comparison: Comparison, gate: Gate, *, count_all: bool = False, precis
             continue
         sign = ">=" if test is _at_least else "<="
         lines.append(_line(name, value, limit, test, f"{words} is {value:.5g}, {sign} {limit:.5g} wanted"))
-    if precision in FLOAT_PRECISIONS and "logit_share" in numbers:
-        value, limit = numbers["logit_share"], gate.float_logits
-        words = f"mean change of the logits is {value:.3g} of their size, <= {limit:g} wanted"
-        lines.append(_line("float_logits", value, limit, _at_most, words))
     if comparison.post is PostProcess.ELLIPSE_HC:
         with_spacing, without = (int(numbers.get(key, 0)) for key in ("hc_frames", "hc_share_frames"))
         judged = f"in mm on {with_spacing} frames" if with_spacing else f"as a share on {without} frames, all"
@@ -195,8 +191,15 @@ def _at_most(value: float, limit: float) -> bool:
     return value <= limit
 
 
-def _demands(comparison: Comparison) -> list[tuple[str, str, _Test, str]]:
-    """(gate key, statistic, test, words) for a task."""
+def _demands(comparison: Comparison, precision: str) -> list[tuple[str, str, _Test, str]]:
+    """(gate key, statistic, test, words) for a task, and for artefacts that round to no codes."""
+    logits: tuple[str, str, _Test, str] = (
+        "float_logits", "logit_share", _at_most, "mean change of the logits as a share of their size",
+    )  # fmt: skip
+    return _task_demands(comparison) + ([logits] if precision in FLOAT_PRECISIONS else [])
+
+
+def _task_demands(comparison: Comparison) -> list[tuple[str, str, _Test, str]]:
     if comparison.task is Task.CLASSIFY:
         scores: list[tuple[str, str, _Test, str]] = [
             ("top1", "top1", _at_least, "top-1 agreement"),

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinyusfm_calibration.ranges import Ranges
-from tinyusfm_export.decision import QuantDecision
+from tinyusfm_export.decision import QuantDecision, float_decision
 from tinyusfm_export.fake_quant import FakeQuant
 from tinyusfm_export.graph import build_graph, live_weights
 from tinyusfm_runtime.errors import CalibrationError, InputError
@@ -175,7 +175,7 @@ class _Run:
         import torch
 
         self.student, self.spec, self.config = student.requires_grad_(True), spec, config
-        self.teacher = FakeQuant(build_graph(teacher, spec), _nothing(decision))
+        self.teacher = FakeQuant(build_graph(teacher, spec), float_decision("fp32"))
         self.fake = FakeQuant(build_graph(student, spec), decision)
         static = decision.quantized() if config.range_rate else {}
         self.log_factors = {name: torch.zeros((), requires_grad=True) for name in static}
@@ -305,11 +305,6 @@ def distance(found: Tensor, wanted: Tensor, task: Task, logit_weight: float) -> 
         return F.binary_cross_entropy_with_logits(found, soft) - floor + logit_weight * squared
     kl = F.kl_div(found.log_softmax(1), wanted.log_softmax(1), log_target=True, reduction="none").sum(1).mean()
     return kl + logit_weight * squared
-
-
-def _nothing(decision: QuantDecision) -> QuantDecision:
-    """The same decision without anything quantized."""
-    return QuantDecision(precision="fp32", rest_precision="f32", method=decision.method)
 
 
 __all__ = ["CHECKPOINT_VERSION", "LARGEST_GAIN", "QatConfig", "QatResult", "distance", "finetune", "vary"]

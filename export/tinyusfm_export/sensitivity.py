@@ -206,6 +206,27 @@ def answers(model: FakeQuant, inputs_NCHW: Sequence[np.ndarray]) -> list[np.ndar
         return [model(torch.from_numpy(np.ascontiguousarray(codes)).float()).numpy() for codes in inputs_NCHW]
 
 
+def frame_costs(
+    graph: ExportGraph, sides: Mapping[str, tuple[ExportGraph, QuantDecision]], inputs_NCHW: Sequence[np.ndarray]
+) -> dict[str, list[dict[str, float]]]:
+    """What each side costs on every frame against a float graph.
+
+    Args:
+        graph: the float graph.
+        sides: by name, a graph and the int8 decision it computes under.
+        inputs_NCHW: preprocessed frames, uint8.
+
+    Returns:
+        Name -> ``cost`` and ``logit_abs`` of each frame.
+    """
+    wanted = answers(FakeQuant(graph, float_decision("fp32")), inputs_NCHW)
+    found = {name: answers(FakeQuant(*side), inputs_NCHW) for name, side in sides.items()}
+    return {
+        name: [answer_cost([a], [b], graph.spec) for a, b in zip(got, wanted, strict=True)]
+        for name, got in found.items()
+    }
+
+
 def answer_cost(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray], spec: ModelSpec) -> dict[str, float]:
     """``cost`` and ``logit_abs`` of answers against the wanted ones, see the module's docstring."""
     pairs = list(zip(found, wanted, strict=True))
@@ -247,6 +268,7 @@ __all__ = [
     "Sensitivity",
     "answer_cost",
     "answers",
+    "frame_costs",
     "keep_most_expensive",
     "measure_sensitivity",
     "mixed_policies",

@@ -8,7 +8,7 @@ positions calibrate, odd ones judge. It does not know masks, models or gates.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -120,6 +120,12 @@ def _from_table(folder: Path, declaration: SetDeclaration, *, calibrate: bool, t
         masks=tuple(folder / row["mask"] if row.get("mask") else None for row in judging),
         training=tuple(training),
     )
+
+
+def evenly(named: Sequence[NamedFrame], most: int) -> list[NamedFrame]:
+    """At most so many of the frames, evenly over their order."""
+    count = min(most, len(named))
+    return [named[i * len(named) // count] for i in range(count)]
 
 
 def outline(row: Mapping[str, str]) -> NamedFrame:

@@ -15,7 +15,7 @@ import numpy as np
 import typer
 
 from tinyusfm_edge.cli import console
-from tinyusfm_edge.cli.data_folder import DataFolder, read_data
+from tinyusfm_edge.cli.data_folder import DataFolder, evenly, read_data
 from tinyusfm_edge.cli.student import DEFAULT_STUDENT, load, require
 
 
@@ -109,19 +109,17 @@ def measure(
     Returns:
         ``rows`` for people, ``measure``, ``frames`` and ``recovered``, the share of the cost that is gone, -inf..1.
     """
-    from tinyusfm_export.decision import float_decision
     from tinyusfm_export.engine_run import preprocess_all
-    from tinyusfm_export.fake_quant import FakeQuant
     from tinyusfm_export.graph import build_graph
-    from tinyusfm_export.sensitivity import MEASURES, answer_cost, answers
+    from tinyusfm_export.sensitivity import MEASURES, frame_costs
 
-    named = folder.validation
-    chosen = [named[i * len(named) // min(most, len(named))] for i in range(min(most, len(named)))]
+    chosen = evenly(folder.validation, most)
     inputs = [tensor for tensor, _ in preprocess_all([item.frame for item in chosen], spec)]
-    wanted = answers(FakeQuant(graph, float_decision("fp32")), inputs)
+    before, after = decisions
+    sides = {"PTQ": (graph, before), "QAT": (build_graph(trained, spec), after)}
     costs = {
-        name: answer_cost(answers(FakeQuant(which, decision), inputs), wanted, spec)
-        for name, which, decision in zip(("PTQ", "QAT"), (graph, build_graph(trained, spec)), decisions, strict=True)
+        name: {key: float(np.mean([cost[key] for cost in each])) for key in ("cost", "logit_abs")}
+        for name, each in frame_costs(graph, sides, inputs).items()
     }
     lost, left = costs["PTQ"]["cost"], costs["QAT"]["cost"]
     return {

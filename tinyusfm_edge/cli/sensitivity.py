@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tinyusfm_edge.cli import console
-from tinyusfm_edge.cli.data_folder import read_data
+from tinyusfm_edge.cli.data_folder import evenly, read_data
 from tinyusfm_edge.cli.student import DEFAULT_STUDENT, load, require
 from tinyusfm_runtime.errors import CalibrationError, InputError
 
@@ -107,7 +107,7 @@ def _inputs(gate_frames: Any, spec: Any, most: int) -> tuple[list[Any], str]:
     named = list(gate_frames.frames)
     if not named:
         raise InputError("there is no frame to measure on")
-    chosen = [named[i * len(named) // min(most, len(named))] for i in range(min(most, len(named)))]
+    chosen = evenly(named, most)
     inputs = [tensor for tensor, _ in preprocess_all([item.frame for item in chosen], spec)]
     return inputs, hashlib.sha256(b"".join(tensor.tobytes() for tensor in inputs)).hexdigest()
 

@@ -11,6 +11,7 @@ Shapes: S samples, HW rows and columns.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -162,9 +163,13 @@ def to_arrays(samples: list[Sample], spec: PreprocessSpec) -> tuple[np.ndarray, 
     Returns:
         images uint8 SHW and masks uint8 0/1 SHW.
     """
-    images = np.stack([preprocess(s.frame, spec)[0][0, 0] for s in samples])
     masks = np.stack([resize_mask(s.mask_HW, s.frame, spec) for s in samples])
-    return images, masks
+    return stack_frames([s.frame for s in samples], spec), masks
+
+
+def stack_frames(frames: Sequence[Frame], spec: PreprocessSpec) -> np.ndarray:
+    """Frames in the model's input geometry, uint8 SHW; at least one."""
+    return np.stack([preprocess(frame, spec)[0][0, 0] for frame in frames])
 
 
 def resize_mask(mask_HW: np.ndarray, frame: Frame, spec: PreprocessSpec) -> np.ndarray:
@@ -187,4 +192,4 @@ def resize_mask(mask_HW: np.ndarray, frame: Frame, spec: PreprocessSpec) -> np.n
     return out
 
 
-__all__ = ["FILLED_MASK_THRESHOLD", "Sample", "read_table", "resize_mask", "table_counts", "to_arrays"]
+__all__ = ["FILLED_MASK_THRESHOLD", "Sample", "read_table", "resize_mask", "stack_frames", "table_counts", "to_arrays"]

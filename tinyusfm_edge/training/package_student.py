@@ -42,7 +42,7 @@ from tinyusfm_edge.models.checkpoint import LoadedStudent, load_student_file, sa
 from tinyusfm_edge.models.macs import static_card
 from tinyusfm_edge.models.student import StudentConfig
 from tinyusfm_edge.training.card import CARD_VERSION, render_card
-from tinyusfm_edge.training.data import Sample, read_table, table_counts
+from tinyusfm_edge.training.data import Sample, read_table, stack_frames, table_counts
 from tinyusfm_edge.training.student_texts import text_of
 from tinyusfm_edge.training.task import predict
 from tinyusfm_export.calibration_file import read_calibration_file
@@ -422,7 +422,7 @@ def empty_answers(student: LoadedStudent, folder: Path, split: str = "test") -> 
         InputError: unusable data.
     """
     spec, samples = student.spec, read_table(folder, split, need="label")
-    images = torch.from_numpy(np.stack([preprocess(sample.frame, spec.preprocess)[0][0, 0] for sample in samples]))
+    images = torch.from_numpy(stack_frames([sample.frame for sample in samples], spec.preprocess))
     marked = torch.sigmoid(predict(student.module, images, spec.preprocess)) > spec.threshold
     shares = marked.flatten(1).float().mean(1)
     return {

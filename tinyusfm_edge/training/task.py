@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from tinyusfm_edge.evaluation.metrics import balanced_accuracy
 from tinyusfm_edge.training.adapt_config import AdaptConfig
-from tinyusfm_edge.training.data import Sample, read_table, resize_mask, to_arrays
+from tinyusfm_edge.training.data import Sample, read_table, resize_mask, stack_frames, to_arrays
 from tinyusfm_edge.training.losses import class_loss, mask_loss
 from tinyusfm_edge.training.synthetic import synthesise
 from tinyusfm_runtime.errors import InputError
@@ -142,14 +142,14 @@ def _pool(samples: Sequence[Sample], spec: PreprocessSpec, config: AdaptConfig, 
     if config.student.task == "segment":
         images, masks = to_arrays(list(samples), spec)
         return Pool(images_SHW=torch.from_numpy(images), targets=torch.from_numpy(masks))
-    images = np.stack([preprocess(sample.frame, spec)[0][0, 0] for sample in samples])
+    images = stack_frames([sample.frame for sample in samples], spec)
     return Pool(images_SHW=torch.from_numpy(images), targets=torch.from_numpy(class_indices(samples, labels)))
 
 
 def _negatives(folders: Sequence[Path], split: str, spec: PreprocessSpec) -> Pool:
     """Pictures of other things, whatever they are labelled, with empty masks."""
     samples = [sample for folder in folders for sample in read_table(folder, split, need="label")]
-    images = torch.from_numpy(np.stack([preprocess(sample.frame, spec)[0][0, 0] for sample in samples]))
+    images = torch.from_numpy(stack_frames([sample.frame for sample in samples], spec))
     return Pool(images_SHW=images, targets=torch.zeros_like(images))
 
 
@@ -184,7 +184,7 @@ def class_indices(samples: Sequence[Sample], labels: tuple[str, ...]) -> np.ndar
 
 def _phantoms(spec: PreprocessSpec, config: AdaptConfig) -> tuple[Pool, Pool]:
     drawn = [make_phantom(PHANTOM_TRAIN_SEED + i) for i in range(config.num_phantoms)]
-    images = torch.from_numpy(np.stack([preprocess(p.frame, spec)[0][0, 0] for p in drawn]))
+    images = torch.from_numpy(stack_frames([p.frame for p in drawn], spec))
     masks = torch.from_numpy(np.stack([resize_mask(p.mask_HW, p.frame, spec) for p in drawn]))
     cut = config.held_phantoms
     return Pool(images_SHW=images[cut:], targets=masks[cut:]), Pool(images_SHW=images[:cut], targets=masks[:cut])
