@@ -50,7 +50,7 @@ Made = TypeVar("Made", bound="WholeFile")
 
 
 class WholeFile:
-    """The context of a sink that leaves a whole file or none: after no error, and after Ctrl-C, it keeps what it wrote."""
+    """The context of a sink that leaves a whole file or none: what it wrote stays after no error and after Ctrl-C."""
 
     def __enter__(self: Made) -> Made:
         return self
