@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tinyusfm_export.decision import QuantDecision, TensorQuant, float_decision
+from tinyusfm_export.graph import exit_logits
 from tinyusfm_export.ptq import Grid, activation_taps, natural_grid, symmetric_grid
+from tinyusfm_runtime.engine import LOGITS_NAME
 from tinyusfm_runtime.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -127,7 +129,16 @@ class FakeQuant:
         weights: Mapping[str, Tensor] | None = None,
         factors: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Logits of a batch.
+        """Logits of a batch, BKHW or BK; arguments as in ``answers``."""
+        return self.answers(codes_B1HW, weights, factors)[0]
+
+    def answers(
+        self,
+        codes_B1HW: Tensor,
+        weights: Mapping[str, Tensor] | None = None,
+        factors: Mapping[str, Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Everything that a net answers for a batch.
 
         Args:
             codes_B1HW: brightness codes 0..255, float32.
@@ -135,7 +146,7 @@ class FakeQuant:
             factors: on the steps of the activations' grids, positive scalars by the tensor's name; 1 where absent.
 
         Returns:
-            Logits with the batch first (BKHW or BK).
+            Logits with the batch first (BKHW or BK): those of the end, then those of each early exit in order.
         """
         import torch
         from torch.func import functional_call
@@ -146,12 +157,17 @@ class FakeQuant:
             for path in self._layers:
                 used[f"{path}.weight"] = weight_on_grid(used[f"{path}.weight"], self.decision.weight_limit)
 
-        def one(codes_1HW: Tensor) -> Tensor:
-            return functional_call(self._module, used, (codes_1HW[None],))[0][0]
+        policy = self.graph.spec.exits
+        names = [LOGITS_NAME, *(exit_logits(block) for block in (policy.blocks if policy is not None else ()))]
+        places = [self.graph.outputs.index(name) for name in names]
+
+        def one(codes_1HW: Tensor) -> list[Tensor]:
+            found = functional_call(self._module, used, (codes_1HW[None],))
+            return [found[place][0] for place in places]
 
         self._factors = factors or {}
         try:
-            return torch.stack([one(codes) for codes in codes_B1HW])
+            return [torch.stack(each) for each in zip(*(one(codes) for codes in codes_B1HW), strict=True)]
         finally:
             self._factors = {}
 

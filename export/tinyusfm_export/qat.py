@@ -8,7 +8,8 @@ BatchNorm keeps its statistics.
 
 Loss (our choice): segmentation, binary cross-entropy (or cross-entropy over classes) against the teacher's
 probabilities; classification, KL divergence; both plus the mean squared error of the logits over the teacher's
-variance; features, 1 - cosine. AdamW, cosine decay, gradient norm clipped at 1.
+variance; features, 1 - cosine; with early exits the mean over all answers, each against the teacher's at its place.
+AdamW, cosine decay, gradient norm clipped at 1.
 
 A run with the same frames, settings and torch gives the same student; a stopped run goes on from its checkpoint to the
 same end. It does not know files of students, tables or the command line.
@@ -198,13 +199,15 @@ class _Run:
         chosen = np.stack([frames_1HW[i] for i in self._batch(len(frames_1HW))])
         codes = torch.from_numpy(vary(chosen, np.random.default_rng((self.config.seed, 1, self.step))))
         with torch.no_grad():
-            wanted = self.teacher(codes)
+            wanted = self.teacher.answers(codes)
         peaks = (self.config.learning_rate, self.config.learning_rate, self.config.range_rate)
         for group, peak in zip(self.optimiser.param_groups, peaks, strict=True):
             group["lr"] = peak * self._share()
         factors = {name: value.exp() for name, value in self.log_factors.items()}
-        found = self.fake(codes, live_weights(self.student, self.spec), factors)
-        loss = distance(found, wanted, self.spec.task, self.config.logit_weight)
+        found = self.fake.answers(codes, live_weights(self.student, self.spec), factors)
+        loss = torch.stack(
+            [distance(a, b, self.spec.task, self.config.logit_weight) for a, b in zip(found, wanted, strict=True)]
+        ).mean()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)

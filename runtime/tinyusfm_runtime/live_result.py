@@ -90,6 +90,24 @@ class LiveResult:
     error: str | None = None
     reading: Reading | None = None
 
+    @classmethod
+    def outside_loop(cls, frame: Frame, prediction: Prediction, index: int) -> LiveResult:
+        """A prediction that no live loop made, as a result: nothing was dropped, and it is as good as it says."""
+        return cls(
+            frame=frame,
+            prediction=prediction,
+            index=index,
+            state=LiveState.LIVE,
+            age_ms=prediction.age_ms or 0.0,
+            stale=False,
+            withheld=False,
+            valid=prediction.valid,
+            dropped_since_last=0,
+            engine=prediction.engine,
+            rung=0,
+            degraded=prediction.degraded,
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StateChange:

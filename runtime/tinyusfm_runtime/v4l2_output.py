@@ -16,6 +16,7 @@ import os
 import select
 import struct
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from tinyusfm_runtime import v4l2
@@ -125,7 +126,7 @@ class Buffers:
         """
         try:
             if not self._free:
-                self._free.append(self._taken_back())
+                self._free.append(_in_time(self._device, self._dequeued))
             index = self._free.pop(0)
             self._maps[index][: self._size] = data
             self._device.ioctl(QUEUE, self._described(index, bytes_used=self._size))
@@ -151,17 +152,6 @@ class Buffers:
         self._on = False
         for each in maps:
             each.close()
-
-    def _taken_back(self) -> int:
-        end_s = time.monotonic() + TAKES_MS / 1e3
-        while (left_s := end_s - time.monotonic()) > 0:
-            if not self._device.wait(max(1, round(left_s * 1e3))):
-                break
-            try:
-                return self._dequeued()
-            except BlockingIOError:
-                continue
-        raise OutputError(f"the video output device took no picture for {TAKES_MS / 1e3:.0f} s")
 
     def _dequeued(self) -> int:
         answer = self._described(0)
@@ -192,7 +182,7 @@ class Writes:
             OSError: EINVAL, which says that this driver cannot be written to.
         """
         try:
-            taken = self._written(data)
+            taken = _in_time(self._device, lambda: self._device.write(data))
         except OSError as error:
             if error.errno == errno.EINVAL:
                 raise
@@ -202,15 +192,6 @@ class Writes:
 
     def close(self) -> None:
         """Nothing is held."""
-
-    def _written(self, data: memoryview) -> int:
-        end_s = time.monotonic() + TAKES_MS / 1e3
-        while (left_s := end_s - time.monotonic()) > 0:
-            try:
-                return self._device.write(data)
-            except BlockingIOError:
-                self._device.wait(max(1, round(left_s * 1e3)))
-        raise OutputError(f"the video output device took no picture for {TAKES_MS / 1e3:.0f} s")
 
 
 class VideoOutput:
@@ -311,6 +292,18 @@ class VideoOutput:
         if self._device is None:
             raise OutputError("the video output device was closed")
         return self._device
+
+
+def _in_time(device: Device, attempt: Callable[[], int]) -> int:
+    """What an attempt gives as soon as the device is ready for it, within TAKES_MS."""
+    end_s = time.monotonic() + TAKES_MS / 1e3
+    while (left_s := end_s - time.monotonic()) > 0:
+        try:
+            return attempt()
+        except BlockingIOError:
+            if not device.wait(max(1, round(left_s * 1e3))):
+                break
+    raise OutputError(f"the video output device took no picture for {TAKES_MS / 1e3:.0f} s")
 
 
 def _refused(error: OSError) -> OutputError:

@@ -5,53 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from tests.cli.conftest import SPLITS
 from tinyusfm_edge.cli.main import main
 from tinyusfm_runtime import plugins
 from tinyusfm_runtime.bundle import Bundle
-
-
-@pytest.fixture(scope="module")
-def exits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small classifier that stops at block 1 for about half of the phantoms."""
-    torch = pytest.importorskip("torch", reason="install tinyusfm-edge[export]")
-    from tinyusfm_edge.models.checkpoint import save_student
-    from tinyusfm_edge.models.early_exit import all_exits
-    from tinyusfm_edge.models.student import ClassificationStudent, StudentConfig, build_student
-    from tinyusfm_export.reference import normalise
-    from tinyusfm_runtime.early_exit import normalised_entropy
-    from tinyusfm_runtime.phantom import make_phantom
-    from tinyusfm_runtime.preprocess import preprocess
-    from tinyusfm_runtime.spec import ExitPolicy, ModelSpec, PreprocessSpec, Task
-
-    torch.manual_seed(7)
-    config = StudentConfig(
-        task="classify", num_classes=2, image_size=32, width=24, heads=3, depth=3, exits=(1,), drop_path=0.0
-    )
-    module = build_student(config).eval()
-    assert isinstance(module, ClassificationStudent)
-    for head in (module.exits["1"].head, module.head):  # type: ignore[union-attr]
-        head.weight.data.normal_(0.0, 1.0)
-    spec = ModelSpec(
-        name="stops", task=Task.CLASSIFY, labels=("a", "b"), preprocess=PreprocessSpec(height=32, width=32),
-        architecture=config.to_json(),
-    )  # fmt: skip
-    found = []
-    for seed in SPLITS["val"]:
-        codes = preprocess(make_phantom(seed, height=96, width=128).frame, spec.preprocess)[0]
-        logits = all_exits(module, normalise(torch.from_numpy(codes).float(), spec))
-        found.append(normalised_entropy(logits[0, 0].double().softmax(-1).numpy()))
-    inner = np.sort(found)[len(found) // 4 : -len(found) // 4]
-    widest = int(np.argmax(np.diff(inner)))
-    threshold = float(inner[widest : widest + 2].mean())
-    path = tmp_path_factory.mktemp("student") / "stops.safetensors"
-    spec = ModelSpec.from_json({**spec.to_json(), "exits": {"blocks": [1], "entropy": [threshold], "patience": 0}})
-    assert spec.exits == ExitPolicy(blocks=(1,), entropy=(threshold,))
-    save_student(path, module, spec, torch.float32)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -149,15 +149,25 @@ def test_a_stream_out_of_step_is_connected_anew(server: IgtlServer) -> None:
         assert counters["header"] == 1 and counters["reconnects"] == server.counts["clients"] - 1
 
 
-def test_silence_and_half_messages_end_the_connection(server: IgtlServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(igtl_source, "HALF_MESSAGE_S", 0.2)
+def test_silence_ends_the_connection_and_opens_another(server: IgtlServer) -> None:
     with open_source(server.address, silence_s=0.3) as source:
         reader = threading.Thread(target=lambda: list(source))
         reader.start()
         assert until(lambda: source.counters.get("silent"))  # type: ignore[attr-defined]
+        assert until(lambda: server.counts["clients"] >= 2)
+        source.close()  # type: ignore[attr-defined]
+        reader.join()
+
+
+def test_half_a_message_ends_the_connection(server: IgtlServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(igtl_source, "HALF_MESSAGE_S", 0.2)
+    with open_source(server.address, silence_s=60.0) as source:
+        reader = threading.Thread(target=lambda: list(source))
+        reader.start()
         assert until(lambda: server.clients)
         server.send(message(1)[:100])
         assert until(lambda: source.counters.get("half"))  # type: ignore[attr-defined]
+        assert until(lambda: server.counts["clients"] >= 2)
         source.close()  # type: ignore[attr-defined]
         reader.join()
 

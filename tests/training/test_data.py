@@ -65,6 +65,12 @@ def test_circumference_of_the_stored_masks_is_the_stated_one(table: Path) -> Non
         assert measure_head(sample.mask_HW, sample.frame.spacing_mm).hc_mm == pytest.approx(sample.hc_mm, rel=0.01)
 
 
+def test_a_table_of_classes_needs_no_masks(spoilt: Path) -> None:
+    (spoilt / "split.csv").write_text("file,label,split\n500.png,head,train\n", encoding="utf-8")
+    (sample,) = read_table(spoilt, "train", need="label")
+    assert sample.label == "head" and not sample.mask_HW.any()
+
+
 def test_missing_table_split_or_column(spoilt: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no readable split.csv"):
         read_table(tmp_path / "none", "train")

@@ -100,14 +100,15 @@ def _from_table(folder: Path, declaration: SetDeclaration, *, calibrate: bool, t
     validation = [_named(folder, row) for row in judging]
     if not validation:
         raise InputError(f"{folder.name}/{TABLE} names no frame of split val, on which the gate is judged")
+    training = [_named(folder, row) for row in rows if row["split"] == "train"] if teach else []
     chosen: list[NamedFrame] = []
     if calibrate:
         # drawing looks at names and groups alone, so only what is drawn is decoded
         outlines = [outline(row) for row in rows if row["split"] == declaration.split]
-        by_id = {row["file"]: row for row in rows}
-        drawn = draw(declaration, outlines)
-        chosen = [named if named.id.startswith("phantom:") else _named(folder, by_id[named.id]) for named in drawn]
-    training = [_named(folder, row) for row in rows if row["split"] == "train"] if teach else []
+        by_id, decoded = {row["file"]: row for row in rows}, {named.id: named for named in training}
+        for named in draw(declaration, outlines):
+            is_made = named.id.startswith("phantom:")
+            chosen.append(named if is_made else decoded.get(named.id) or _named(folder, by_id[named.id]))
     counts = f"{len(validation)} frames judge, {len(chosen)} calibrate" + (f", {len(training)} teach" if teach else "")
     test = frozenset(hashlib.sha256(_read(folder, row)).hexdigest() for row in rows if row["split"] == "test")
     return DataFolder(

@@ -1,7 +1,8 @@
 """``tinyusfm-edge qat``: a student is fine-tuned through its own int8 graph, and what that recovered is measured.
 
 Frames come from the training split; what PTQ loses and QAT gives back is measured on the validation split, in fake
-quantization, against the float student. The result is a student file with its activation ranges beside it.
+quantization, against the float student. The result is a student file with its activation ranges beside it; early exits
+learn with the end, and their thresholds are chosen anew on the labelled validation frames.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import numpy as np
 import typer
@@ -17,6 +18,10 @@ import typer
 from tinyusfm_edge.cli import console
 from tinyusfm_edge.cli.data_folder import DataFolder, evenly, read_data
 from tinyusfm_edge.cli.student import DEFAULT_STUDENT, load, require
+from tinyusfm_runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from tinyusfm_edge.training.data import Sample
 
 
 def qat(
@@ -42,6 +47,7 @@ def qat(
     frames: Annotated[int, typer.Option(min=1, help="Validation frames that measure.")] = 32,
 ) -> None:
     """Fine-tune a student with quantization in the loop."""
+    from tinyusfm_edge.evaluation.exits import choose_exits
     from tinyusfm_edge.models.checkpoint import save_student
     from tinyusfm_export.engine_run import preprocess_all
     from tinyusfm_export.graph import build_graph
@@ -51,6 +57,7 @@ def qat(
 
     require("QAT", ("torch", "safetensors"), "torch")
     loaded, _ = load(student)
+    judged = _labelled(data, loaded.spec.labels) if loaded.spec.exits is not None else []
     folder = read_data(data, calibrate=True, teach=True)
     console.note(f"note: {folder.note}")
     console.check_writable(out, "the student")
@@ -82,6 +89,10 @@ def qat(
     import torch
 
     spec = replace(spec, origin=f"{spec.origin}; fine-tuned with int8 in the loop ({steps} steps of {batch})")
+    stops = None
+    if spec.exits is not None:
+        policy_of_exits, stops = choose_exits(cast(Any, result.student), spec, judged)
+        spec = replace(spec, exits=policy_of_exits)
     sha256 = save_student(out, cast(Any, result.student), spec, dtype=torch.float32)
     beside = out.with_suffix(".ranges.json")
     written = replace(ranges, weights_sha256=sha256).to_json()
@@ -90,7 +101,24 @@ def qat(
     console.say(console.table(("student", "cost", "logits"), report["rows"]))
     console.say(f"\nmeasured     {report['measure']}, {report['frames']} validation frames, {weight_bits}-bit weights")
     console.say(f"recovered    {report['recovered']:.0%} of what PTQ loses")
+    for what, value in stops.table() if stops is not None else ():
+        console.say(f"{what:<26} {value}")
     console.say(f"files        {out}, {beside}")
+
+
+def _labelled(data: Path, labels: tuple[str, ...]) -> list[Sample]:
+    """The validation frames, on whose labels thresholds of early exits are chosen."""
+    from tinyusfm_edge.training.data import read_table
+    from tinyusfm_edge.training.task import class_indices
+
+    try:
+        samples = read_table(data, "val", need="label")
+        class_indices(samples, labels)
+        return samples
+    except InputError as error:
+        raise InputError(
+            f"this student has early exits, whose thresholds need labelled validation frames: {error}"
+        ) from error
 
 
 def measure(

@@ -19,6 +19,7 @@ import torch
 from tinyusfm_edge.models.early_exit import all_exits
 from tinyusfm_edge.models.student import ClassificationStudent
 from tinyusfm_edge.training.data import Sample
+from tinyusfm_edge.training.task import class_indices
 from tinyusfm_export.reference import normalise, reference_mode
 from tinyusfm_runtime.early_exit import normalised_entropy
 from tinyusfm_runtime.errors import InputError
@@ -77,6 +78,18 @@ def exit_probabilities(student: ClassificationStudent, spec: ModelSpec, samples:
             tensor = torch.from_numpy(preprocess(sample.frame, spec.preprocess)[0]).float()
             found.append(all_exits(student, normalise(tensor, spec)).double().softmax(-1)[:, 0].numpy())
     return np.stack(found, 1)
+
+
+def choose_exits(
+    student: ClassificationStudent, spec: ModelSpec, samples: Sequence[Sample]
+) -> tuple[ExitPolicy, ExitReport]:
+    """Chooses a student's thresholds on labelled validation pictures (``calibrate_exits``).
+
+    Raises:
+        InputError: no samples, a label that is not among the spec's, or a student without exits.
+    """
+    found = exit_probabilities(student, spec, samples)
+    return calibrate_exits(found, class_indices(samples, spec.labels), student.config.exits, student.config.depth)
 
 
 def measure_exits(policy: ExitPolicy, probabilities_ENK: np.ndarray, truth_N: np.ndarray, depth: int) -> ExitReport:
@@ -150,4 +163,4 @@ def calibrate_exits(
     return best[1], best[2]
 
 
-__all__ = ["LEVELS", "MAX_DROP", "ExitReport", "calibrate_exits", "exit_probabilities", "measure_exits"]
+__all__ = ["LEVELS", "MAX_DROP", "ExitReport", "calibrate_exits", "choose_exits", "exit_probabilities", "measure_exits"]

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from tinyusfm_edge.evaluation.exits import ExitReport, calibrate_exits, exit_probabilities
+from tinyusfm_edge.evaluation.exits import ExitReport, choose_exits
 from tinyusfm_edge.models.checkpoint import load_weights, save_student
 from tinyusfm_edge.models.student import ClassificationStudent, SegmentationStudent, Student, build_student
 from tinyusfm_edge.training.adapt_config import AdaptConfig
@@ -30,7 +30,7 @@ from tinyusfm_edge.training.data import read_table
 from tinyusfm_edge.training.guide import Guide
 from tinyusfm_edge.training.loop import EngineConfig, Evaluation, Outcome, fit
 from tinyusfm_edge.training.objective import AdaptObjective, AdaptTask
-from tinyusfm_edge.training.task import TaskData, TaskLoss, class_indices, load_task, score
+from tinyusfm_edge.training.task import TaskData, TaskLoss, load_task, score
 from tinyusfm_edge.training.teach import TeacherChoice, adapted_teacher
 from tinyusfm_runtime.errors import InputError
 from tinyusfm_runtime.spec import ModelSpec, PostProcess, PreprocessSpec, Task
@@ -238,10 +238,7 @@ def write_student(
     """
     model, report = best_student(run_folder, config), None
     if isinstance(model, ClassificationStudent) and config.student.exits:
-        samples = read_table(data, "val", need="label")
-        found = exit_probabilities(model, spec, samples)
-        truth = class_indices(samples, spec.labels)
-        policy, report = calibrate_exits(found, truth, config.student.exits, config.student.depth)
+        policy, report = choose_exits(model, spec, read_table(data, "val", need="label"))
         spec = replace(spec, exits=policy)
     return save_student(out, model, spec, torch.float32), report
 

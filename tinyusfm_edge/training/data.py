@@ -78,7 +78,7 @@ def read_table(
         InputError: no table, a column or number that is not usable, a file that cannot be read, mask and picture of
             different size, or no sample in the split.
     """
-    found = _clean_rows(folder)[0]
+    found = _clean_rows(folder, need)[0]
     rows = [row for row in found if row.split == split and (row.mask if need == "mask" else row.label)]
     if not rows:
         raise InputError(f"{folder / TABLE} has no row with split {split!r} and a {need}")
@@ -97,7 +97,7 @@ def table_counts(folder: Path) -> dict[str, dict[str, int]]:
     Raises:
         InputError: no table, or one without the columns.
     """
-    kept, every = _clean_rows(folder)
+    kept, every = _clean_rows(folder, None)
     groups: dict[str, list[str]] = {}
     for row in kept:
         if row.mask is not None or row.label:
@@ -111,8 +111,8 @@ def table_counts(folder: Path) -> dict[str, dict[str, int]]:
     return found
 
 
-def _clean_rows(folder: Path) -> tuple[list[Row], list[Row]]:
-    read_rows(folder, ("file", "mask", "split"))
+def _clean_rows(folder: Path, need: str | None) -> tuple[list[Row], list[Row]]:
+    read_rows(folder, ("file", "split", *((need,) if need is not None else ())))
     every = read_table_rows(folder)
     return clean(every)[0], every
 

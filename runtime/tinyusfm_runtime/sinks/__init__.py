@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 from tinyusfm_runtime import plugins
 from tinyusfm_runtime.errors import InputError, OutputError
@@ -44,6 +44,32 @@ class Sink(Protocol):
     def write(self, frame: Frame, prediction: Prediction) -> None: ...
 
     def close(self) -> None: ...
+
+
+Made = TypeVar("Made", bound="WholeFile")
+
+
+class WholeFile:
+    """The context of a sink that leaves a whole file or none: what it wrote stays after no error and after Ctrl-C."""
+
+    def __enter__(self: Made) -> Made:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None or isinstance(error, KeyboardInterrupt):
+            self.close()
+        else:
+            self._discard()
+
+    def close(self) -> None:
+        """Publishes what was written."""
+        raise NotImplementedError
+
+    def _discard(self) -> None:
+        """Leaves no file behind."""
+        raise NotImplementedError
 
 
 def open_sink(location: str, *, facts: Mapping[str, Any] | None = None, **options: Any) -> Sink:
@@ -281,20 +307,15 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def wants_file(error: BaseException | None) -> bool:
-    """True if a context that ends so should keep its file: no error, or the user pressed Ctrl-C."""
-    return error is None or isinstance(error, KeyboardInterrupt)
-
-
 __all__ = [
     "PendingFile",
     "PendingFolder",
     "Sink",
+    "WholeFile",
     "announce",
     "deliver",
     "listen_address",
     "open_sink",
     "shown",
     "smoothed",
-    "wants_file",
 ]

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import csv
 import math
-from types import TracebackType
 from typing import Any
 
 from tinyusfm_runtime.frame import Frame
 from tinyusfm_runtime.live_result import LiveResult
 from tinyusfm_runtime.plugins import Probe
 from tinyusfm_runtime.session import Prediction
-from tinyusfm_runtime.sinks import PendingFile, smoothed, wants_file
+from tinyusfm_runtime.sinks import PendingFile, WholeFile, smoothed
 
 SCHEMA = 2
 """1 ended with ``score``."""
@@ -48,7 +47,7 @@ def open_sink(location: str, *, labels: tuple[str, ...] = ()) -> CsvSink:
     return CsvSink(location, labels)
 
 
-class CsvSink:
+class CsvSink(WholeFile):
     """Writes rows as they come; the file gets its name at the end."""
 
     def __init__(self, location: str, labels: tuple[str, ...]) -> None:
@@ -60,18 +59,6 @@ class CsvSink:
             self._table.writerow(COLUMNS)
         except OSError as error:
             raise self._pending.failed(error) from error
-
-    def __enter__(self) -> CsvSink:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if wants_file(error):
-            self.close()
-        else:
-            self._pending.discard()
-            self._file.close()
 
     def write(self, frame: Frame, prediction: Prediction) -> None:
         """Appends one result.
@@ -121,6 +108,10 @@ class CsvSink:
         except OSError as error:
             raise self._pending.failed(error) from error
         self._pending.publish()
+
+    def _discard(self) -> None:
+        self._pending.discard()
+        self._file.close()
 
     def _append(self, cells: dict[str, Any]) -> None:
         cells["schema"] = SCHEMA

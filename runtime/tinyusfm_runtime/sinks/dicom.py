@@ -18,7 +18,6 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -38,7 +37,7 @@ from tinyusfm_runtime.overlay import as_rgb
 from tinyusfm_runtime.plugins import Probe
 from tinyusfm_runtime.preprocess import to_grey
 from tinyusfm_runtime.session import Prediction
-from tinyusfm_runtime.sinks import PendingFolder, shown, wants_file
+from tinyusfm_runtime.sinks import PendingFolder, WholeFile, shown
 
 MAX_BYTES = 1 << 30
 """Pixels and masks that may wait; 2600 frames of 640x480 fit."""
@@ -105,7 +104,7 @@ def open_sink(
     return DicomSink(location, reference, maker, tuple(labels), rate_hz, burned_in)
 
 
-class DicomSink:
+class DicomSink(WholeFile):
     """Collects frames and answers; the folder gets its name at the end, with whole files in it.
 
     Attributes:
@@ -130,17 +129,6 @@ class DicomSink:
         self._spacing: tuple[float, float] | None = None
         self._bytes, self._seen, self._open = 0, 0, True
         self.written: tuple[str, ...] = ()
-
-    def __enter__(self) -> DicomSink:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if wants_file(error):
-            self.close()
-        else:
-            self._discard()
 
     def write(self, frame: Frame, prediction: Prediction) -> None:
         """Keeps one frame and its answer.

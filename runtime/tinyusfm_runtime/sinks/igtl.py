@@ -125,22 +125,7 @@ class IgtlSink:
 
     def write(self, frame: Frame, prediction: Prediction) -> None:
         """Offers one result from outside the live loop."""
-        self.write_live(
-            LiveResult(
-                frame=frame,
-                prediction=prediction,
-                index=self._stamp,
-                state=LiveState.LIVE,
-                age_ms=prediction.age_ms or 0.0,
-                stale=False,
-                withheld=False,
-                valid=prediction.valid,
-                dropped_since_last=0,
-                engine=prediction.engine,
-                rung=0,
-                degraded=prediction.degraded,
-            )
-        )
+        self.write_live(LiveResult.outside_loop(frame, prediction, self._stamp))
 
     def write_live(self, result: LiveResult) -> None:
         """Offers one result of the live loop; never waits for a client."""

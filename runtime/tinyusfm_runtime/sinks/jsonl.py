@@ -19,7 +19,6 @@ import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
-from types import TracebackType
 from typing import Any, TextIO
 
 import numpy as np
@@ -29,7 +28,7 @@ from tinyusfm_runtime.frame import Frame
 from tinyusfm_runtime.live_result import LiveResult, StateChange
 from tinyusfm_runtime.plugins import Probe
 from tinyusfm_runtime.session import Prediction
-from tinyusfm_runtime.sinks import PendingFile, smoothed, wants_file
+from tinyusfm_runtime.sinks import PendingFile, WholeFile, smoothed
 
 SCHEMA = 3
 """2 had no ``smoothed``."""
@@ -124,7 +123,7 @@ def state_record(change: StateChange) -> dict[str, Any]:
     }
 
 
-class JsonLinesSink:
+class JsonLinesSink(WholeFile):
     """Writes lines as they come; the file gets its name at the end."""
 
     def __init__(self, location: str) -> None:
@@ -136,18 +135,6 @@ class JsonLinesSink:
                 self._file = self._pending.path.open("w", encoding="utf-8")
             except OSError as error:
                 raise self._pending.failed(error) from error
-
-    def __enter__(self) -> JsonLinesSink:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if wants_file(error):
-            self.close()
-        elif self._pending is not None:
-            self._pending.discard()
-            self._file.close()
 
     def write(self, frame: Frame, prediction: Prediction) -> None:
         """Appends one result.
@@ -198,6 +185,11 @@ class JsonLinesSink:
         except OSError as error:
             raise self._failed(error) from error
         self._pending.publish()
+
+    def _discard(self) -> None:
+        if self._pending is not None:
+            self._pending.discard()
+            self._file.close()
 
     def _failed(self, error: OSError) -> OutputError:
         if self._pending is None:

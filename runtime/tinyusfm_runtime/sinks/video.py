@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from fractions import Fraction
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from tinyusfm_runtime.live_result import LiveResult
 from tinyusfm_runtime.overlay import WARNING_RGB, as_rgb, captions, draw, write_line
 from tinyusfm_runtime.plugins import Probe
 from tinyusfm_runtime.session import Prediction
-from tinyusfm_runtime.sinks import PendingFile, shown, wants_file
+from tinyusfm_runtime.sinks import PendingFile, WholeFile, shown
 
 CODECS = ("libx264", "libopenh264", "mpeg4")
 """Preference; the first that the wheel can encode."""
@@ -69,7 +68,7 @@ def open_sink(location: str, *, rate_hz: float = 25.0) -> VideoSink:
     return VideoSink(av, location, rate_hz)
 
 
-class VideoSink:
+class VideoSink(WholeFile):
     """Encodes as frames come; the file gets its name at the end."""
 
     def __init__(self, av: Any, location: str, rate_hz: float) -> None:
@@ -79,17 +78,6 @@ class VideoSink:
         self._container: Any = None
         self._stream: Any = None
         self._size: tuple[int, int] | None = None
-
-    def __enter__(self) -> VideoSink:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if wants_file(error):
-            self.close()
-        else:
-            self._abandon()
 
     def write(self, frame: Frame, prediction: Prediction) -> None:
         """Appends one picture.
@@ -112,7 +100,7 @@ class VideoSink:
         if self._size is None:
             self._start(picture_HWC.shape[1], picture_HWC.shape[0])
         if picture_HWC.shape[:2] != self._size:
-            self._abandon()
+            self._discard()
             raise OutputError("cannot write the overlay video: the frames change their size, a video cannot")
         self._mux(self._av.VideoFrame.from_ndarray(picture_HWC, format="rgb24"))
 
@@ -154,11 +142,11 @@ class VideoSink:
             raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> OutputError:
-        self._abandon()
+        self._discard()
         reason = getattr(error, "strerror", None) or type(error).__name__
         return OutputError(f"cannot write the overlay video: {reason}")
 
-    def _abandon(self) -> None:
+    def _discard(self) -> None:
         container, self._container = self._container, None
         if container is not None:
             # the file is thrown away, whatever the encoder says to that

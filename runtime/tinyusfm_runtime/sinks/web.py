@@ -31,7 +31,7 @@ from urllib.parse import parse_qs, urlsplit
 from tinyusfm_runtime.errors import MissingExtra, OutputError
 from tinyusfm_runtime.frame import Frame
 from tinyusfm_runtime.live_page import PageFeed, PagePicture
-from tinyusfm_runtime.live_result import LiveCounters, LiveEvent, LiveResult, LiveState, StateChange
+from tinyusfm_runtime.live_result import LiveCounters, LiveEvent, LiveResult, StateChange
 from tinyusfm_runtime.plugins import Probe
 from tinyusfm_runtime.session import Prediction
 from tinyusfm_runtime.sinks import listen_address
@@ -148,21 +148,7 @@ class WebSink:
 
     def write(self, frame: Frame, prediction: Prediction) -> None:
         """Shows one result from outside the live loop."""
-        result = LiveResult(
-            frame=frame,
-            prediction=prediction,
-            index=self._index,
-            state=LiveState.LIVE,
-            age_ms=prediction.age_ms or 0.0,
-            stale=False,
-            withheld=False,
-            valid=prediction.valid,
-            dropped_since_last=0,
-            engine=prediction.engine,
-            rung=0,
-            degraded=prediction.degraded,
-        )
-        self.write_live(result)
+        self.write_live(LiveResult.outside_loop(frame, prediction, self._index))
 
     def write_live(self, result: LiveResult) -> None:
         """Shows one result of the live loop."""
