@@ -46,13 +46,13 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
-Made = TypeVar("Made", bound="WholeFile")
+_Made = TypeVar("_Made", bound="WholeFile")
 
 
 class WholeFile:
     """The context of a sink that leaves a whole file or none: what it wrote stays after no error and after Ctrl-C."""
 
-    def __enter__(self: Made) -> Made:
+    def __enter__(self: _Made) -> _Made:
         return self
 
     def __exit__(
