@@ -23,9 +23,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tinyusfm_export.decision import QuantDecision, TensorQuant, float_decision
-from tinyusfm_export.graph import exit_logits
+from tinyusfm_export.graph import logit_names
 from tinyusfm_export.ptq import Grid, activation_taps, natural_grid, symmetric_grid
-from tinyusfm_runtime.engine import LOGITS_NAME
 from tinyusfm_runtime.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -129,8 +128,8 @@ class FakeQuant:
         weights: Mapping[str, Tensor] | None = None,
         factors: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Logits of a batch, BKHW or BK; arguments as in ``answers``."""
-        return self.answers(codes_B1HW, weights, factors)[0]
+        """Logits of the end for a batch, BKHW or BK; arguments as in ``answers``."""
+        return self.answers(codes_B1HW, weights, factors)[-1]
 
     def answers(
         self,
@@ -146,7 +145,7 @@ class FakeQuant:
             factors: on the steps of the activations' grids, positive scalars by the tensor's name; 1 where absent.
 
         Returns:
-            Logits with the batch first (BKHW or BK): those of the end, then those of each early exit in order.
+            Logits with the batch first (BKHW or BK): those of each early exit in order, the end last.
         """
         import torch
         from torch.func import functional_call
@@ -157,9 +156,7 @@ class FakeQuant:
             for path in self._layers:
                 used[f"{path}.weight"] = weight_on_grid(used[f"{path}.weight"], self.decision.weight_limit)
 
-        policy = self.graph.spec.exits
-        names = [LOGITS_NAME, *(exit_logits(block) for block in (policy.blocks if policy is not None else ()))]
-        places = [self.graph.outputs.index(name) for name in names]
+        places = [self.graph.outputs.index(name) for name in logit_names(self.graph.spec.exits)]
 
         def one(codes_1HW: Tensor) -> list[Tensor]:
             found = functional_call(self._module, used, (codes_1HW[None],))

@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 from tinyusfm_export import rewrites
 from tinyusfm_export.net import Net, shape_of
+from tinyusfm_runtime.engine import LOGITS_NAME
 from tinyusfm_runtime.errors import InputError
-from tinyusfm_runtime.spec import ModelSpec, Task, TensorSpec
+from tinyusfm_runtime.spec import ExitPolicy, ModelSpec, Task, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -118,7 +119,7 @@ def build_graph(student: nn.Module, spec: ModelSpec, *, auxiliary: tuple[str, ..
 
     with torch.no_grad():
         recorder, logits = _record(student, spec, auxiliary)
-    outputs = {"logits": logits, **{name: recorder.auxiliary[name] for name in auxiliary}, **recorder.exits}
+    outputs = {LOGITS_NAME: logits, **{name: recorder.auxiliary[name] for name in auxiliary}, **recorder.exits}
     module = recorder.net.finish(outputs)
     return ExportGraph(module=module, spec=spec, outputs=tuple(outputs), linear_inputs=dict(recorder.net.linear_inputs))
 
@@ -352,6 +353,11 @@ def exit_logits(block: int) -> str:
     return f"logits_exit{block}"
 
 
+def logit_names(policy: ExitPolicy | None) -> list[str]:
+    """Outputs of the whole net that hold logits: those of its early exits, if any, in order, and the end last."""
+    return [*(exit_logits(block) for block in (policy.blocks if policy is not None else ())), LOGITS_NAME]
+
+
 def _features(r: _Recorder) -> Node:
     """Final norm on the patch tokens, as a map NDhw."""
     net, norm = r.net, r.backbone.norm
@@ -369,4 +375,5 @@ __all__ = [
     "build_graph",
     "exit_logits",
     "live_weights",
+    "logit_names",
 ]

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyusfm_export.decision import QuantDecision, float_decision
-from tinyusfm_export.graph import ExportGraph, exit_logits
+from tinyusfm_export.graph import ExportGraph, logit_names
 from tinyusfm_export.net import shape_of
 from tinyusfm_export.target import BuiltArtefact, Target
 from tinyusfm_runtime import plugins
 from tinyusfm_runtime.chain import TOKENS_IN, TOKENS_OUT, stage_file
 from tinyusfm_runtime.engine import LOGITS_NAME
 from tinyusfm_runtime.errors import InputError, OutputError
-from tinyusfm_runtime.spec import ExitPolicy, TensorSpec
+from tinyusfm_runtime.spec import TensorSpec
 
 if TYPE_CHECKING:
     from torch.fx import Node
@@ -55,10 +55,10 @@ def split_graph(graph: ExportGraph) -> list[ExportGraph]:
     module: Any = graph.module
     labels = {node.meta["label"]: node for node in module.graph.nodes if "label" in node.meta}
     answers = dict(zip(graph.outputs, _results(module), strict=True))
-    auxiliary = {name: node for name, node in answers.items() if name not in _logit_names(policy)}
+    auxiliary = {name: node for name, node in answers.items() if name not in logit_names(policy)}
     cuts = [labels[f"blocks.{block - 1}.out"] for block in policy.blocks]
     stages, before = [], None
-    for index, name in enumerate(_logit_names(policy)):
+    for index, name in enumerate(logit_names(policy)):
         outputs = {LOGITS_NAME: answers[name]}
         if index < len(cuts):
             outputs[TOKENS_OUT] = cuts[index]
@@ -124,11 +124,6 @@ def _products(stage: ExportGraph) -> int:
         if layer == "Linear" or (node.op == "call_function" and getattr(node.target, "__name__", "") == "matmul"):
             total += math.prod(shape_of(node)) * shape_of(node.args[0])[-1]
     return total
-
-
-def _logit_names(policy: ExitPolicy) -> list[str]:
-    """Outputs of the whole net that hold the exits' logits, the end last."""
-    return [*(exit_logits(block) for block in policy.blocks), LOGITS_NAME]
 
 
 def _results(module: Any) -> list[Node]:

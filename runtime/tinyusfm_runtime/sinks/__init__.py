@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -49,7 +50,7 @@ class Sink(Protocol):
 _Made = TypeVar("_Made", bound="WholeFile")
 
 
-class WholeFile:
+class WholeFile(ABC):
     """The context of a sink that leaves a whole file or none: what it wrote stays after no error and after Ctrl-C."""
 
     def __enter__(self: _Made) -> _Made:
@@ -63,13 +64,13 @@ class WholeFile:
         else:
             self._discard()
 
+    @abstractmethod
     def close(self) -> None:
         """Publishes what was written."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _discard(self) -> None:
         """Leaves no file behind."""
-        raise NotImplementedError
 
 
 def open_sink(location: str, *, facts: Mapping[str, Any] | None = None, **options: Any) -> Sink:
