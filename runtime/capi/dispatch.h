@@ -20,10 +20,13 @@
 
 #if defined(__GNUC__)
 #define TUE_INLINE static inline __attribute__((always_inline))
+#define TUE_APART static __attribute__((noinline)) /* registers of its own */
 #elif defined(_MSC_VER)
 #define TUE_INLINE static __forceinline
+#define TUE_APART static
 #else
 #define TUE_INLINE static inline
+#define TUE_APART static
 #endif
 
 #endif

@@ -1,8 +1,9 @@
 /* The arithmetic in front of and behind a network, in portable C11: frame to input, logits to mask, mask to moments.
  *
- * Every function gives the same bytes as its numpy twin (runtime/tinyusfm_runtime/preprocess.py and measure.py), on
- * every machine: integers only, except one float comparison in tue_threshold. The functions keep no state, allocate
- * nothing, write only through the pointers they are given and may be called from any number of threads.
+ * Every function gives the same bytes as its numpy twin (runtime/tinyusfm_runtime/numerics), on every machine: whole
+ * numbers, or + - * / and square roots of doubles in a stated order, compiled without fused multiply-adds
+ * (-ffp-contract=off). The functions keep no state, allocate nothing, call no maths library, write only through the
+ * pointers they are given and may be called from any number of threads.
  *
  * The header knows nothing of Python, of bundles or of engines.
  */
@@ -12,7 +13,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#if defined(_WIN32)
+#if defined(TUE_API)
+/* the build says it: empty where the functions stay inside another library */
+#elif defined(_WIN32)
 #define TUE_API __declspec(dllexport)
 #elif defined(__GNUC__)
 #define TUE_API __attribute__((visibility("default")))
@@ -25,7 +28,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a signature, a struct or a definition changes; callers compare it with the one they know. */
-#define TUE_NUMERICS_VERSION 2
+#define TUE_NUMERICS_VERSION 3
 
 /* What every function returns. */
 enum tue_status {
@@ -87,6 +90,74 @@ TUE_API int32_t tue_largest_component(const uint8_t *mask, int32_t rows, int32_t
 /* Raw moments of the non-zero pixels of a contiguous mask, x = column, y = row, both from 0:
  * out = {sum 1, sum x, sum y, sum x x, sum x y, sum y y}. Exact: the largest is below 2^57. */
 TUE_API int32_t tue_moments(const uint8_t *mask, int32_t rows, int32_t columns, int64_t out[6]);
+
+/* The mask without its holes: pixels from which no 4-connected way outside the mask leads to the picture's border become
+ * 1. `out` must not be `mask`. Scratch: tue_holes_scratch bytes, any alignment. */
+TUE_API size_t tue_holes_scratch(int32_t rows, int32_t columns);
+TUE_API int32_t tue_fill_holes(const uint8_t *mask, int32_t rows, int32_t columns, uint8_t *out, void *scratch,
+                               size_t scratch_bytes);
+
+/* Border pixels of the component that holds the mask's first pixel, clockwise, thinned evenly to `most`:
+ * points = {row, column, row, column, ...} with room for 2 * most; *count of them are written. */
+TUE_API int32_t tue_contour(const uint8_t *mask, int32_t rows, int32_t columns, int32_t most, int32_t *points,
+                            int32_t *count);
+
+/* Whether the edge of the field of view, found in the brightness `codes`, cuts a mask of 0 and 1 of the same size.
+ * Scratch: tue_view_scratch bytes, any alignment. */
+TUE_API size_t tue_view_scratch(int32_t rows, int32_t columns);
+TUE_API int32_t tue_cut_by_sector(const uint8_t *mask, const uint8_t *codes, int32_t rows, int32_t columns,
+                                  int32_t *cut, void *scratch, size_t scratch_bytes);
+
+/* What a logit must exceed for a probability above `probability`: log(p / (1 - p)) as a float; 0 outside (0, 1). */
+TUE_API float tue_logit(double probability);
+
+/* Averages into `out` (the first pass, channels x rows x columns) the logits of a second pass of the same size, at the
+ * rows and columns listed; their places in the second field are fractions of its pixels, centres at whole numbers. */
+TUE_API int32_t tue_blend(const float *second, int32_t channels, int32_t rows, int32_t columns,
+                          const int32_t *at_rows, const double *row_places, int32_t row_count,
+                          const int32_t *at_columns, const double *column_places, int32_t column_count, float *out);
+
+/* Where a frame lies in the network's input: row, column, rows, columns each. */
+typedef struct tue_view {
+    int32_t crop[4];      /* region of the frame that is used, pixels of the frame */
+    int32_t box[4];       /* what that region fills in the input */
+    double spacing_mm[2]; /* (row, column) of the *input's* pixels */
+    int32_t has_spacing;  /* 0: unknown */
+    int32_t reserved;
+} tue_view;
+
+/* What is to be measured. */
+typedef struct tue_asked {
+    int32_t rows, columns, channels; /* of the logits */
+    int32_t index;                   /* the label's value in the mask, and its channel where there are several */
+    int32_t ellipse;                 /* not 0: fill holes, fit an ellipse */
+    float cut;                       /* what one channel must exceed (tue_logit); unused with several */
+    double min_area;                 /* least share of the box, 0 .. 1, that counts as found */
+} tue_asked;
+
+#define TUE_CONTOUR_POINTS 64
+
+/* What was measured, in pixels of the frame (centres at whole numbers) and mm; all 0 where nothing was found, the mm
+ * ones also without a spacing, those from `centre_px` on also where no ellipse was asked for. */
+typedef struct tue_measurement {
+    int32_t found, touches_border, cut_by_sector, contour_points;
+    int64_t pixels;    /* of the input */
+    double confidence; /* mean probability inside */
+    double area_px, area_mm2;
+    double box_px[4];      /* row, column, height, width */
+    double centroid_px[2]; /* row, column */
+    double centre_px[2], axes_px[2], axes_mm[2], angle_deg, hc_px, hc_mm;
+    double agreement; /* Dice of component and ellipse */
+    double contour_px[2 * TUE_CONTOUR_POINTS];
+} tue_measurement;
+
+/* Measures the largest component of one label of a mask (rows x columns of labels) and writes it as 0 and 1 to
+ * `component`, of the same size. `codes` is the input's brightness, or null to leave the field of view out. Scratch:
+ * tue_measure_scratch(rows, columns of the view's box) bytes, any alignment. */
+TUE_API size_t tue_measure_scratch(int32_t rows, int32_t columns);
+TUE_API int32_t tue_measure(const uint8_t *mask, const float *logits, const uint8_t *codes, const tue_view *view,
+                            const tue_asked *asked, uint8_t *component, tue_measurement *out, void *scratch,
+                            size_t scratch_bytes);
 
 /* CRC-64 of ECMA-182, as OpenIGTLink guards the body of a message: start 0, no final inversion. */
 TUE_API int32_t tue_crc64(const uint8_t *data, size_t count, uint64_t *out);

@@ -27,6 +27,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#if defined(__GNUC__) && !defined(TUE_SHM_API)
+#define TUE_SHM_API __attribute__((visibility("default")))
+#elif !defined(TUE_SHM_API)
+#define TUE_SHM_API
+#endif
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -105,16 +111,45 @@ enum tue_shm_status {
 
 /* Makes a ring of TUE_SHM_SLOTS slots under `name` (letters, digits, . _ -, no leading slash or dot, 200 at most), each
  * with room for pixel_bytes. Replaces a ring of that name; its readers come over by themselves. */
-int32_t tue_shm_open(tue_shm_writer *writer, const char *name, uint64_t pixel_bytes);
+TUE_SHM_API int32_t tue_shm_open(tue_shm_writer *writer, const char *name, uint64_t pixel_bytes);
 
 /* Publishes a frame. One thread at a time. */
-int32_t tue_shm_write(tue_shm_writer *writer, const tue_shm_frame *frame);
+TUE_SHM_API int32_t tue_shm_write(tue_shm_writer *writer, const tue_shm_frame *frame);
 
 /* Says that the writer lives though it has no frame; ten times a second is plenty. */
-int32_t tue_shm_beat(tue_shm_writer *writer);
+TUE_SHM_API int32_t tue_shm_beat(tue_shm_writer *writer);
 
-/* Lets go of the memory; unlink != 0 also takes the name away, if it still means this ring. Zeroes the writer. */
-void tue_shm_close(tue_shm_writer *writer, int32_t unlink);
+/* Unmaps the memory; unlink != 0 also removes the name, if it still means this ring. Zeroes the writer. */
+TUE_SHM_API void tue_shm_close(tue_shm_writer *writer, int32_t unlink);
+
+/* A reader of either kind of ring; its fields are its own business, but for the counts. */
+typedef struct tue_shm_reader {
+    int32_t file, attached; /* attached: how often a ring was found */
+    uint32_t slots;
+    uint64_t slot_stride, room, taken, device, inode;
+    uint64_t heartbeat_ns, frame_ns, looked_ns;
+    uint64_t overtaken, torn, damaged; /* readings or frames it was too late for; reads to be tried again; refused */
+    char name[232];
+} tue_shm_reader;
+
+enum tue_shm_found {
+    TUE_SHM_NOTHING = 0, /* nothing new, or the writer was at it, or there is no ring: look again */
+    TUE_SHM_NEW = 1,
+    TUE_SHM_DAMAGED = 2 /* a header or a content does not match its CRC, or a size is out of range; it was refused */
+};
+
+/* Names the ring to be read; it need not be there yet. Nothing is mapped: a writer that shrinks the object under a
+ * mapping kills its readers, while a read merely comes back short. */
+TUE_SHM_API int32_t tue_shm_attach(tue_shm_reader *reader, const char *name);
+
+/* Bytes that the ring has room for in each slot, 0 while there is none: what `pixels` has to hold. */
+TUE_SHM_API uint64_t tue_shm_room(tue_shm_reader *reader);
+
+/* Copies the newest frame that was not taken yet. Trusts no field, attaches by itself, again after a writer that came
+ * back, and skips the last frame of a writer that died. */
+TUE_SHM_API int32_t tue_shm_newest(tue_shm_reader *reader, tue_shm_slot *slot, uint8_t *pixels, uint64_t room);
+
+TUE_SHM_API void tue_shm_detach(tue_shm_reader *reader);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,193 @@
+/* The readers of tue_shm_ring.h and tue_shm_result.h: copies by pread, so that a writer that shrinks the object cannot
+ * kill them, and trust in nothing that was not checked. */
+#define _POSIX_C_SOURCE 200809L
+#include "shm_common.h"
+#include "tue_shm_result.h"
+
+#include <math.h>
+
+_Static_assert(sizeof(tue_res_slot) == 256, "the layout is fixed");
+
+enum { MAX_SLOTS = 64 };
+static const uint64_t RENEWED_NS = 50000000, DEAD_NS = 1000000000, SECOND_NS = 1000000000;
+
+static int read_at(int file, void *into, size_t count, uint64_t at) {
+    uint8_t *to = into;
+    while (count) {
+        ssize_t got = pread(file, to, count, (off_t)at);
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) return 0;
+        to += got, count -= (size_t)got, at += (uint64_t)got;
+    }
+    return 1;
+}
+
+int32_t tue_shm_attach(tue_shm_reader *reader, const char *name) {
+    if (!reader || !shm_good_name(name)) return TUE_SHM_BAD_ARGUMENT;
+    memset(reader, 0, sizeof *reader);
+    reader->file = -1;
+    snprintf(reader->name, sizeof reader->name, SHM_FOLDER "%s", name);
+    return TUE_SHM_OK;
+}
+
+static void let_go(tue_shm_reader *r) {
+    if (r->file >= 0) close(r->file);
+    r->file = -1;
+}
+
+void tue_shm_detach(tue_shm_reader *reader) {
+    if (reader) let_go(reader);
+}
+
+static int good_ring(const tue_shm_ring *ring, uint64_t magic, uint32_t version, uint64_t header, uint64_t object_bytes) {
+    if (ring->magic != magic || ring->version != version) return 0;
+    if (ring->header_crc32 != shm_crc32((const uint8_t *)ring, offsetof(tue_shm_ring, header_crc32))) return 0;
+    for (size_t i = 0; i < sizeof ring->reserved; i++)
+        if (ring->reserved[i]) return 0;
+    if (ring->slots < 2 || ring->slots > MAX_SLOTS || ring->slot_stride % 64 || ring->slot_stride > (uint64_t)1 << 32) return 0;
+    if (ring->pixel_bytes < 64 || ring->pixel_bytes > (uint64_t)1 << 30 || ring->pixel_bytes + header > ring->slot_stride) return 0;
+    return 128 + ring->slots * ring->slot_stride <= object_bytes;
+}
+
+/* Opens the ring of the name, if there is a good one. */
+static int open_ring(tue_shm_reader *r, uint64_t magic, uint32_t version, uint64_t header) {
+    struct stat facts;
+    tue_shm_ring ring;
+    int file = open(r->name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (file < 0) return 0;
+    if (fstat(file, &facts) != 0 || !S_ISREG(facts.st_mode) || !read_at(file, &ring, sizeof ring, 0) ||
+        !good_ring(&ring, magic, version, header, (uint64_t)facts.st_size)) {
+        close(file);
+        return 0;
+    }
+    r->file = file;
+    r->device = (uint64_t)facts.st_dev, r->inode = (uint64_t)facts.st_ino;
+    r->slots = ring.slots, r->slot_stride = ring.slot_stride, r->room = ring.pixel_bytes;
+    r->taken = 0, r->heartbeat_ns = 0;
+    r->frame_ns = r->looked_ns = shm_now_ns(CLOCK_MONOTONIC);
+    r->attached++;
+    return 1;
+}
+
+static void come_over(tue_shm_reader *r, uint64_t now) {
+    struct stat facts;
+    if (now - r->looked_ns < RENEWED_NS || now - r->frame_ns < RENEWED_NS) return;
+    r->looked_ns = now;
+    if (lstat(r->name, &facts) != 0 || (uint64_t)facts.st_dev != r->device || (uint64_t)facts.st_ino != r->inode) let_go(r);
+}
+
+/* Reads the slot of a reading: its header, then its content by `content`. */
+typedef int32_t (*reading_of)(tue_shm_reader *r, uint64_t number, uint64_t at, void *slot, uint8_t *into, uint64_t room);
+
+static int32_t newest(tue_shm_reader *r, uint64_t magic, uint32_t version, uint64_t header, reading_of content, void *slot,
+                      uint8_t *into, uint64_t room) {
+    uint64_t state[2];
+    if (r->file < 0 && !open_ring(r, magic, version, header)) return TUE_SHM_NOTHING;
+    if (!read_at(r->file, state, sizeof state, offsetof(tue_shm_ring, published))) {
+        r->damaged++;
+        let_go(r);
+        return TUE_SHM_DAMAGED;
+    }
+    uint64_t now = shm_now_ns(CLOCK_MONOTONIC), number = state[0];
+    if (state[1] <= now + SECOND_NS && state[1] > r->heartbeat_ns) r->heartbeat_ns = state[1];
+    if (!r->taken && now > state[1] && now - state[1] > DEAD_NS) r->taken = number; /* of a writer that died */
+    if (number <= r->taken || number >> 62) {
+        come_over(r, now);
+        return TUE_SHM_NOTHING;
+    }
+    uint64_t at = 128 + (number - 1) % r->slots * r->slot_stride, lock;
+    int32_t found = content(r, number, at, slot, into, room);
+    if (found == TUE_SHM_NEW && (!read_at(r->file, &lock, sizeof lock, at) || lock != 2 * number)) found = TUE_SHM_NOTHING;
+    if (found == TUE_SHM_NOTHING) {
+        r->torn++;
+        return found;
+    }
+    if (found == TUE_SHM_DAMAGED) r->damaged++;
+    if (r->taken && number > r->taken + 1) r->overtaken += number - r->taken - 1;
+    r->taken = number;
+    r->frame_ns = now;
+    return found;
+}
+
+/* 1: the slot holds this reading; 0: the writer is at it; -1: damage. */
+static int32_t holds(uint64_t lock, uint64_t number) {
+    if (lock == 2 * number) return 1;
+    return lock & 1 || lock > 2 * number ? 0 : -1;
+}
+
+static int zero(const uint8_t *bytes, size_t count) {
+    for (size_t i = 0; i < count; i++)
+        if (bytes[i]) return 0;
+    return 1;
+}
+
+static int good_side(double mm) { return mm > 1e-4 && mm < 100; }
+
+static int good_frame(const tue_shm_slot *s, uint64_t number, uint64_t slot_room) {
+    static const uint32_t channels[] = {1, 3, 3, 4};
+    if (s->header_crc32 != shm_crc32((const uint8_t *)s + 8, offsetof(tue_shm_slot, header_crc32) - 8)) return 0;
+    if (s->generation != number || s->seq >> 63 || s->flags > 15 || !zero(s->reserved, sizeof s->reserved)) return 0;
+    if (s->t_publish_ns > shm_now_ns(CLOCK_MONOTONIC) + SECOND_NS || s->format > 3) return 0;
+    if (s->rows < 8 || s->columns < 8 || s->rows > 16384 || s->columns > 16384) return 0;
+    if (s->row_stride < s->columns * channels[s->format] || (uint64_t)s->rows * s->row_stride > slot_room) return 0;
+    if (s->flags & TUE_SHM_SPACING && !(good_side(s->spacing_row_mm) && good_side(s->spacing_column_mm))) return 0;
+    if (s->flags & TUE_SHM_CROP && (s->crop[2] != s->rows || s->crop[3] != s->columns)) return 0;
+    size_t letters = 0;
+    while (letters < sizeof s->orientation && s->orientation[letters]) {
+        char c = s->orientation[letters++];
+        if (!((c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z'))) return 0;
+    }
+    return zero((const uint8_t *)s->orientation + letters, sizeof s->orientation - letters);
+}
+
+static int32_t frame_of(tue_shm_reader *r, uint64_t number, uint64_t at, void *slot, uint8_t *into, uint64_t room) {
+    tue_shm_slot *s = slot;
+    if (!read_at(r->file, s, sizeof *s, at)) return TUE_SHM_DAMAGED;
+    int32_t here = holds(s->lock, number);
+    if (here <= 0) return here ? TUE_SHM_DAMAGED : TUE_SHM_NOTHING;
+    if (!good_frame(s, number, r->room)) return TUE_SHM_DAMAGED;
+    uint64_t size = (uint64_t)s->rows * s->row_stride;
+    if (size > room || !read_at(r->file, into, (size_t)size, at + 128)) return TUE_SHM_DAMAGED;
+    if (!(s->flags & TUE_SHM_CHECKED)) return TUE_SHM_NEW;
+    return s->pixels_crc32 == shm_crc32(into, (size_t)size) ? TUE_SHM_NEW : TUE_SHM_DAMAGED;
+}
+
+uint64_t tue_shm_room(tue_shm_reader *reader) {
+    if (!reader || (reader->file < 0 && !open_ring(reader, TUE_SHM_MAGIC, TUE_SHM_VERSION, 128))) return 0;
+    return reader->room;
+}
+
+int32_t tue_shm_newest(tue_shm_reader *reader, tue_shm_slot *slot, uint8_t *pixels, uint64_t room) {
+    if (!reader || !slot || !pixels) return TUE_SHM_DAMAGED;
+    return newest(reader, TUE_SHM_MAGIC, TUE_SHM_VERSION, 128, frame_of, slot, pixels, room);
+}
+
+static int good_result(const tue_res_slot *s, uint64_t number, uint64_t slot_room) {
+    if (s->header_crc32 != shm_crc32((const uint8_t *)s + 8, offsetof(tue_res_slot, header_crc32) - 8)) return 0;
+    if (s->generation != number || s->flags > 511 || s->reasons > 127 || s->second_pass > 3 || s->drift > 2) return 0;
+    if (s->strange > 1 || s->cut_by_sector > 1) return 0;
+    if (s->mask_rows > 4096 || s->mask_columns > 4096 || (uint64_t)s->mask_rows * s->mask_columns > slot_room) return 0;
+    if (s->score_count < 0 || s->score_count > 8 || s->state > 4 || s->trust > 3) return 0;
+    for (int i = 0; i < 4; i++)
+        if (s->crop[i] < 0 || s->box[i] < 0) return 0;
+    if (!s->mask_rows) return 1;
+    return s->box[0] + (int64_t)s->box[2] <= s->mask_rows && s->box[1] + (int64_t)s->box[3] <= s->mask_columns &&
+           s->crop[0] + (int64_t)s->crop[2] <= s->frame_rows && s->crop[1] + (int64_t)s->crop[3] <= s->frame_columns;
+}
+
+static int32_t result_of(tue_shm_reader *r, uint64_t number, uint64_t at, void *slot, uint8_t *into, uint64_t room) {
+    tue_res_slot *s = slot;
+    if (!read_at(r->file, s, sizeof *s, at)) return TUE_SHM_DAMAGED;
+    int32_t here = holds(s->lock, number);
+    if (here <= 0) return here ? TUE_SHM_DAMAGED : TUE_SHM_NOTHING;
+    if (!good_result(s, number, r->room)) return TUE_SHM_DAMAGED;
+    uint64_t size = (uint64_t)s->mask_rows * s->mask_columns;
+    if (!into || !size) return TUE_SHM_NEW;
+    if (size > room || !read_at(r->file, into, (size_t)size, at + 256)) return TUE_SHM_DAMAGED;
+    return s->mask_crc32 == shm_crc32(into, (size_t)size) ? TUE_SHM_NEW : TUE_SHM_DAMAGED;
+}
+
+int32_t tue_res_newest(tue_shm_reader *reader, tue_res_slot *slot, uint8_t *mask, uint64_t mask_room) {
+    if (!reader || !slot) return TUE_SHM_DAMAGED;
+    return newest(reader, TUE_RES_MAGIC, TUE_RES_VERSION, 256, result_of, slot, mask, mask_room);
+}
