@@ -1,153 +1,103 @@
-"""The thin runtime: a verified bundle, an engine, ``predict(frame)``. numpy and the standard library, nothing else.
+"""The thin runtime: a verified bundle, an engine, ``predict(frame)``.
 
-    from tinyusfm_runtime import Frame, Session
+numpy and the standard library, nothing else.
+
+    from tinyusfm_runtime import Session
 
     with Session.open("fetal-head.bundle") as session:
-        prediction = session.predict(Frame(pixels=grey_HW, spacing_mm=(0.31, 0.31)))
+        prediction = session.predict(grey_HW, spacing_mm=(0.31, 0.31))
 
-Importing this package imports none of its modules: each name below is fetched when it is first
-used, and inference libraries only when a session is opened.
+The names below are the face of the package: documents and programs import from here, and the rest of the error tree
+from ``tinyusfm_runtime.errors``. Importing this package imports none of its modules: each name is fetched when it is
+first used, and inference libraries only when a session is opened.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tinyusfm_runtime.bundle import Bundle
-    from tinyusfm_runtime.drift import DriftMonitor, DriftReading, DriftStatistic
-    from tinyusfm_runtime.engine import Engine, EngineConfig
-    from tinyusfm_runtime.errors import (
-        BundleError,
-        CalibrationError,
-        CheckpointError,
-        EdgeError,
-        EngineError,
-        FrameError,
-        GateError,
-        InputError,
-        MissingExtra,
-        OutputError,
-        SourceError,
-        TamperedError,
-        UnsupportedError,
-        UnverifiedError,
-    )
-    from tinyusfm_runtime.frame import Frame, FrameSource, PixelFormat, VideoRange
-    from tinyusfm_runtime.ladder import Ladder, LadderOptions
-    from tinyusfm_runtime.latency import ColdStart, LatencyReport, cold_start, profile
-    from tinyusfm_runtime.live import Live
-    from tinyusfm_runtime.live_options import LiveOptions
-    from tinyusfm_runtime.live_result import DropPolicy, LiveResult, LiveState
-    from tinyusfm_runtime.machine import MachineCard, machine_card
-    from tinyusfm_runtime.manifest import Artefact, ArtefactState, FileEntry, Manifest
-    from tinyusfm_runtime.measure import HeadMeasurement
-    from tinyusfm_runtime.phantom import Phantom, make_phantom
-    from tinyusfm_runtime.plugins import Probe
-    from tinyusfm_runtime.preprocess import Placement
-    from tinyusfm_runtime.publish import write_bundle
-    from tinyusfm_runtime.selfcheck import GoldenReport
-    from tinyusfm_runtime.session import Prediction, Session, Timings
-    from tinyusfm_runtime.spec import AspectPolicy, ModelSpec, PostProcess, PreprocessSpec, Task, TensorSpec
+    __version__: str
+    from tinyusfm_runtime.bundle.reader import Bundle as Bundle
+    from tinyusfm_runtime.errors import BundleError as BundleError
+    from tinyusfm_runtime.errors import EdgeError as EdgeError
+    from tinyusfm_runtime.errors import EngineError as EngineError
+    from tinyusfm_runtime.errors import FrameError as FrameError
+    from tinyusfm_runtime.errors import SourceError as SourceError
+    from tinyusfm_runtime.frame import Frame as Frame
+    from tinyusfm_runtime.frame import PixelFormat as PixelFormat
+    from tinyusfm_runtime.frame import VideoRange as VideoRange
+    from tinyusfm_runtime.latency import LatencyReport as LatencyReport
+    from tinyusfm_runtime.latency import profile as profile
+    from tinyusfm_runtime.live.fallback import Fallback as Fallback
+    from tinyusfm_runtime.live.fallback import FallbackOptions as FallbackOptions
+    from tinyusfm_runtime.live.loop import Live as Live
+    from tinyusfm_runtime.live.options import LiveOptions as LiveOptions
+    from tinyusfm_runtime.live.swap import SwapOptions as SwapOptions
+    from tinyusfm_runtime.phantom import make_phantom as make_phantom
+    from tinyusfm_runtime.plugins import Availability as Availability
+    from tinyusfm_runtime.results import DropPolicy as DropPolicy
+    from tinyusfm_runtime.results import LiveEvent as LiveEvent
+    from tinyusfm_runtime.results import LiveResult as LiveResult
+    from tinyusfm_runtime.results import LiveState as LiveState
+    from tinyusfm_runtime.results import Prediction as Prediction
+    from tinyusfm_runtime.results import StateChange as StateChange
+    from tinyusfm_runtime.session import Session as Session
+    from tinyusfm_runtime.sinks import open_sink as open_sink
+    from tinyusfm_runtime.sources import open_source as open_source
+    from tinyusfm_runtime.spec import ModelSpec as ModelSpec
+    from tinyusfm_runtime.spec import Task as Task
 
 _HOMES = {
-    "bundle": ("Bundle",),
-    "drift": ("DriftMonitor", "DriftReading", "DriftStatistic"),
-    "engine": ("Engine", "EngineConfig"),
-    "errors": (
-        "BundleError", "CalibrationError", "CheckpointError", "EdgeError", "EngineError", "FrameError", "GateError",
-        "InputError", "MissingExtra", "OutputError", "SourceError", "TamperedError", "UnsupportedError",
-        "UnverifiedError",
-    ),
-    "frame": ("Frame", "FrameSource", "PixelFormat", "VideoRange"),
-    "ladder": ("Ladder", "LadderOptions"),
-    "latency": ("ColdStart", "LatencyReport", "cold_start", "profile"),
-    "live": ("Live",),
-    "live_options": ("LiveOptions",),
-    "live_result": ("DropPolicy", "LiveResult", "LiveState"),
-    "machine": ("MachineCard", "machine_card"),
-    "manifest": ("Artefact", "ArtefactState", "FileEntry", "Manifest"),
-    "measure": ("HeadMeasurement",),
-    "phantom": ("Phantom", "make_phantom"),
-    "plugins": ("Probe",),
-    "preprocess": ("Placement",),
-    "publish": ("write_bundle",),
-    "selfcheck": ("GoldenReport",),
-    "session": ("Prediction", "Session", "Timings"),
-    "spec": ("AspectPolicy", "ModelSpec", "PostProcess", "PreprocessSpec", "Task", "TensorSpec"),
-}  # fmt: skip
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+    "bundle.reader": ("Bundle",),
+    "errors": ("BundleError", "EdgeError", "EngineError", "FrameError", "SourceError"),
+    "frame": ("Frame", "PixelFormat", "VideoRange"),
+    "latency": ("LatencyReport", "profile"),
+    "live.fallback": ("Fallback", "FallbackOptions"),
+    "live.loop": ("Live",),
+    "live.options": ("LiveOptions",),
+    "live.swap": ("SwapOptions",),
+    "phantom": ("make_phantom",),
+    "plugins": ("Availability",),
+    "results": ("DropPolicy", "LiveEvent", "LiveResult", "LiveState", "Prediction", "StateChange"),
+    "session": ("Session",),
+    "sinks": ("open_sink",),
+    "sources": ("open_source",),
+    "spec": ("ModelSpec", "Task"),
+}
+if not TYPE_CHECKING:  # a type checker that saw __getattr__ would take any name for one of the face
+    from tinyusfm_runtime.face import lazy_names as _lazy_names
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
+    __getattr__, __dir__ = _lazy_names(__name__, _HOMES)
 
 __all__ = [
-    "Artefact",
-    "ArtefactState",
-    "AspectPolicy",
+    "Availability",
     "Bundle",
     "BundleError",
-    "CalibrationError",
-    "CheckpointError",
-    "ColdStart",
-    "DriftMonitor",
-    "DriftReading",
-    "DriftStatistic",
     "DropPolicy",
     "EdgeError",
-    "Engine",
-    "EngineConfig",
     "EngineError",
-    "FileEntry",
+    "Fallback",
+    "FallbackOptions",
     "Frame",
     "FrameError",
-    "FrameSource",
-    "GateError",
-    "GoldenReport",
-    "HeadMeasurement",
-    "InputError",
-    "Ladder",
-    "LadderOptions",
     "LatencyReport",
     "Live",
+    "LiveEvent",
     "LiveOptions",
     "LiveResult",
     "LiveState",
-    "MachineCard",
-    "Manifest",
-    "MissingExtra",
     "ModelSpec",
-    "OutputError",
-    "Phantom",
     "PixelFormat",
-    "Placement",
-    "PostProcess",
     "Prediction",
-    "PreprocessSpec",
-    "Probe",
     "Session",
     "SourceError",
-    "TamperedError",
+    "StateChange",
+    "SwapOptions",
     "Task",
-    "TensorSpec",
-    "Timings",
-    "UnsupportedError",
-    "UnverifiedError",
     "VideoRange",
-    "cold_start",
-    "machine_card",
     "make_phantom",
+    "open_sink",
+    "open_source",
     "profile",
-    "write_bundle",
 ]

@@ -1,4 +1,6 @@
-"""Drift: do the frames of a stream still look like the ones the model was calibrated on?
+"""Drift: do frames still look like the ones of the calibration?
+
+The frames of a stream against the ones the model was calibrated on.
 
 Each frame gets a score, the negative log-likelihood of a Gaussian mixture (in the spirit of the NRQ score of
 US-Metrics, arXiv:2604.19512) over what the graph gives anyway: the mean patch token after some blocks, the largest
@@ -8,7 +10,8 @@ on patients that the mixture never saw; a stream has drifted when half of the la
 patient resemble each other, so nothing is assumed about that: by Markov's inequality half of a window is strange at
 most twice as often as one frame is.
 
-numpy only. It does not know how a mixture is fitted (tinyusfm_calibration/drift_fit.py), and it never stops a stream.
+Arithmetic as in exact.py: doubles in a fixed order, no maths library; runtime/capi/src/drift.c is the same to the byte.
+It does not know how a mixture is fitted (tinyusfm_calibration/drift_fit.py), and it never stops a stream.
 
 Shapes: HW = rows, columns; F features, K components, T token numbers, P principal directions.
 """
@@ -19,26 +22,26 @@ import json
 import math
 from collections import deque
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from tinyusfm_runtime.arrays import pack_arrays, unpack_arrays
+from tinyusfm_runtime.bundle.arrays import ArrayLimits, pack_arrays, unpack_arrays
+from tinyusfm_runtime.bundle.manifest import DRIFT_FILE
 from tinyusfm_runtime.errors import BundleError, InputError
 from tinyusfm_runtime.frame import Frame, PixelFormat
+from tinyusfm_runtime.numerics import exact
+from tinyusfm_runtime.results import DriftReading
+from tinyusfm_runtime.strict_json import parse_json
 
 if TYPE_CHECKING:
-    from tinyusfm_runtime.session import Prediction
+    from tinyusfm_runtime.results import Prediction
 
-DRIFT_FILE: Final = "drift/statistic.npz"
-"""Where a bundle keeps its statistic."""
 DRIFT_VERSION: Final = 1
 """Version of that file; raise it when a feature changes its meaning."""
 WINDOW_FRAMES: Final = 25
 """Frames that decide together: about a second of a stream."""
-STRANGE_SHARE: Final = 0.5
-"""A window with at least this share of strange frames has drifted."""
 MAX_STATISTIC_BYTES: Final = 16 << 20
 """Unpacked; the shipped one is below 1 MB."""
 
@@ -46,6 +49,9 @@ GREY_NAMES: Final = (
     "grey mean", "grey p10", "grey p50", "grey p90", "grey p99", "black share", "row steps", "column steps", "colour",
 )  # fmt: skip
 """What ``grey_statistics`` gives, in order."""
+_LOG_TWO_PI: Final = 1.8378770664093453
+_LEAST = 1e-300  # of a spread or a weight: exact.log takes no subnormal number
+_OFFSET = 1e-6  # logarithms of lengths and peaks begin here
 _GREY_SIDE = 256
 _BLACK = 8
 _COLOURED = 24
@@ -53,31 +59,63 @@ _COLOURED = 24
 
 
 def grey_statistics(frame: Frame) -> np.ndarray:
-    """A frame's brightness and colour in a few numbers, from every n-th pixel so that the longer side is 256 to 511.
+    """A frame's brightness and colour in a few numbers.
+
+    From every n-th pixel so that the longer side is 256 to 511.
+
+    Whole numbers up to the last division: a colour pixel's brightness is a third of the sum of its channels.
 
     Args:
         frame: any frame; its crop has been applied.
 
     Returns:
-        float64 (9,), see GREY_NAMES: mean, percentiles, share of black pixels, mean absolute steps along rows and
-        columns, all as shares of 255; share of coloured pixels.
+        float64 (9,), see GREY_NAMES: mean, percentiles (linear between neighbouring samples), share of black pixels,
+        mean absolute steps along rows and columns, all as shares of 255; share of coloured pixels.
     """
     stride = max(1, max(frame.pixels.shape[:2]) // _GREY_SIDE)
-    pixels = frame.pixels[::stride, ::stride].astype(np.float32)
-    colour = 0.0
-    if frame.pixel_format is not PixelFormat.GREY:
-        pixels = pixels[:, :, :3]
-        colour = float((np.ptp(pixels, axis=2) > _COLOURED).mean())
-        pixels = pixels.mean(2)
-    levels = np.percentile(pixels, (10, 50, 90, 99)) / 255.0
-    steps = (float(np.abs(np.diff(pixels, axis=axis)).mean()) / 255.0 for axis in (1, 0))
-    black = float((pixels < _BLACK).mean())
-    return np.array([float(pixels.mean()) / 255.0, *levels, black, *steps, colour])
+    pixels = frame.pixels[::stride, ::stride]
+    colour, parts = 0.0, 1
+    if frame.pixel_format is PixelFormat.GREY:
+        levels = pixels.astype(np.int32)
+    else:
+        channels = pixels[:, :, :3].astype(np.int32)
+        colour = float(np.count_nonzero(np.ptp(channels, axis=2) > _COLOURED)) / float(channels[:, :, 0].size)
+        levels, parts = channels.sum(axis=2, dtype=np.int32), 3
+    counts = np.bincount(levels.ravel(), minlength=255 * parts + 1)
+    total, whole = int(levels.size), 255.0 * parts
+    mean = float(counts @ np.arange(len(counts))) / float(total) / whole
+    below = np.cumsum(counts)
+    percentiles = [_percentile(below, total, share) / whole for share in (10, 50, 90, 99)]
+    black = float(below[_BLACK * parts - 1]) / float(total)
+    steps = [_mean_step(levels, axis) / whole for axis in (1, 0)]
+    return np.array([mean, *percentiles, black, *steps, colour])
+
+
+def _percentile(below: np.ndarray, total: int, share: int) -> float:
+    """Linear between neighbouring samples; ``below[v]`` samples are at most v."""
+    place = (total - 1) * share
+    first, rest = place // 100, place % 100
+    low = int(np.searchsorted(below, first, side="right"))
+    high = int(np.searchsorted(below, min(first + 1, total - 1), side="right"))
+    return float(low) + float(high - low) * (float(rest) / 100.0)
+
+
+def _mean_step(levels: np.ndarray, axis: int) -> float:
+    steps = np.abs(np.diff(levels, axis=axis))
+    return float(int(steps.sum(dtype=np.int64))) / float(steps.size) if steps.size else 0.0
+
+
+def _sums(values_NM: np.ndarray) -> np.ndarray:
+    """Sum of each row from left to right."""
+    found: np.ndarray = np.cumsum(values_NM, axis=1)[:, -1]
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mixture:
-    """A Gaussian mixture with diagonal covariances over standardised features, and its conformal threshold.
+    """A Gaussian mixture over standardised features, and its threshold.
+
+    The covariances are diagonal, the threshold is conformal.
 
     Attributes:
         centre_F: float64 mean of each feature on the calibration frames.
@@ -106,7 +144,7 @@ class Mixture:
         fits = self.means_KF.shape == self.spreads_KF.shape == shape and self.scale_F.shape == self.centre_F.shape
         if not fits or 0 in shape or not all(np.isfinite(array).all() for array in arrays):
             raise BundleError("the drift statistic's mixture has parts that do not fit: export the bundle again")
-        if (self.scale_F <= 0).any() or (self.spreads_KF <= 0).any() or (self.weights_K <= 0).any():
+        if any((array < _LEAST).any() for array in (self.scale_F, self.spreads_KF, self.weights_K)):
             raise BundleError("the drift statistic's mixture has spreads or weights that are not positive")
         if not math.isfinite(self.threshold):
             raise BundleError("the drift statistic has no finite threshold")
@@ -118,11 +156,20 @@ class Mixture:
 
     def score(self, features_F: np.ndarray) -> float:
         """Negative log-likelihood of one frame, in nats; high is strange."""
-        gaps_KF = (self.standardise(features_F) - self.means_KF) / self.spreads_KF
-        logs_K = np.log(self.weights_K) - 0.5 * np.square(gaps_KF).sum(1) - np.log(self.spreads_KF).sum(1)
-        top = float(logs_K.max())
-        normal = 0.5 * len(self.centre_F) * math.log(2.0 * math.pi)
-        return normal - top - math.log(float(np.exp(logs_K - top).sum()))
+        with np.errstate(over="ignore"):  # a frame farther off than numbers go is infinitely strange
+            gaps_KF = (self.standardise(features_F) - self.means_KF) / self.spreads_KF
+            chances_K = self._bases() - 0.5 * _sums(gaps_KF * gaps_KF)
+        top = float(chances_K.max())
+        if top == -math.inf:
+            return math.inf
+        total = float(_sums(exact.exp(chances_K - top)[None])[0])
+        return 0.5 * float(len(self.centre_F)) * _LOG_TWO_PI - top - exact.log(total)
+
+    def _bases(self) -> np.ndarray:
+        """Logarithm of each component's weight over the product of its spreads."""
+        logs_KF = np.array([[exact.log(spread) for spread in row] for row in self.spreads_KF.tolist()])
+        weights_K: np.ndarray = np.array([exact.log(weight) for weight in self.weights_K.tolist()])
+        return weights_K - _sums(logs_KF)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,14 +211,18 @@ class DriftStatistic:
         wanted = self.basis_TP.shape[1] + 1 + len(self.peak_names) + len(GREY_NAMES)
         if self.features is None:
             return
-        if self.basis_TP.shape[:1] != self.mean_T.shape or len(self.features.centre_F) != wanted:
+        fits = self.basis_TP.shape[:1] == self.mean_T.shape and 0 not in self.basis_TP.shape
+        if not fits or len(self.features.centre_F) != wanted:
             raise BundleError("the drift statistic's projection and mixture do not fit: export the bundle again")
         if not np.isfinite(self.basis_TP).all() or not np.isfinite(self.mean_T).all() or not self.token_names:
             raise BundleError("the drift statistic's projection is not usable: export the bundle again")
 
     @property
     def auxiliary(self) -> tuple[str, ...]:
-        """Outputs of the graph that the features need; empty where only grey levels are watched."""
+        """Outputs of the graph that the features need.
+
+        Empty where only grey levels are watched.
+        """
         return (*self.token_names, *self.peak_names)
 
     def to_bytes(self) -> bytes:
@@ -199,9 +250,9 @@ class DriftStatistic:
         Raises:
             BundleError: not such a file, or one whose parts do not fit.
         """
-        arrays = unpack_arrays(raw, DRIFT_FILE, max_bytes=MAX_STATISTIC_BYTES)
+        arrays = unpack_arrays(raw, DRIFT_FILE, limits=ArrayLimits(total_bytes=MAX_STATISTIC_BYTES))
         try:
-            head = json.loads(arrays["head"].tobytes().decode("ascii"))
+            head = parse_json(arrays["head"].tobytes().decode("ascii"))
             thresholds = head["thresholds"]
             whole = "features" in thresholds
             return cls(
@@ -251,10 +302,10 @@ def join_tokens(auxiliary: Mapping[str, np.ndarray], names: Collection[str]) -> 
         names: which of them, in order.
 
     Returns:
-        float32 (T,); zeros where all tokens are zero.
+        float64 (T,); zeros where all tokens are zero.
     """
-    joined_T = np.concatenate([np.asarray(auxiliary[name], np.float32).ravel() for name in names])
-    length = float(np.linalg.norm(joined_T))
+    joined_T = np.concatenate([np.asarray(auxiliary[name], np.float32).ravel() for name in names]).astype(np.float64)
+    length = math.sqrt(float(_sums((joined_T * joined_T)[None])[0])) if joined_T.size else 0.0
     unit: np.ndarray = joined_T / (length or 1.0)
     return unit
 
@@ -262,7 +313,9 @@ def join_tokens(auxiliary: Mapping[str, np.ndarray], names: Collection[str]) -> 
 def join_features(
     tokens_T: np.ndarray, peaks: np.ndarray, grey: np.ndarray, mean_T: np.ndarray, basis_TP: np.ndarray
 ) -> np.ndarray:
-    """Features of one frame: principal components, what they leave over, peaks, grey levels.
+    """Features of one frame.
+
+    Principal components, what they leave over, peaks, grey levels.
 
     Args:
         tokens_T: see ``join_tokens``.
@@ -274,57 +327,89 @@ def join_features(
     Returns:
         float64 (F,); lengths and peaks as natural logarithms, since they spread by factors.
     """
-    gap_T = tokens_T - mean_T
-    inside_P = gap_T @ basis_TP
-    left = np.linalg.norm(gap_T - basis_TP @ inside_P)
-    return np.concatenate([inside_P, np.log([left + 1e-6]), np.log(np.asarray(peaks, np.float64) + 1e-6), grey])
+    gap_T = tokens_T.astype(np.float64) - mean_T.astype(np.float64)
+    wide_TP = basis_TP.astype(np.float64)
+    inside_P = np.cumsum(gap_T[:, None] * wide_TP, axis=0)[-1]
+    rest_T = gap_T - _sums(wide_TP * inside_P[None])
+    left = math.sqrt(float(_sums((rest_T * rest_T)[None])[0]))
+    spread = [exact.log(max(float(size), 0.0) + _OFFSET) for size in (left, *np.asarray(peaks, np.float64).tolist())]
+    return np.concatenate([inside_P, spread, grey])
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DriftReading:
-    """What is known about the stream after one more frame.
+class DriftCheck:
+    """Compares single frames with the calibration frames.
 
-    Attributes:
-        kind: ``features``, or ``grey levels`` where the artefact gives no features.
-        score: of this frame, in nats; infinite where the model's output was not finite.
-        threshold: score above which a frame is strange.
-        share: share of strange frames in the window, 0..1.
-        frames: frames in the window; no decision before it is full.
-        window: frames of a full window.
-        strangest: feature farthest from the calibration frames on this frame, in words.
+    Knows nothing of the stream they come from.
+
+    Args:
+        statistic: of the bundle.
+        auxiliary: outputs that the artefact gives beside the logits.
     """
 
-    kind: str
-    score: float
-    threshold: float
-    share: float
-    frames: int
-    window: int
-    strangest: str
+    def __init__(self, statistic: DriftStatistic, auxiliary: Collection[str] = ()) -> None:
+        self.statistic = statistic
+        whole = statistic.features is not None and set(statistic.auxiliary) <= set(auxiliary)
+        self.kind = "features" if whole else "grey levels"
+        self.mixture = statistic.features if whole and statistic.features is not None else statistic.grey
+        names = [f"token direction {i + 1}" for i in range(statistic.basis_TP.shape[1])]
+        self._names = (*names, "token remainder", *statistic.peak_names, *GREY_NAMES) if whole else GREY_NAMES
 
     @property
-    def strange(self) -> bool:
-        """Whether this frame lies above the threshold."""
-        return self.score > self.threshold
+    def needs(self) -> tuple[str, ...]:
+        """Auxiliary outputs it reads of a prediction.
 
-    @property
-    def alarm(self) -> bool:
-        """Whether the stream has drifted: the window is full and at least half of it strange."""
-        return self.frames == self.window and self.share >= STRANGE_SHARE
+        Another artefact of the bundle may not give them.
+        """
+        return self.statistic.auxiliary if self.kind == "features" else ()
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data, ready for ``json.dumps``."""
-        return {
-            "kind": self.kind,
-            "score": self.score if math.isfinite(self.score) else None,
-            "threshold": self.threshold,
-            "strange": self.strange,
-            "share": self.share,
-            "frames": self.frames,
-            "window": self.window,
-            "alarm": self.alarm,
-            "strangest": self.strangest,
-        }
+    def look(self, auxiliary: Mapping[str, np.ndarray], frame: Frame, *, valid: bool = True) -> DriftReading:
+        """How strange one frame is.
+
+        Args:
+            auxiliary: the graph's further outputs.
+            frame: the frame.
+            valid: whether all outputs were finite; what is not is infinitely strange.
+
+        Returns:
+            A reading of this frame alone, which is never an alarm.
+        """
+        score, strangest = math.inf, "the model's output is not finite"
+        if valid:
+            features_F = self.features(auxiliary, frame)
+            score = self.mixture.score(features_F)
+            strangest = self._names[int(np.abs(self.mixture.standardise(features_F)).argmax())]
+        return DriftReading(
+            kind=self.kind,
+            score=score,
+            threshold=self.mixture.threshold,
+            share=float(score > self.mixture.threshold),
+            frames=1,
+            window=WINDOW_FRAMES,
+            strangest=strangest,
+        )
+
+    def features(self, auxiliary: Mapping[str, np.ndarray], frame: Frame) -> np.ndarray:
+        """The numbers a frame is judged by.
+
+        Args:
+            auxiliary: the graph's further outputs.
+            frame: the frame.
+
+        Returns:
+            float64 (F,).
+
+        Raises:
+            BundleError: the artefact gives other tokens than the statistic was made of.
+        """
+        grey = grey_statistics(frame)
+        if self.kind != "features":
+            return grey
+        known = self.statistic
+        tokens_T = join_tokens(auxiliary, known.token_names)
+        if tokens_T.shape != known.mean_T.shape or any(not np.size(auxiliary[name]) for name in known.peak_names):
+            raise BundleError("the drift statistic was made of other tokens than the artefact gives: export it again")
+        peaks = np.array([float(np.max(auxiliary[name])) for name in known.peak_names])
+        return join_features(tokens_T, peaks, grey, known.mean_T, known.basis_TP)
 
 
 class DriftMonitor:
@@ -345,67 +430,49 @@ class DriftMonitor:
         if window < 1:
             raise InputError(f"a drift window of {window} frames decides nothing: at least 1")
         self.statistic = statistic
-        whole = statistic.features is not None and set(statistic.auxiliary) <= set(auxiliary)
-        self.kind = "features" if whole else "grey levels"
-        self._mixture = statistic.features if whole and statistic.features is not None else statistic.grey
+        self._check = DriftCheck(statistic, auxiliary)
         self._window = window
         self._strange: deque[bool] = deque(maxlen=window)
-        names = [f"token direction {i + 1}" for i in range(statistic.basis_TP.shape[1])]
-        self._names = (*names, "token remainder", *statistic.peak_names, *GREY_NAMES) if whole else GREY_NAMES
+
+    @property
+    def kind(self) -> str:
+        """``features``, or ``grey levels`` where the artefact gives no features."""
+        return self._check.kind
 
     @property
     def description(self) -> str:
-        """What is watched and how often it cries wolf, one line."""
+        """What is watched and how often it alarms without drift, one line."""
         why = "" if self.kind == "features" else " alone (the artefact gives no features)"
         return f"watched by {self.kind}{why}, at most {self.statistic.false_alarms:.0%} false alarms a window"
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Auxiliary outputs it reads of a prediction; another artefact of the bundle may not give them."""
-        return self.statistic.auxiliary if self.kind == "features" else ()
+        """Auxiliary outputs it reads of a prediction.
+
+        Another artefact of the bundle may not give them.
+        """
+        return self._check.needs
 
     def observe(self, prediction: Prediction, frame: Frame) -> DriftReading:
         """Takes one more frame into account.
 
         Args:
-            prediction: the session's answer to it.
+            prediction: the session's answer to it; what it says of the frame's drift is taken over.
             frame: the frame.
 
         Returns:
             The reading after it.
         """
-        score, strangest = math.inf, "the model's output is not finite"
-        if prediction.valid:
-            features_F = self.features(prediction.auxiliary, frame)
-            score = self._mixture.score(features_F)
-            strangest = self._names[int(np.abs(self._mixture.standardise(features_F)).argmax())]
-        self._strange.append(score > self._mixture.threshold)
-        return DriftReading(
-            kind=self.kind,
-            score=score,
-            threshold=self._mixture.threshold,
-            share=sum(self._strange) / len(self._strange),
-            frames=len(self._strange),
-            window=self._window,
-            strangest=strangest,
-        )
+        known = prediction.drift
+        if known is None or known.kind != self.kind:
+            known = self._check.look(prediction.auxiliary, frame, valid=prediction.valid)
+        self._strange.append(known.strange)
+        count = len(self._strange)
+        return replace(known, share=sum(self._strange) / count, frames=count, window=self._window)
 
     def features(self, auxiliary: Mapping[str, np.ndarray], frame: Frame) -> np.ndarray:
-        """The numbers a frame is judged by.
-
-        Args:
-            auxiliary: the graph's further outputs.
-            frame: the frame.
-
-        Returns:
-            float64 (F,).
-        """
-        grey = grey_statistics(frame)
-        if self.kind != "features":
-            return grey
-        known = self.statistic
-        peaks = np.array([float(np.max(auxiliary[name])) for name in known.peak_names])
-        return join_features(join_tokens(auxiliary, known.token_names), peaks, grey, known.mean_T, known.basis_TP)
+        """The numbers a frame is judged by; see ``DriftCheck.features``."""
+        return self._check.features(auxiliary, frame)
 
     def reset(self) -> None:
         """Forgets the window, for another stream."""
@@ -417,10 +484,9 @@ __all__ = [
     "DRIFT_VERSION",
     "GREY_NAMES",
     "MAX_STATISTIC_BYTES",
-    "STRANGE_SHARE",
     "WINDOW_FRAMES",
+    "DriftCheck",
     "DriftMonitor",
-    "DriftReading",
     "DriftStatistic",
     "Mixture",
     "grey_statistics",

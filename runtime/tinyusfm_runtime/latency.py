@@ -1,7 +1,7 @@
 """Latency: how long a session takes, stage by stage, with every raw sample.
 
 ``profile`` measures a warm session in this process and a cold start in a fresh one. It reports
-percentiles and keeps the samples, so that nobody has to believe the percentiles. A cold start here
+percentiles and keeps the raw samples, so that those can be recomputed. A cold start here
 means a new process: the operating system may still hold the files in memory. It compares nothing
 and judges nothing; benchmarks/ do.
 
@@ -16,20 +16,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinyusfm_runtime.device.circumstances import circumstances
+from tinyusfm_runtime.device.machine import machine_card
 from tinyusfm_runtime.errors import EdgeError, EngineError, InputError
-from tinyusfm_runtime.machine import machine_card
+from tinyusfm_runtime.numerics.order import wide
+from tinyusfm_runtime.profiling.quantiles import quantile
 
 if TYPE_CHECKING:
     from tinyusfm_runtime.frame import Frame
     from tinyusfm_runtime.session import Session
 
-LATENCY_VERSION = 1
+LATENCY_VERSION = 2
 """Version of the JSON that ``LatencyReport.to_json`` writes."""
 STAGES = ("preprocess_ms", "infer_ms", "postprocess_ms", "total_ms")
 """Stages of one prediction, as in session.Timings."""
@@ -64,7 +67,9 @@ class ColdStart:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LatencyReport:
-    """What ``profile`` measured. True if there are samples and every prediction was valid.
+    """What ``profile`` measured.
+
+    True if there are samples and every prediction was valid.
 
     Attributes:
         description: artefact and engine really used.
@@ -75,6 +80,8 @@ class LatencyReport:
         frames: distinct frames used.
         warmup: predictions made and thrown away before.
         invalid: predictions whose outputs were not finite.
+        subject: what was timed: bundle, its id, target, precision, engine.
+        setup: system, tools, governor, power mode and date, see device/circumstances.py.
         exits: of a chain with early exits, how many predictions each of them answered, the end last; else empty.
     """
 
@@ -87,6 +94,8 @@ class LatencyReport:
     warmup: int
     invalid: int
     exits: tuple[int, ...] = ()
+    subject: Mapping[str, str] = field(default_factory=dict)
+    setup: Mapping[str, Any] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return self.n > 0 and self.invalid == 0
@@ -108,7 +117,12 @@ class LatencyReport:
 
     def percentile(self, stage: str, percent: float) -> float:
         """One percentile of one stage, ms."""
-        return float(np.percentile(self.samples_ms[stage], percent))
+        return float(np.percentile(wide(self.samples_ms[stage]), percent))
+
+    def percentile_text(self, stage: str, percent: float) -> str:
+        """One percentile of one stage in ms, or how many samples it needs."""
+        found = quantile(self.samples_ms[stage], percent)
+        return f"needs {found.needed} samples" if found.value is None else _ms(found.value)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data with all samples, ready for ``json.dumps``."""
@@ -127,6 +141,8 @@ class LatencyReport:
             "description": self.description,
             "threads": self.threads,
             "machine": dict(self.machine),
+            "subject": dict(self.subject),
+            "setup": dict(self.setup),
             "n": self.n,
             "frames": self.frames,
             "warmup": self.warmup,
@@ -138,13 +154,16 @@ class LatencyReport:
         }
 
     def table(self) -> list[tuple[str, str, str, str]]:
-        """Rows (stage, p50, p90, p99), all ms; the cold start's stages have one value."""
+        """Rows (stage, p50, p90, p99), all ms; the cold start's stages have one value.
+
+        A percentile that the sample cannot support is not printed.
+        """
         rows = []
         if self.cold is not None:
             rows.append(("cold load", _ms(self.cold.cold_load_ms), "", ""))
             rows += [(f"  {stage.replace('_', ' ')}", _ms(ms), "", "") for stage, ms in self.cold.startup_ms.items()]
         for stage in STAGES if self.n else ():
-            p50, p90, p99 = (_ms(self.percentile(stage, percent)) for percent in PERCENTILES)
+            p50, p90, p99 = (self.percentile_text(stage, percent) for percent in PERCENTILES)
             rows.append((stage.removesuffix("_ms"), p50, p90, p99))
         return rows
 
@@ -162,7 +181,7 @@ def profile(
         cold: also start a fresh process on the same bundle, artefact and threads.
 
     Returns:
-        The report; ``rounds * len(frames)`` samples a stage.
+        The report; ``rounds * len(frames)`` samples per stage.
 
     Raises:
         InputError: no frames, or no rounds.
@@ -194,6 +213,14 @@ def profile(
         warmup=warmup,
         invalid=invalid,
         exits=tuple(stopped.count(index) for index in range(exits)),
+        subject={
+            "bundle": session.path.name,
+            "bundle_id": session.manifest.bundle_id,
+            "target": session.artefact.target,
+            "precision": session.artefact.precision,
+            "engine": session.engine_description,
+        },
+        setup=circumstances(),
     )
 
 
@@ -207,7 +234,7 @@ def cold_start_of(session: Session) -> ColdStart:
     return cold_start(
         session.path,
         target=artefact.target,
-        precision=artefact.precision,
+        precision=artefact.variant,
         threads=session.threads,
         allow_unverified=not artefact.trusted,
         full_depth=session.full_depth,

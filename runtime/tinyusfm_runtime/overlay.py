@@ -1,7 +1,9 @@
-"""Draws an answer onto its frame, in numpy alone: mask outline, ellipse, one line of text; and packs PNG.
+"""Draws an answer onto its frame, in numpy alone; and packs PNG.
 
-The picture is for people. Nothing is measured on it, and what it shows is what the Prediction says:
-an invalid answer shows no mask, an unverified artefact is written on every picture. It does not know
+Mask outline, ellipse, one line of text.
+
+The image is for people. Nothing is measured on it, and what it shows is what the Prediction says:
+an invalid answer shows no mask, an unverified artefact is written on every image. It does not know
 video files or web pages; sinks and reports do.
 
 Shapes: HW = rows, columns of the frame; HWC = rows, columns, RGB.
@@ -11,23 +13,29 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tinyusfm_runtime.frame import Frame, PixelFormat, VideoRange
-from tinyusfm_runtime.preprocess import Placement, to_grey
+from tinyusfm_runtime.numerics.preprocess import to_grey
+from tinyusfm_runtime.reading import ReadingState, Reason
 
 if TYPE_CHECKING:
-    from tinyusfm_runtime.measure import HeadMeasurement
-    from tinyusfm_runtime.session import Prediction
+    from tinyusfm_runtime.numerics.measure import Measurement
+    from tinyusfm_runtime.results import Prediction
 
 OUTLINE_RGB = (70, 220, 255)
 """Edge of the mask: cyan stays apart from grey tissue and from the colours of Doppler's red half."""
 ELLIPSE_RGB = (255, 205, 60)
 """The fitted ellipse."""
+MODEL_RGB = (OUTLINE_RGB, (255, 140, 220), (140, 255, 140), (255, 170, 90))
+"""Of several models the colour of each, in turn; the live page has the same."""
 TEXT_RGB = (255, 255, 255)
 WARNING_RGB = (255, 90, 90)
+DASHES = 24
+"""Pieces of the ellipse of a doubtful reading."""
 _GLYPH_ROWS = 7
 
 # 5x7 letters, one row of five dots per group, drawn for this project
@@ -80,33 +88,54 @@ _FONT = {
 }
 
 
-def draw(frame: Frame, prediction: Prediction, *, text: bool = True) -> np.ndarray:
+def draw(frame: Frame, prediction: Prediction, *, text: bool = True, labels: Sequence[str] = ()) -> np.ndarray:
     """Draws a prediction onto its frame.
 
     Args:
         frame: the frame that was predicted.
         prediction: what was said about it.
         text: False leaves the words out.
+        labels: names of a classifier's classes, so that their probabilities can be written.
 
     Returns:
         uint8 HWC (RGB, full range), a new array.
     """
-    picture_HWC = as_rgb(frame)
-    unit = _unit(picture_HWC)
+    image_HWC = as_rgb(frame)
+    draw_shapes(image_HWC, prediction)
+    if text:
+        for line, (words, colour) in enumerate(captions(prediction, labels)):
+            write_line(image_HWC, words, line, colour)
+    return image_HWC
+
+
+def draw_shapes(
+    image_HWC: np.ndarray,
+    prediction: Prediction,
+    *,
+    outline_rgb: tuple[int, int, int] = OUTLINE_RGB,
+    ellipse_rgb: tuple[int, int, int] = ELLIPSE_RGB,
+) -> None:
+    """Draws mask and ellipse in place, without words.
+
+    Args:
+        image_HWC: uint8 HWC (RGB) of the frame's size.
+        prediction: what was said about the frame.
+        outline_rgb: colour of the mask's edge.
+        ellipse_rgb: colour of the ellipse.
+    """
+    unit = _unit(image_HWC)
     if prediction.mask_HW is not None:
-        _paint(picture_HWC, _thick(outline(prediction.mask_on_frame()), unit - 1), OUTLINE_RGB)
+        _paint(image_HWC, _thick(outline(prediction.mask_on_frame()), unit - 1), outline_rgb)
     measured = prediction.measurement
-    if measured is not None and measured.found:
-        ellipse_HW = np.zeros(picture_HWC.shape[:2], bool)
-        rows, cols = ellipse_points(measured, prediction.placement)
+    if measured is not None and measured.found and measured.has_ellipse:
+        ellipse_HW = np.zeros(image_HWC.shape[:2], bool)
+        rows, cols = ellipse_points(measured)
+        if prediction.reading is ReadingState.DOUBTFUL:
+            rows, cols = _dashed(rows), _dashed(cols)
         num_rows, num_cols = prediction.placement.frame_size
         inside = (rows >= 0) & (rows < num_rows) & (cols >= 0) & (cols < num_cols)
         ellipse_HW[rows[inside], cols[inside]] = True
-        _paint(picture_HWC, _thick(ellipse_HW, unit - 1), ELLIPSE_RGB)
-    if text:
-        for line, (words, colour) in enumerate(captions(prediction)):
-            write_line(picture_HWC, words, line, colour)
-    return picture_HWC
+        _paint(image_HWC, _thick(ellipse_HW, unit - 1), ellipse_rgb)
 
 
 def as_rgb(frame: Frame) -> np.ndarray:
@@ -131,24 +160,27 @@ def outline(mask_HW: np.ndarray) -> np.ndarray:
     return differs & (centre > 0)
 
 
-def ellipse_points(measured: HeadMeasurement, placement: Placement) -> tuple[np.ndarray, np.ndarray]:
+def _dashed(points: np.ndarray) -> np.ndarray:
+    """Every other of ``DASHES`` pieces of a closed line."""
+    return points[np.arange(len(points)) * 2 * DASHES // len(points) % 2 == 0]
+
+
+def ellipse_points(measured: Measurement) -> tuple[np.ndarray, np.ndarray]:
     """Points of the measured ellipse on the frame, dense enough to leave no gap.
 
     Returns:
         rows, columns: int64, frame pixels; some may lie outside the frame.
     """
     major, minor = measured.axes_px
-    steps = max(64, int(8 * (major + minor) * max(placement.crop[2:]) / max(placement.box[2:])))
-    rows, cols = ellipse_curve(measured, placement, steps)
+    rows, cols = ellipse_curve(measured, max(64, int(8 * (major + minor))))
     return np.rint(rows).astype(np.int64), np.rint(cols).astype(np.int64)
 
 
-def ellipse_curve(measured: HeadMeasurement, placement: Placement, steps: int) -> tuple[np.ndarray, np.ndarray]:
+def ellipse_curve(measured: Measurement, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Points of the measured ellipse on the frame, between its pixels.
 
     Args:
-        measured: a head that was found.
-        placement: where the frame lies in the input.
+        measured: an ellipse reading that found something.
         steps: how many points, evenly turned, the first at the end of the major axis.
 
     Returns:
@@ -160,25 +192,28 @@ def ellipse_curve(measured: HeadMeasurement, placement: Placement, steps: int) -
     angle = math.radians(measured.angle_deg)
     rows = measured.centre_px[0] + along * math.sin(angle) + across * math.cos(angle)
     cols = measured.centre_px[1] + along * math.cos(angle) - across * math.sin(angle)
-    row, col, height, width = placement.crop
-    top, left, box_h, box_w = placement.box
-    # pixel centres carry over to pixel centres
-    return row + (rows - top + 0.5) * height / box_h - 0.5, col + (cols - left + 0.5) * width / box_w - 0.5
+    return rows, cols
 
 
-def captions(prediction: Prediction) -> list[tuple[str, tuple[int, int, int]]]:
-    """The lines of text: the reading, then whatever must be known before it is believed."""
-    lines = []
-    measured = prediction.measurement
-    if measured is not None:
-        if not measured.found:
-            lines.append(("NO HEAD", TEXT_RGB))
-        elif measured.hc_mm is not None:
-            lines.append((f"HC {measured.hc_mm:.1f} mm", TEXT_RGB))
-        else:
-            lines.append((f"HC {measured.hc_px:.0f} px", TEXT_RGB))
-        if measured.found and measured.touches_border:
-            lines.append(("AT BORDER", WARNING_RGB))
+def captions(prediction: Prediction, labels: Sequence[str] = ()) -> list[tuple[str, tuple[int, int, int]]]:
+    """The lines of text of an overlay.
+
+    The reading, then whatever must be known before it is believed.
+
+    Args:
+        prediction: what was said about a frame.
+        labels: names of a classifier's classes; their probabilities are written, the likeliest first.
+    """
+    lines = [(_words(measured), TEXT_RGB) for measured in prediction.measurements]
+    scores = prediction.scores
+    if scores is not None and scores.ndim == 1 and len(scores) == len(labels):
+        best = sorted(range(len(labels)), key=lambda index: -float(scores[index]))[:CLASSES]
+        lines += [(f"{labels[index]} {100 * float(scores[index]):.0f} %", TEXT_RGB) for index in best]
+    if prediction.found and prediction.reading is ReadingState.DOUBTFUL:
+        lines.append(("DOUBTFUL", WARNING_RGB))
+    lines += [(_REASONS[reason], WARNING_RGB) for reason in prediction.reasons]
+    if not prediction.judged and any(measured.touches_border for measured in prediction.measurements):
+        lines.append(("AT BORDER", WARNING_RGB))
     if not prediction.valid:
         lines.append(("INVALID", WARNING_RGB))
     if not prediction.verified:
@@ -188,14 +223,43 @@ def captions(prediction: Prediction) -> list[tuple[str, tuple[int, int, int]]]:
     return lines
 
 
-def write_line(picture_HWC: np.ndarray, words: str, line: int, colour: tuple[int, int, int]) -> None:
-    """Writes words in place as one of the lines in the upper left corner, the first is 0."""
-    unit = _unit(picture_HWC)
-    write(picture_HWC, words, 4 * unit, (4 + (_GLYPH_ROWS + 4) * line) * unit, unit, colour)
+CLASSES = 3
+"""Classes whose probabilities are written."""
+_REASONS = {
+    Reason.CONFIDENCE: "LOW CONFIDENCE",
+    Reason.AGREEMENT: "NO CLEAN ELLIPSE",
+    Reason.BORDER: "AT BORDER",
+    Reason.SECTOR: "CUT BY SECTOR",
+    Reason.SIZE: "SIZE NOT PLAUSIBLE",
+    Reason.SPACING: "SPACING NOT PLAUSIBLE",
+    Reason.DRIFT: "UNLIKE CALIBRATION",
+}
+"""What speaks against a reading, in the few letters of an image."""
 
 
-def write(picture_HWC: np.ndarray, words: str, left: int, top: int, scale: int, colour: tuple[int, int, int]) -> None:
-    """Writes words in place; letters that the small font lacks become capitals or dashes."""
+def _words(measured: Measurement) -> str:
+    if not measured.found:
+        return f"NO {(measured.label or 'mask').upper()}"
+    if measured.has_ellipse:
+        return f"HC {measured.hc_mm:.1f} mm" if measured.hc_mm is not None else f"HC {measured.hc_px:.0f} px"
+    area = f"{measured.area_mm2:.0f} mm2" if measured.area_mm2 is not None else f"{measured.area_px:.0f} px"
+    return f"{measured.label} {area}"
+
+
+def write_line(image_HWC: np.ndarray, words: str, line: int, colour: tuple[int, int, int]) -> None:
+    """Writes words in place as one of the lines in the upper left corner.
+
+    The first line is 0.
+    """
+    unit = _unit(image_HWC)
+    write(image_HWC, words, 4 * unit, (4 + (_GLYPH_ROWS + 4) * line) * unit, unit, colour)
+
+
+def write(image_HWC: np.ndarray, words: str, left: int, top: int, scale: int, colour: tuple[int, int, int]) -> None:
+    """Writes words in place.
+
+    Letters that the small font lacks become capitals or dashes.
+    """
     columns = []
     for letter in words:
         rows = _FONT.get(letter) or _FONT.get(letter.upper()) or _FONT["-"]
@@ -206,14 +270,14 @@ def write(picture_HWC: np.ndarray, words: str, left: int, top: int, scale: int, 
     dots = np.kron(np.concatenate(columns, axis=1), np.ones((scale, scale), bool))
     pad = 2 * scale
     # a darkened box keeps the words readable on bright, noisy tissue
-    box = picture_HWC[max(0, top - pad) : top + dots.shape[0] + pad, max(0, left - pad) : left + dots.shape[1] + pad]
+    box = image_HWC[max(0, top - pad) : top + dots.shape[0] + pad, max(0, left - pad) : left + dots.shape[1] + pad]
     box //= 4
-    room = picture_HWC[top : top + dots.shape[0], left : left + dots.shape[1]]
+    room = image_HWC[top : top + dots.shape[0], left : left + dots.shape[1]]
     _paint(room, dots[: room.shape[0], : room.shape[1]], colour)
 
 
 def encode_png(pixels: np.ndarray, *, level: int = 6) -> bytes:
-    """Packs a picture as PNG (RFC 2083): 8-bit grey or RGB, filter "sub" on every row.
+    """Packs an image as PNG (RFC 2083): 8-bit grey or RGB, filter "sub" on every row.
 
     Args:
         pixels: uint8 HW or HWC with 3 channels.
@@ -237,13 +301,16 @@ def encode_png(pixels: np.ndarray, *, level: int = 6) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
-def _unit(picture_HWC: np.ndarray) -> int:
-    """Thickness of a line and size of a letter's dot, so that large pictures are readable too."""
-    return max(1, round(min(picture_HWC.shape[:2]) / 320))
+def _unit(image_HWC: np.ndarray) -> int:
+    """Thickness of a line and size of a letter's dot.
+
+    Large images are then readable too.
+    """
+    return max(1, round(min(image_HWC.shape[:2]) / 320))
 
 
-def _paint(picture_HWC: np.ndarray, where_HW: np.ndarray, colour: tuple[int, int, int]) -> None:
-    picture_HWC[where_HW] = colour
+def _paint(image_HWC: np.ndarray, where_HW: np.ndarray, colour: tuple[int, int, int]) -> None:
+    image_HWC[where_HW] = colour
 
 
 def _thick(where_HW: np.ndarray, radius: int) -> np.ndarray:
@@ -259,13 +326,17 @@ def _thick(where_HW: np.ndarray, radius: int) -> np.ndarray:
 
 
 __all__ = [
+    "CLASSES",
+    "DASHES",
     "ELLIPSE_RGB",
+    "MODEL_RGB",
     "OUTLINE_RGB",
     "TEXT_RGB",
     "WARNING_RGB",
     "as_rgb",
     "captions",
     "draw",
+    "draw_shapes",
     "ellipse_curve",
     "ellipse_points",
     "encode_png",

@@ -1,6 +1,6 @@
 """Synthetic fetal-head frames with a known head circumference.
 
-The phantom is a B-mode-like picture made from first principles cheap enough for numpy: Rayleigh
+The phantom is a B-mode-like image made from first principles cheap enough for numpy: Rayleigh
 speckle with a depth-dependent point spread, log compression, depth attenuation, a convex or
 linear field of view, a skull whose echo is strongest where the beam meets it at a right angle,
 a mid-line echo, an acoustic shadow and near-field clutter. It is good enough that a student
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinyusfm_runtime.frame import Frame
-from tinyusfm_runtime.measure import ramanujan_mm
+from tinyusfm_runtime.numerics.measure import ramanujan_mm
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,11 +32,13 @@ class Phantom:
         frame: grey uint8 frame with spacing.
         mask_HW: uint8 0/1, the filled head ellipse.
         hc_mm: circumference of the ellipse, mm (Ramanujan's second formula).
+        outside: share of the head that lies outside of the field of view and is not seen, 0..1.
     """
 
     frame: Frame
     mask_HW: np.ndarray
     hc_mm: float
+    outside: float = 0.0
 
 
 def make_phantom(seed: int, *, height: int = 270, width: int = 400) -> Phantom:
@@ -69,8 +71,31 @@ def make_phantom(seed: int, *, height: int = 270, width: int = 400) -> Phantom:
     image *= fov
     pixels = np.clip(np.rint(image * 255.0), 0, 255).astype(np.uint8)
     a_mm, b_mm = ellipse[2] * spacing, ellipse[3] * spacing
-    frame = Frame(pixels=pixels, spacing_mm=(spacing, spacing), seq=seed)
-    return Phantom(frame=frame, mask_HW=mask.astype(np.uint8), hc_mm=ramanujan_mm(a_mm, b_mm))
+    frame = Frame(pixels=pixels, spacing_mm=(spacing, spacing), seq=seed, phantom=True)
+    unseen = float((mask & (fov < 0.5)).sum() / max(1, int(mask.sum())))
+    return Phantom(frame=frame, mask_HW=mask.astype(np.uint8), hc_mm=ramanujan_mm(a_mm, b_mm), outside=unseen)
+
+
+def whole_heads(first: int, count: int) -> list[Phantom]:
+    """Phantoms whose head lies inside the field of view.
+
+    Its circumference can then be known.
+
+    Args:
+        first: seed from which on is searched.
+        count: how many.
+
+    Returns:
+        The first so many, in the order of their seeds.
+    """
+    found: list[Phantom] = []
+    seed = first
+    while len(found) < count:
+        phantom = make_phantom(seed)
+        if phantom.outside == 0.0:
+            found.append(phantom)
+        seed += 1
+    return found
 
 
 Ellipse = tuple[float, float, float, float, float]
@@ -178,7 +203,10 @@ def _shadow(
 
 
 def _speckle(rng: np.random.Generator, echo: np.ndarray) -> np.ndarray:
-    """Magnitude of band-limited complex noise whose local power is the echo (fully developed speckle)."""
+    """Magnitude of band-limited complex noise (fully developed speckle).
+
+    Its local power is the echo.
+    """
     height, width = echo.shape
     fy = np.fft.fftfreq(height)[:, None]
     fx = np.fft.rfftfreq(width)[None, :]
@@ -198,4 +226,4 @@ def _log_compress(amplitude: np.ndarray, dynamic_range_db: float, gain_db: float
     return np.clip(1.0 + decibel / dynamic_range_db, 0.0, 1.0).astype(np.float32)
 
 
-__all__ = ["Ellipse", "Phantom", "make_phantom"]
+__all__ = ["Ellipse", "Phantom", "make_phantom", "whole_heads"]

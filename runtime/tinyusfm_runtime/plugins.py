@@ -1,9 +1,11 @@
-"""A folder is a registry: engines, sources, sinks and targets are one file each, found by name.
+"""A folder is a registry: plug-ins are files, found by name.
+
+Engines, sources, sinks and targets are one file or folder each.
 
 ``names`` lists without importing anything, so a broken or missing library never hides a plug-in.
 Other distributions add theirs through the entry-point groups ``tinyusfm.engines``,
 ``tinyusfm.sources``, ``tinyusfm.sinks`` and ``tinyusfm.targets``; a built-in name wins over a
-foreign one. It does not know what any plug-in does beyond ``probe()``.
+foreign one. It does not know what any plug-in does beyond ``available()``.
 
 Targets live one floor up, in tinyusfm_export. That folder is looked up without importing it and is
 simply empty where the package is not installed.
@@ -34,16 +36,16 @@ PUBLIC_NAMES = {"ort": "onnx", "ov": "openvino", "trt": "tensorrt"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Probe:
+class Availability:
     """Whether a plug-in can work on this machine.
 
     Attributes:
-        works: True if it can be used now.
+        usable: True if it can be used now.
         reason: library, version and device when it works; else why not.
         extra: the extra of ``tinyusfm-edge`` that brings what it needs, or None if it needs nothing.
     """
 
-    works: bool
+    usable: bool
     reason: str
     extra: str | None = None
 
@@ -97,7 +99,7 @@ def load(kind: str, typed: str) -> ModuleType:
         typed: a name or an alias.
 
     Returns:
-        The plug-in's module; it has ``probe()`` and what its kind asks for.
+        The plug-in's module; it has ``available()`` and what its kind asks for.
 
     Raises:
         InputError: no plug-in of that name, or its own file cannot be imported.
@@ -111,12 +113,12 @@ def load(kind: str, typed: str) -> ModuleType:
         raise
     except Exception as error:  # a foreign plug-in may raise anything while it is imported
         raise InputError(f"{kind[:-1]} {name!r} cannot be imported: {type(error).__name__}: {error}") from error
-    if not isinstance(module, ModuleType) or not callable(getattr(module, "probe", None)):
-        raise InputError(f"{kind[:-1]} {name!r}: its entry point must name a module with a probe() function")
+    if not isinstance(module, ModuleType) or not callable(getattr(module, "available", None)):
+        raise InputError(f"{kind[:-1]} {name!r}: its entry point must name a module with an available() function")
     return module
 
 
-def probe(kind: str, typed: str) -> Probe:
+def available(kind: str, typed: str) -> Availability:
     """Asks a plug-in whether it works here, whatever state it is in.
 
     Args:
@@ -124,29 +126,37 @@ def probe(kind: str, typed: str) -> Probe:
         typed: a name or an alias.
 
     Returns:
-        The plug-in's own answer, or ``works=False`` with the reason where it cannot even be imported.
+        The plug-in's own answer, or ``usable=False`` with the reason where it cannot even be imported.
 
     Raises:
         InputError: no such kind.
     """
     _check_kind(kind)
     try:
-        answer = load(kind, typed).probe()
-    except Exception as error:  # probe() promises not to raise; a foreign one may break that
-        return Probe(works=False, reason=" ".join(str(error).split()) or type(error).__name__)
-    if not isinstance(answer, Probe):
-        return Probe(works=False, reason=f"its probe() answered {type(answer).__name__} instead of a Probe")
+        answer = load(kind, typed).available()
+    except Exception as error:  # available() promises not to raise; a foreign one may break that
+        return Availability(usable=False, reason=" ".join(str(error).split()) or type(error).__name__)
+    if not isinstance(answer, Availability):
+        return Availability(
+            usable=False, reason=f"its available() answered {type(answer).__name__} instead of an Availability"
+        )
     return answer
 
 
 def stem(typed: str) -> str:
-    """The file stem behind an alias: ``onnx`` -> ``ort``; other names come back in small letters."""
+    """The file stem behind an alias: ``onnx`` -> ``ort``.
+
+    Other names come back in small letters.
+    """
     lowered = typed.strip().lower()
     return ALIASES.get(lowered, lowered)
 
 
 def public_name(name: str) -> str:
-    """The name people know a plug-in by: ``ort`` -> ``onnx``; names without an alias stay as they are."""
+    """The name people know a plug-in by: ``ort`` -> ``onnx``.
+
+    Names without an alias stay as they are.
+    """
     return PUBLIC_NAMES.get(name, name)
 
 
@@ -165,6 +175,7 @@ def _built_in(kind: str) -> list[str]:
     for folder in _folders(kind):
         if folder.is_dir():
             found.update(file.stem for file in folder.glob("*.py") if not file.stem.startswith("_"))
+            found.update(file.parent.name for file in folder.glob("[!_]*/__init__.py"))
     return sorted(found)
 
 
@@ -182,7 +193,9 @@ def _entry_points(kind: str) -> dict[str, EntryPoint]:
 
 @lru_cache(maxsize=16)
 def _scanned(kind: str, places: tuple[str, ...]) -> dict[str, EntryPoint]:
-    """Entry points of every distribution on the path, read once for each path: it opens a file a distribution.
+    """Entry points of every distribution on the path, read once for each path.
+
+    Reading opens one file per distribution.
 
     What is installed into a folder that was searched already is found by the next process.
     """
@@ -191,4 +204,15 @@ def _scanned(kind: str, places: tuple[str, ...]) -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=f"tinyusfm.{kind}")}
 
 
-__all__ = ["ALIASES", "KINDS", "PUBLIC_NAMES", "Probe", "canonical", "load", "names", "probe", "public_name", "stem"]
+__all__ = [
+    "ALIASES",
+    "KINDS",
+    "PUBLIC_NAMES",
+    "Availability",
+    "available",
+    "canonical",
+    "load",
+    "names",
+    "public_name",
+    "stem",
+]

@@ -1,10 +1,9 @@
 """Session: a bundle, an engine, ``predict(frame)``.
 
-Opening one verifies every byte, loads the artefact that was asked for (or the first of the ladder;
-another one is never taken in silence), asserts the device, runs golden frames and warms up. After
+Opening one verifies every byte, loads the artefact that was asked for (or the first of the fallback;
+another one is never chosen silently), asserts the device, runs golden frames and warms up. After
 that a frame becomes a Prediction that says what made it, how long it took and whether it may be
 trusted. Input is checked here, since engines differ in what they let through.
-
 It does not know where frames come from, and it never switches engines by itself.
 
 Shapes: HW = rows, columns of the model's input; NCHW = 1, channels, rows, columns.
@@ -16,18 +15,24 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from tinyusfm_runtime.answer import answer, check_logits
-from tinyusfm_runtime.bundle import GOLDEN_FRAMES, GOLDEN_REFERENCE, Artefact, Bundle, Manifest
-from tinyusfm_runtime.chain import EXIT_NAME, ChainEngine, is_chain
-from tinyusfm_runtime.drift import DRIFT_FILE, WINDOW_FRAMES, DriftMonitor, DriftReading, DriftStatistic
-from tinyusfm_runtime.engine import Engine, EngineConfig
+from tinyusfm_runtime.bundle.golden import GoldenReport, golden_check, reference_check, spec_faults
+from tinyusfm_runtime.bundle.manifest import gate_limits
+from tinyusfm_runtime.bundle.reader import GOLDEN_FRAMES, Artefact, Bundle, open_trusted
+from tinyusfm_runtime.bundle.shipped import choose_here
+from tinyusfm_runtime.device.engine_facts import executed_in, needed_int8, passed_here, same_library, with_place
+from tinyusfm_runtime.device.golden_memory import REMEMBERED, GoldenMemory, digest_of
+from tinyusfm_runtime.device.machine import default_threads, machine_card, same_class
+from tinyusfm_runtime.device.start_clock import StartClock
+from tinyusfm_runtime.drift import DRIFT_FILE, WINDOW_FRAMES, DriftCheck, DriftMonitor, DriftStatistic
+from tinyusfm_runtime.early_exit import EXIT_NAME, ChainEngine, is_chain
+from tinyusfm_runtime.engines import Engine, EngineConfig
 from tinyusfm_runtime.errors import (
     BundleError,
     EngineError,
@@ -37,14 +42,17 @@ from tinyusfm_runtime.errors import (
     UnsupportedError,
     UnverifiedError,
 )
-from tinyusfm_runtime.frame import Frame
-from tinyusfm_runtime.machine import default_threads, machine_card, same_class
-from tinyusfm_runtime.plugins import load, names, stem
-from tinyusfm_runtime.preprocess import Placement, preprocess
-from tinyusfm_runtime.selfcheck import DEFAULT_LIMITS, GoldenReport, golden_check, reference_check
+from tinyusfm_runtime.frame import Frame, PixelFormat
+from tinyusfm_runtime.numerics.postprocess import check_logits
+from tinyusfm_runtime.numerics.preprocess import Placement, preprocess
+from tinyusfm_runtime.numerics.sector import watch_of
+from tinyusfm_runtime.passes import confidence_of, judged_of, read_outputs
+from tinyusfm_runtime.plugins import load, names
+from tinyusfm_runtime.reading import DriftStatus
+from tinyusfm_runtime.results import DriftReading, Prediction, Timings
 
 if TYPE_CHECKING:
-    from tinyusfm_runtime.measure import HeadMeasurement
+    from tinyusfm_runtime.trust.policy import Trust
 
 GOLDEN_FRAMES_AT_START = 4
 """Golden frames run at start-up on the class of CPU the artefact was verified on; elsewhere all of them."""
@@ -54,91 +62,15 @@ CLOSE_WAIT_S, CLOSE_GRACE_S = 5.0, 2.0
 """How long closing waits for a prediction in progress before it is cancelled, and after that before it is given up."""
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
-_GATE_NAMES = {"probability_drift": "drift_worst", "cosine": "cosine_worst"}  # gate.py of the export -> selfcheck.py
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Timings:
-    """How long one prediction took, in ms.
-
-    Attributes:
-        preprocess_ms: frame to tensor.
-        infer_ms: the engine.
-        postprocess_ms: logits to answer.
-        total_ms: all of it and what lies between.
-    """
-
-    preprocess_ms: float
-    infer_ms: float
-    postprocess_ms: float
-    total_ms: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prediction:
-    """What a session says about one frame.
-
-    Attributes:
-        seq: the frame's running number.
-        mask_HW: uint8 label map at the input's size, or None; owned by the prediction.
-        placement: where the frame lies in the input.
-        scores: float32 class probabilities, or the raw values of a feature model, or None.
-        measurement: head measurement, or None.
-        engine: library, version, device, precision and threads that really answered.
-        target: such as ``openvino``.
-        precision: such as ``int8``.
-        verified: False if the artefact never passed its gate, at export or on this device.
-        degraded: True if another artefact than the chosen one answered (never by a session's own doing).
-        valid: False if an output was not finite: mask, scores and measurement are then None.
-        timings: how long it took.
-        t_recv_ns: ``time.monotonic_ns`` at the frame's reception, or None.
-        age_ms: time from reception to this prediction, or None.
-        auxiliary: further outputs of the graph by name.
-        drift: what a monitor made of it, where one watches the stream, or None; a session fills in nothing.
-        exit_index: of a chain with early exits, which one answered: counted from 0, the end is the last; else None.
-    """
-
-    seq: int
-    mask_HW: np.ndarray | None
-    placement: Placement
-    scores: np.ndarray | None
-    measurement: HeadMeasurement | None
-    engine: str
-    target: str
-    precision: str
-    verified: bool
-    degraded: bool = False
-    valid: bool
-    timings: Timings
-    t_recv_ns: int | None
-    age_ms: float | None
-    auxiliary: Mapping[str, np.ndarray]
-    drift: DriftReading | None = None
-    exit_index: int | None = None
-
-    def mask_on_frame(self) -> np.ndarray:
-        """The mask at the frame's own size, nearest neighbour; 0 outside the region the model saw.
-
-        Returns:
-            uint8, rows x columns of the frame.
-
-        Raises:
-            InputError: this prediction has no mask.
-        """
-        if self.mask_HW is None:
-            raise InputError("this prediction has no mask: it is not valid, or the model gives none")
-        row, col, height, width = self.placement.crop
-        top, left, box_h, box_w = self.placement.box
-        # the input pixel in which the centre of a frame pixel falls, in integers
-        rows = top + (2 * np.arange(height) + 1) * box_h // (2 * height)
-        cols = left + (2 * np.arange(width) + 1) * box_w // (2 * width)
-        out = np.zeros(self.placement.frame_size, np.uint8)
-        out[row : row + height, col : col + width] = self.mask_HW[rows[:, None], cols]
-        return out
+_Progress = Callable[[str, float], None]
 
 
 class Session:
-    """An artefact ready to predict. Open it with ``Session.open``; it is a context manager.
+    """An artefact ready to predict, by ``Session.open``; a context manager.
+
+        with Session.open("fetal-head.bundle") as session:
+            prediction = session.predict(grey_HW, spacing_mm=(0.12, 0.12))
+            print(prediction.valid, prediction.measurement, prediction.mask)
 
     Calls from several threads queue up; ``cancel`` may come from any thread at any time.
     """
@@ -153,31 +85,46 @@ class Session:
         threads: int | None = None,
         allow_unverified: bool = False,
         full_depth: bool = False,
+        progress: _Progress | None = None,
+        trust: Trust | None = None,
+        second_pass: bool = True,
+        drift: bool = True,
+        need_int8: str = "some",
     ) -> Session:
         """Verifies a bundle and readies one of its artefacts.
 
+        Its files are checked strictly before a library reads them, but the library is not bounded in time or memory
+        inside the caller's process; in a process of its own it is (``WorkerSession``, ``isolate=True`` of a fallback).
+
         Args:
-            bundle: a bundle's folder, or an open bundle.
+            bundle: a bundle's folder, the name of a shipped one (see bundle/shipped.py), or an open bundle.
             target: take the first artefact of this target (``openvino``, ``onnx``, or an alias).
             precision: take the first artefact of this precision.
             threads: threads inside the engine; None is half of the cores, at least 1, at most 4.
             allow_unverified: also open an artefact that never passed its gate, and mark its predictions.
             full_depth: never stop at an early exit; without exits there is nothing to stop at anyway.
+            progress: called with what is done and the share that is done, where this machine has to be checked in full.
+            trust: demands a signature by a trusted key (see trust/policy.py) before anything is loaded.
+            second_pass: False never looks twice, whatever the model's spec says; every prediction says so.
+            drift: False compares no frame with the calibration frames; every prediction says so.
+            need_int8: how many layers of an int8 artefact must really run in 8 bits, where the library tells: ``all``
+                that did where it was verified, ``some``, or ``none``. Fewer than were verified are logged in any case.
 
         Returns:
             The session, checked against golden frames and warm.
 
         Raises:
             InputError: no such bundle, or no such artefact in it.
-            BundleError: the bundle was tampered with, cannot be read, or (UnverifiedError) is not verified.
+            BundleError: the bundle was tampered with, cannot be read, is not verified (UnverifiedError), or its
+                signature is not what is demanded (UntrustedError).
             MissingExtra: the artefact's library is not installed.
             UnsupportedError: this machine cannot run the artefact.
             EngineError: the library failed, or does not answer as it should.
         """
-        clock = _Clock()
-        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        clock = StartClock()
+        opened = open_trusted(bundle, trust)
         clock.lap("verify_hashes")
-        artefact = choose_artefact(opened.manifest, target, precision)
+        artefact = choose_here(opened.manifest, opened.path, target, precision)
         if not artefact.trusted and not artefact.pending and not allow_unverified:
             why = "was exported with its gate switched off" if not artefact.gated else "never passed its gate"
             raise UnverifiedError(
@@ -187,43 +134,58 @@ class Session:
             threads=default_threads(machine_card()) if threads is None else threads,
             rest_precision=artefact.rest_precision,
             reuse_outputs=True,
+            int8_layers=needed_int8(artefact.precision, artefact.requirements, need_int8),
         )
         engine = _load_engine(opened, artefact, config, full_depth=full_depth)
         clock.lap("load")
-        session = cls(opened, artefact, engine, config.threads)
-        session.full_depth = full_depth
+        session = cls(
+            opened, artefact, engine, config.threads, full_depth=full_depth, second_pass=second_pass, drift=drift
+        )
         try:
             if artefact.pending and not session.verified and not allow_unverified:
-                raise UnverifiedError(f"artefact {artefact.name}: {artefact.pending}")
-            session._start(clock)
+                raise UnverifiedError(f"artefact {artefact.name}: {with_place(artefact.pending, opened.path)}")
+            session._start(clock, progress)
         except BaseException:
             engine.close()
             raise
         return session
 
-    def __init__(self, bundle: Bundle, artefact: Artefact, engine: Engine, threads: int) -> None:
+    def __init__(
+        self, bundle: Bundle, artefact: Artefact, engine: Engine, threads: int,
+        *, full_depth: bool = False, second_pass: bool = True, drift: bool = True,
+    ) -> None:  # fmt: skip
         """Binds what ``open`` made; nothing is checked here. Use ``Session.open``."""
         self.manifest = bundle.manifest
+        self.trust = bundle.trust
         self.artefact = artefact
         self.path = bundle.path
         self.spec = bundle.manifest.spec
         self.threads = threads
-        self.full_depth = False
+        self.full_depth = full_depth
+        self.second_pass = second_pass
+        self._checks_drift = drift
         self.startup: Mapping[str, float] = MappingProxyType({})
         # only the golden vectors stay in memory; the artefacts' bytes go with the bundle
         self._golden = _Golden(bundle, artefact)
-        self.verified = artefact.trusted or _passed_here(engine, bundle.manifest)
+        self.verified = artefact.trusted or passed_here(engine, bundle.manifest.bundle_id)
         self._drift = (
             DriftStatistic.from_bytes(bundle.read(DRIFT_FILE)) if DRIFT_FILE in bundle.manifest.files else None
         )
+        whole = [other.name for other in self.artefacts if not other.sector]
+        self._sector = watch_of(self.spec.sector if artefact.sector else None, whole)
         self._auxiliary: tuple[str, ...] = ()
+        self._check: DriftCheck | None = None
         self._engine: Engine | None = engine
         self._description = engine.description
+        self._executed = executed_in(engine, self.description, artefact.requirements)
         self._closed = False
         self._lock = threading.Lock()
-        # filled anew for every frame; whoever fills it holds the lock until the answer is made of the engine's outputs
+        # filled again for every frame; whoever fills it holds the lock until the answer is made of the engine's outputs
         self._tensor = np.zeros(self.spec.input.shape, np.uint8)
+        self._closer = np.zeros(self.spec.input.shape, np.uint8)
         self._turn = threading.Lock()
+        # a loop of several models lets those that agree share a tensor
+        self.prepare: Callable[..., tuple[np.ndarray, Placement]] = preprocess
 
     @property
     def description(self) -> str:
@@ -236,29 +198,54 @@ class Session:
         return self._description
 
     @property
+    def executed(self) -> str:
+        """What the engine computes in, such as in how many layers int8, or empty."""
+        return self._executed
+
+    @property
     def golden_frames(self) -> Sequence[Frame]:
         """The bundle's golden frames, phantoms all of them."""
         return self._golden.frames
 
-    def predict(self, frame: Frame) -> Prediction:
+    @property
+    def artefacts(self) -> tuple[Artefact, ...]:
+        """Every artefact of the bundle in its order; ``artefact`` is among them."""
+        return tuple(self.manifest.artefacts)
+
+    def __repr__(self) -> str:
+        """Bundle, artefact and engine, one line."""
+        end = "" if self.verified else ", not verified"
+        return f"Session({self.path.name}: {self.description}{end}{', closed' if self._closed else ''})"
+
+    def predict(
+        self,
+        frame: Frame | np.ndarray,
+        *,
+        spacing_mm: tuple[float, float] | None = None,
+        pixel_format: PixelFormat | str | None = None,
+    ) -> Prediction:
         """Answers for one frame.
 
         Args:
-            frame: any frame the model's preprocessing can place.
+            frame: any frame the model's preprocessing can place, or its pixels: uint8, rows x columns (grey) or rows x
+                columns x channels.
+            spacing_mm: of pixels: (row, column) distance in mm; without it there is no reading in mm.
+            pixel_format: of pixels: None is grey; nothing is guessed.
 
         Returns:
             The prediction; its arrays are its own.
 
         Raises:
-            FrameError: not a frame, or the crop lies outside it.
+            FrameError: not a frame and not usable pixels, the crop lies outside the frame, or spacing or format were
+                given beside a frame that has its own.
+            SectorError: the frame shows another sector than its artefact was pruned to (see numerics/sector.py).
             EngineError: the engine failed, was cancelled or closed.
         """
-        if not isinstance(frame, Frame):
-            raise FrameError(f"predict takes a Frame, not {type(frame).__name__}: wrap the pixels in Frame(pixels=...)")
         start = time.perf_counter_ns()
+        frame = as_frame(frame, spacing_mm, pixel_format)
         with self._turn:
-            tensor, placement = preprocess(frame, self.spec.preprocess, self._tensor)
-            return self._predict(tensor, placement, frame.seq, frame.t_recv_ns, start)
+            tensor, placement = self.prepare(frame, self.spec.preprocess, self._tensor)
+            return self._predict(tensor, placement, frame, frame, start)
 
     def predict_tensor(self, tensor: np.ndarray, *, spacing_mm: tuple[float, float] | None = None) -> Prediction:
         """Answers for an input that was preprocessed elsewhere.
@@ -268,7 +255,7 @@ class Session:
             spacing_mm: (row, column) spacing of the *input's* pixels, or None.
 
         Returns:
-            The prediction, its placement that of a frame of the input's size.
+            The prediction, its placement that of a frame of the input's size; there is no second pass.
 
         Raises:
             FrameError: another type, shape or memory layout; nothing is cast or copied to fit.
@@ -280,10 +267,10 @@ class Session:
         whole = (0, 0, *frame.pixels.shape)
         placement = Placement(crop=whole, box=whole, spacing_mm=spacing_mm, frame_size=frame.pixels.shape)
         with self._turn:
-            return self._predict(tensor, placement, 0, None, start)
+            return self._predict(tensor, placement, None, frame, start)
 
     def run_golden(self, full: bool = False) -> GoldenReport:
-        """Runs golden frames and compares; raises nothing when they differ, the report says so.
+        """Runs golden frames and compares; a difference is reported, not raised.
 
         Args:
             full: False compares a few frames with the artefact's own outputs; True compares all frames, with the
@@ -300,8 +287,8 @@ class Session:
 
     @property
     def has_drift(self) -> bool:
-        """Whether the bundle carries a drift statistic."""
-        return self._drift is not None
+        """Whether the bundle has a drift statistic, and it is not off."""
+        return self._drift is not None and self._checks_drift
 
     def watch_drift(self, *, window: int = WINDOW_FRAMES) -> DriftMonitor:
         """A monitor for one stream: give it every frame with its prediction.
@@ -323,7 +310,7 @@ class Session:
             engine.cancel()
 
     def close(self) -> None:
-        """Frees the engine, after a prediction in progress has ended. Closing twice is harmless.
+        """Frees the engine after a prediction in progress has ended. Idempotent.
 
         A prediction that goes on for ``CLOSE_WAIT_S`` is cancelled; one that does not react to that within
         ``CLOSE_GRACE_S`` hangs in native code, where nothing can end it: then it is given up, with a line in the log,
@@ -356,12 +343,29 @@ class Session:
     ) -> None:
         self.close()
 
-    def _start(self, clock: _Clock) -> None:
+    def _check_start(self, progress: _Progress | None) -> GoldenReport:
+        """A few golden frames on a CPU of the verified class, else all, once."""
+        if self._on_verified_machine():
+            return self.run_golden()
+        memory = GoldenMemory(self.manifest.manifest_sha256, self.artefact.name, self._description, machine_card())
+        if (before := memory.digest()) is not None:
+            report = self.run_golden()
+            if before == self._golden.digest:
+                return replace(report, against=REMEMBERED, reasons=())
+        _log.info("first start on this machine: all %d golden frames are checked", len(self._golden.frames))
+        report = self._golden.check(self, full=True, progress=progress)
+        if report:
+            memory.keep(self._golden.digest, report.to_json())
+        return report
+
+    def _start(self, clock: StartClock, progress: _Progress | None = None) -> None:
         frame = self._golden.frames[0]
+        watch, self._sector = self._sector, None  # golden frames are phantoms, and may have another sector
         self._auxiliary = tuple(self.predict(frame).auxiliary)
+        if self._drift is not None and self._checks_drift:
+            self._check = DriftCheck(self._drift, self._auxiliary)
         clock.lap("first_frame")
-        full = not self._on_verified_machine()
-        report = self.run_golden(full=full)
+        report = self._check_start(progress)
         if not report:
             raise EngineError(
                 f"{self.description} does not answer as the artefact should ({report.frames} golden frames against "
@@ -370,13 +374,16 @@ class Session:
         clock.lap("golden")
         for _ in range(WARM_UP_RUNS):
             self.predict(frame)
+        self._sector = watch
         clock.lap("warm_up")
         self.startup = MappingProxyType(clock.laps)
 
     def _on_verified_machine(self) -> bool:
         needs = self.artefact.requirements
+        if getattr(load("engines", self.artefact.engine), "EXACT", False):
+            return not self.artefact.pending  # it answers with the same bytes on every machine
         return (
-            not self.artefact.pending and same_class(needs.get("cpu_features"), machine_card()) and _same_library(needs)
+            not self.artefact.pending and same_class(needs.get("cpu_features"), machine_card()) and same_library(needs)
         )
 
     def _check_tensor(self, tensor: Any) -> None:
@@ -415,104 +422,107 @@ class Session:
         return self._held(tensor, logits)
 
     def _predict(
-        self, tensor: np.ndarray, placement: Placement, seq: int, t_recv_ns: int | None, start_ns: int
+        self, tensor: np.ndarray, placement: Placement, seen: Frame | None, frame: Frame, start_ns: int
     ) -> Prediction:
+        """Predicts; ``seen`` is a frame for a second look, ``frame`` stands for it."""
+        if self._sector is not None:
+            self._sector.look(tensor)
         before = time.perf_counter_ns()
         outputs = self._infer(tensor)
         after = time.perf_counter_ns()
         stopped = outputs.pop(EXIT_NAME, None)
-        said = answer(outputs, self.spec, placement)
+        passed = read_outputs(
+            outputs, self._infer, self.spec, seen, tensor, placement, second_pass=self.second_pass, spare=self._closer
+        )
+        answered = passed.answer
+        read_ns = time.perf_counter_ns()
+        status, drift = self._drift_of(answered.auxiliary, frame, valid=answered.valid)
+        strange = drift is not None and drift.strange
         end = time.perf_counter_ns()
+        drift_ms = (end - read_ns) / 1e6
         return Prediction(
-            seq=seq,
-            mask_HW=said.mask_HW,
+            seq=frame.seq,
+            mask_HW=answered.mask_HW,
             placement=placement,
-            scores=said.scores,
-            measurement=said.measurement,
+            scores=answered.scores,
+            measurements=answered.measurements,
             engine=self._description,
             target=self.artefact.target,
             precision=self.artefact.precision,
             verified=self.verified,
-            valid=said.valid,
+            valid=answered.valid,
             timings=Timings(
                 preprocess_ms=(before - start_ns) / 1e6,
                 infer_ms=(after - before) / 1e6,
-                postprocess_ms=(end - after) / 1e6,
+                postprocess_ms=(read_ns - after) / 1e6 - passed.second_ms,
                 total_ms=(end - start_ns) / 1e6,
+                second_pass_ms=passed.second_ms,
+                drift_ms=drift_ms,
             ),
-            t_recv_ns=t_recv_ns,
-            age_ms=None if t_recv_ns is None else (time.monotonic_ns() - t_recv_ns) / 1e6,
-            auxiliary={name: value.copy() for name, value in said.auxiliary.items()},
+            t_recv_ns=frame.t_recv_ns,
+            age_ms=None if frame.t_recv_ns is None else (time.monotonic_ns() - frame.t_recv_ns) / 1e6,
+            auxiliary={name: value.copy() for name, value in answered.auxiliary.items()},
+            drift=drift,
             exit_index=None if stopped is None else int(stopped[0]),
+            confidence=confidence_of(passed, self.spec),
+            judged=judged_of(passed, self.spec, placement, strange=strange),
+            second_pass=passed.second_pass,
+            drift_status=status,
         )
+
+    def _drift_of(
+        self, auxiliary: Mapping[str, np.ndarray], frame: Frame, *, valid: bool
+    ) -> tuple[DriftStatus, DriftReading | None]:
+        if frame.phantom and self._drift is not None and self._checks_drift:
+            return DriftStatus.NOT_APPLIED, None
+        if self._check is None:
+            return DriftStatus.NOT_CHECKED, None
+        return DriftStatus.CHECKED, self._check.look(auxiliary, frame, valid=valid)
 
 
 class _Golden:
     """The golden files of one artefact: packed bytes, unpacked when they are compared."""
 
     def __init__(self, bundle: Bundle, artefact: Artefact) -> None:
-        names = (GOLDEN_FRAMES, GOLDEN_REFERENCE, artefact.golden)
+        names = (GOLDEN_FRAMES, artefact.reference, artefact.golden)
         self._small = Bundle(bundle.path, bundle.manifest, {name: bundle.read(name) for name in names})
         self._artefact = artefact
+        self.digest = ""
+        """Hash of the last answers to the frames of a usual start."""
         self.frames: Sequence[Frame] = self._small.golden_frames()
 
-    def check(self, session: Session, *, full: bool) -> GoldenReport:
+    def check(self, session: Session, *, full: bool, progress: _Progress | None = None) -> GoldenReport:
         # own answers of an artefact that waits for its device come from a stand-in: only the reference counts there
         against_reference = full and (self._artefact.trusted or bool(self._artefact.pending))
-        stored = self._small.golden_reference() if against_reference else self._small.golden_outputs(self._artefact)
+        path = self._artefact.reference if against_reference else self._artefact.golden
+        stored = self._small.golden_reference(path) if against_reference else self._small.golden_artefact(path)
         want, count = stored["logits"], len(self.frames)
         if len(want) != count:
             raise BundleError(f"the bundle has {count} golden frames and {len(want)} golden answers")
         some = {i * count // GOLDEN_FRAMES_AT_START for i in range(GOLDEN_FRAMES_AT_START)}
         chosen = list(range(count)) if full else sorted(some)
         prepared = [preprocess(self.frames[i], session.spec.preprocess) for i in chosen]
+        answers = []
         with session._turn:
-            got = np.stack([session._logits(tensor) for tensor, _ in prepared])
+            for number, (tensor, _) in enumerate(prepared):
+                answers.append(session._logits(tensor))
+                if progress is not None:
+                    progress("checking this machine", (number + 1) / len(prepared))
+        got = np.stack(answers)
+        self.digest = digest_of(got[[place for place, index in enumerate(chosen) if index in some]])
         placements = [placement for _, placement in prepared]
         if against_reference:
-            return reference_check(got, want[chosen], session.spec, placements, gate_limits(self._artefact))
-        return golden_check(got, want[chosen], session.spec, placements, self._artefact.tolerance)
-
-
-def choose_artefact(manifest: Manifest, target: str | None, precision: str | None) -> Artefact:
-    """The first artefact of the ladder that fits what was asked for.
-
-    Raises:
-        InputError: none fits; the message lists what there is.
-    """
-    for artefact in manifest.artefacts:
-        if target is not None and stem(target) not in (stem(artefact.target), artefact.engine):
-            continue
-        if precision is not None and precision.strip().lower() != artefact.precision:
-            continue
-        return artefact
-    wanted = " ".join(part for part in (target, precision) if part)
-    there = ", ".join(artefact.name for artefact in manifest.artefacts)
-    raise InputError(f"the bundle has no artefact {wanted!r}; it has: {there}")
-
-
-def _passed_here(engine: Engine, manifest: Manifest) -> bool:
-    """Whether the engine carries a passed gate of exactly this bundle on exactly this device (trt.py, coreml.py)."""
-    gate = getattr(engine, "device_gate", None)
-    if not isinstance(gate, Mapping):
-        return False
-    return gate.get("passed") is True and gate.get("bundle_id") == manifest.bundle_id
-
-
-def gate_limits(artefact: Artefact) -> dict[str, float]:
-    """Thresholds the artefact was gated with, as far as its gate report names them, under the names used here."""
-    report = artefact.gate or {}
-    found = report.get("limits", report.get("gate"))
-    if not isinstance(found, Mapping):
-        return {}
-    named = {_GATE_NAMES.get(name, name): value for name, value in found.items()}
-    return {n: float(value) for n, value in named.items() if n in DEFAULT_LIMITS and type(value) in (int, float)}
+            report = reference_check(got, want[chosen], session.spec, placements, gate_limits(self._artefact))
+        else:
+            report = golden_check(got, want[chosen], session.spec, placements, self._artefact.tolerance)
+        faults = spec_faults(stored, self._small.golden_digest(path), session.spec, prepared, chosen)
+        return replace(report, reasons=(*report.reasons, *faults))
 
 
 def _load_engine(bundle: Bundle, artefact: Artefact, config: EngineConfig, *, full_depth: bool) -> Engine:
     others = [other for other in bundle.manifest.artefacts if other is not artefact]
-    choices = " or ".join(f"target {other.target} precision {other.precision}" for other in others)
-    hint = f" (this bundle also has {choices})" if others else ""  # never taken unasked
+    choices = " and ".join(other.name for other in others)
+    hint = f" (the bundle also has {choices})" if others else ""  # never taken unasked
     if artefact.engine not in names("engines"):
         raise UnsupportedError(f"artefact {artefact.name} needs an engine {artefact.engine!r} unknown here{hint}")
     files = bundle.artefact_files(artefact)
@@ -521,10 +531,38 @@ def _load_engine(bundle: Bundle, artefact: Artefact, config: EngineConfig, *, fu
         engine.load(files, bundle.manifest.spec, config)
     except MissingExtra as error:
         raise MissingExtra(f"artefact {artefact.name}{hint}", error.library, error.extra) from error
+    except UnsupportedError as error:
+        engine.close()
+        raise UnsupportedError(with_place(str(error), bundle.path)) from error
     except BaseException:
         engine.close()
         raise
     return engine
+
+
+def as_frame(
+    frame: Frame | np.ndarray,
+    spacing_mm: tuple[float, float] | None = None,
+    pixel_format: PixelFormat | str | None = None,
+) -> Frame:
+    """The frame as it is, or one around pixels.
+
+    Args:
+        frame: a frame, or uint8 pixels.
+        spacing_mm: of pixels: (row, column) distance in mm, or None.
+        pixel_format: of pixels: None is grey.
+
+    Raises:
+        FrameError: neither, or a frame with a second spacing or format beside it.
+    """
+    if isinstance(frame, Frame):
+        if spacing_mm is not None or pixel_format is not None:
+            raise FrameError("a Frame carries its own spacing_mm and pixel_format: give them to Frame(...)")
+        return frame
+    if not isinstance(frame, np.ndarray):
+        raise FrameError(f"predict takes a Frame or a numpy uint8 array of pixels, not {type(frame).__name__}")
+    given = PixelFormat.GREY if pixel_format is None else pixel_format
+    return Frame(pixels=frame, spacing_mm=spacing_mm, pixel_format=given)  # type: ignore[arg-type]
 
 
 def make_engine(name: str, files: Mapping[str, bytes], *, full_depth: bool = False) -> Engine:
@@ -543,31 +581,8 @@ def make_engine(name: str, files: Mapping[str, bytes], *, full_depth: bool = Fal
         made: Engine = module.Engine()
         return made
     if not getattr(module, "CHAINS", False):
-        raise UnsupportedError(f"engine {name!r} runs no chain of early exits: take an onnx or openvino artefact")
+        raise UnsupportedError(f"engine {name!r} runs no chain of early exits: take onnx, openvino or litert")
     return ChainEngine(module.Engine, full_depth=full_depth)
-
-
-def _same_library(requirements: Mapping[str, Any]) -> bool:
-    """Whether the engine's library is of the version the artefact was verified with."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(str(requirements.get("library"))) == str(requirements.get("library_version")).partition("-")[0]
-    except (PackageNotFoundError, ValueError):
-        return False
-
-
-class _Clock:
-    """Wall time of start-up stages, ms."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter_ns()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter_ns()
-        self.laps[name] = (now - self._last) / 1e6
-        self._last = now
 
 
 __all__ = [
@@ -575,10 +590,7 @@ __all__ = [
     "CLOSE_WAIT_S",
     "GOLDEN_FRAMES_AT_START",
     "WARM_UP_RUNS",
-    "Prediction",
     "Session",
-    "Timings",
-    "choose_artefact",
-    "gate_limits",
+    "as_frame",
     "make_engine",
 ]

@@ -1,4 +1,6 @@
-"""Core ML on a Mac: the artefact's ``.mlpackage`` through coremltools, on the compute units that are asked for.
+"""Core ML on a Mac: the artefact's ``.mlpackage`` through coremltools.
+
+On the compute units that are asked for.
 
 Core ML predicts on macOS only, so elsewhere ``probe`` and ``load`` say that in one line. ``TINYUSFM_COREML_UNITS``
 (``all``, ``cpu_and_ne``, ``cpu_and_gpu`` or ``cpu_only``; default ``all``) chooses the compute units; Core ML decides
@@ -26,11 +28,13 @@ from typing import Any
 
 import numpy as np
 
-from tinyusfm_runtime.engine import INPUT_NAME, LOGITS_NAME, EngineConfig
+from tinyusfm_runtime.device.gate_record import GateKey, files_sha256, keep_record, read_record
+from tinyusfm_runtime.engines import EngineConfig, one_line
 from tinyusfm_runtime.errors import EngineError, InputError, MissingExtra, UnsupportedError
-from tinyusfm_runtime.gate_record import GateKey, files_sha256, keep_record, read_record
-from tinyusfm_runtime.plugins import Probe
-from tinyusfm_runtime.spec import ModelSpec
+from tinyusfm_runtime.graphs.mil import check
+from tinyusfm_runtime.installation import pip_line
+from tinyusfm_runtime.plugins import Availability
+from tinyusfm_runtime.spec import INPUT_NAME, LOGITS_NAME, ModelSpec
 
 PACKAGE = "model.mlpackage"
 """Folder that Core ML and Xcode open."""
@@ -54,25 +58,30 @@ def runs_here() -> bool:
     return sys.platform == "darwin"
 
 
-def probe() -> Probe:
+def available() -> Availability:
     """Tells whether Core ML can run here; never raises."""
     missing = [reason for _, works, reason, _ in pieces() if not works]
     if missing:
-        return Probe(works=False, reason=missing[0], extra="coreml")
-    return Probe(works=True, reason=f"{pieces()[1][2]} on macOS {platform.mac_ver()[0]}; {NOT_RUN}", extra="coreml")
+        return Availability(usable=False, reason=missing[0], extra="coreml")
+    return Availability(
+        usable=True, reason=f"{pieces()[1][2]} on macOS {platform.mac_ver()[0]}; {NOT_RUN}", extra="coreml"
+    )
 
 
 def pieces() -> list[tuple[str, bool, str, str]]:
-    """Everything it needs, each with name, whether it is there, what it is or why not, and what brings it."""
+    """Everything it needs, piece by piece.
+
+    Each with name, whether it is there, what it is or why not, and what brings it.
+    """
     here = runs_here()
     system = f"macOS {platform.mac_ver()[0]}" if here else f"{_ELSEWHERE}, this is {platform.system()}"
     found = [("macOS", here, system, "a Mac with macOS 14 or later; export and its check run here all the same")]
     try:
         found.append(("coremltools", True, f"coremltools {import_coremltools().__version__}", ""))
     except MissingExtra:
-        found.append(("coremltools", False, "coremltools is not installed", "pip install 'tinyusfm-edge[coreml]'"))
+        found.append(("coremltools", False, "coremltools is not installed", pip_line("coreml")))
     except Exception as error:  # a broken installation may raise anything
-        found.append(("coremltools", False, f"coremltools is broken: {_one_line(error)}", "install it anew"))
+        found.append(("coremltools", False, f"coremltools is broken: {one_line(error)}", "install it again"))
     return found
 
 
@@ -92,6 +101,17 @@ def import_coremltools() -> Any:
     return coremltools
 
 
+def check_files(files: Mapping[str, bytes]) -> None:
+    """Checks that an artefact's files are a package's.
+
+    Raises:
+        EngineError: a file is missing, or there is one too many.
+    """
+    if set(files) != set(PLACES):
+        got = ", ".join(sorted(files)) or "nothing"
+        raise EngineError(f"Core ML needs exactly {', '.join(PLACES)}, got {got}")
+
+
 def write_package(files: Mapping[str, bytes], folder: Path) -> Path:
     """Lays an artefact's files out as Core ML wants them.
 
@@ -105,9 +125,7 @@ def write_package(files: Mapping[str, bytes], folder: Path) -> Path:
     Raises:
         EngineError: a file is missing, or there is one too many.
     """
-    if set(files) != set(PLACES):
-        got = ", ".join(sorted(files)) or "nothing"
-        raise EngineError(f"Core ML needs exactly {', '.join(PLACES)}, got {got}")
+    check_files(files)
     package = folder / PACKAGE
     for name, content in files.items():
         place = package / PLACES[name]
@@ -142,6 +160,8 @@ class Engine:
         if config.rest_precision == "bf16":
             raise UnsupportedError("Core ML computes in f32 or f16, not in bf16: take another artefact")
         units = chosen_units()
+        check_files(files)
+        check(files, spec)
         ct = import_coremltools()
         self.close()
         self._folder = tempfile.TemporaryDirectory(prefix="tinyusfm-")
@@ -154,7 +174,7 @@ class Engine:
             self.close()
             if isinstance(error, EngineError):
                 raise
-            raise EngineError(f"Core ML cannot load the model: {_one_line(error)}") from error
+            raise EngineError(f"Core ML cannot load the model: {one_line(error)}") from error
         self._model, self._shape = model, tuple(spec.input.shape)
         system = f"macOS {platform.mac_ver()[0]}"
         self._key = GateKey(
@@ -182,7 +202,7 @@ class Engine:
         try:
             found = self._model.predict({INPUT_NAME: Image.fromarray(tensor[0, 0])})
         except Exception as error:  # coremltools has no class of its own
-            raise EngineError(f"Core ML failed: {_one_line(error)}") from error
+            raise EngineError(f"Core ML failed: {one_line(error)}") from error
         finally:
             self._running = False
         if self._cancelled:
@@ -195,7 +215,9 @@ class Engine:
             self._cancelled = True
 
     def keep_gate(self, outcome: Mapping[str, Any]) -> str:
-        """Keeps the outcome of a gate that was run on this engine; sessions on this Mac find it.
+        """Keeps the outcome of a gate that was run on this engine.
+
+        Sessions on this Mac find it.
 
         Args:
             outcome: plain data: ``passed``, ``bundle_id``, ``report``.
@@ -223,11 +245,14 @@ class Engine:
 
 
 def mac_model() -> str:
-    """Chip and model of this Mac, such as ``Apple M2 (Mac14,2)``; the architecture where macOS does not say."""
+    """Chip and model of this Mac, such as ``Apple M2 (Mac14,2)``.
+
+    The architecture where macOS does not say.
+    """
     try:
         asked = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string", "hw.model"]
-        said = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout.split("\n")
-        chip, model = (line.strip() for line in said[:2])
+        printed = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout.split("\n")
+        chip, model = (line.strip() for line in printed[:2])
     except (OSError, ValueError, subprocess.SubprocessError):
         return platform.machine() or "unknown"
     return f"{chip} ({model})"
@@ -246,7 +271,9 @@ def chosen_units() -> str:
 
 
 def check_interface(model_spec: Any, spec: ModelSpec) -> list[str]:
-    """Asserts a grey picture of the model's size as input and ``logits`` as first output.
+    """Asserts a grey image as input and ``logits`` as first output.
+
+    The image must be of the model's size.
 
     Args:
         model_spec: Core ML's own description of the package.
@@ -260,18 +287,14 @@ def check_interface(model_spec: Any, spec: ModelSpec) -> list[str]:
     """
     inputs, outputs = list(model_spec.description.input), [o.name for o in model_spec.description.output]
     rows, cols = spec.input.shape[2:]
-    picture = inputs[0].type.imageType if len(inputs) == 1 and inputs[0].type.HasField("imageType") else None
-    if picture is None or inputs[0].name != INPUT_NAME or (picture.height, picture.width) != (rows, cols):
-        raise EngineError(f"the model's input is not a picture {INPUT_NAME!r} of {rows}x{cols} pixels")
-    if spec.input.shape[1] != 1 or picture.colorSpace != picture.ColorSpace.Value("GRAYSCALE"):
+    image = inputs[0].type.imageType if len(inputs) == 1 and inputs[0].type.HasField("imageType") else None
+    if image is None or inputs[0].name != INPUT_NAME or (image.height, image.width) != (rows, cols):
+        raise EngineError(f"the model's input is not an image {INPUT_NAME!r} of {rows}x{cols} pixels")
+    if spec.input.shape[1] != 1 or image.colorSpace != image.ColorSpace.Value("GRAYSCALE"):
         raise EngineError("the model's input and the manifest disagree about grey or colour")
     if outputs[:1] != [LOGITS_NAME]:
         raise EngineError(f"the model's first output is not {LOGITS_NAME}")
     return outputs
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 __all__ = [
@@ -281,12 +304,13 @@ __all__ = [
     "UNITS",
     "UNITS_VARIABLE",
     "Engine",
+    "available",
+    "check_files",
     "check_interface",
     "chosen_units",
     "import_coremltools",
     "mac_model",
     "pieces",
-    "probe",
     "runs_here",
     "write_package",
 ]

@@ -1,8 +1,9 @@
 """ONNX Runtime on the CPU: ``model.onnx`` from memory, one provider, no fallback.
 
-ONNX Runtime falls back to another provider in silence and reads external weight files from the
-working directory; both are shut here. It computes in float32 whatever the weights are stored in,
-so a rest precision of bf16 is refused. It does not check tensor values (Session does).
+The model is checked strictly before the library sees a byte of it (graphs/onnx.py). ONNX Runtime falls back to another
+provider silently and reads external weight files from the working directory; both are shut here as well. It computes
+in float32 whatever the weights are stored in, so a rest precision of bf16 is refused. It does not check tensor values
+(Session does).
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from tinyusfm_runtime.engine import LOGITS_NAME, EngineConfig
+from tinyusfm_runtime.engines import EngineConfig, computes_in, one_line
 from tinyusfm_runtime.errors import EngineError, MissingExtra, UnsupportedError
-from tinyusfm_runtime.plugins import Probe
-from tinyusfm_runtime.spec import ModelSpec, TensorSpec
+from tinyusfm_runtime.graphs.onnx import check
+from tinyusfm_runtime.plugins import Availability
+from tinyusfm_runtime.spec import LOGITS_NAME, ModelSpec, TensorSpec
 
 PROVIDER = "CPUExecutionProvider"
+QUANTISED = b"QuantizeLinear"
+"""Operator that every quantised graph holds, as its bytes spell it."""
 """The only provider used, and the one asserted after loading."""
 MODEL_FILE = "model.onnx"
 """The one file of an artefact."""
@@ -31,7 +35,9 @@ _ERRORS_ONLY = 4  # ORT_LOGGING_LEVEL_FATAL: what it has to say reaches the user
 
 
 def import_onnxruntime() -> Any:
-    """Imports ONNX Runtime with its telemetry off; whoever needs the library takes it from here.
+    """Imports ONNX Runtime with its telemetry off.
+
+    Whoever needs the library takes it from here.
 
     Official Linux builds since 1.29 report sessions (names, hashes and timings of models) to a collector of their maker
     by a client inside the library, write an id and a database under ``.cache/Microsoft`` of the home folder, and start
@@ -49,17 +55,17 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def probe() -> Probe:
+def available() -> Availability:
     """Tells whether ONNX Runtime can run here; never raises."""
     try:
         onnxruntime = import_onnxruntime()
         if PROVIDER not in onnxruntime.get_available_providers():
-            return Probe(works=False, reason=f"this onnxruntime has no {PROVIDER}", extra="onnxruntime")
-        return Probe(works=True, reason=f"onnxruntime {onnxruntime.__version__}, CPU", extra="onnxruntime")
+            return Availability(usable=False, reason=f"this onnxruntime has no {PROVIDER}", extra="onnxruntime")
+        return Availability(usable=True, reason=f"onnxruntime {onnxruntime.__version__}, CPU", extra="onnxruntime")
     except ImportError:
-        return Probe(works=False, reason="onnxruntime is not installed", extra="onnxruntime")
+        return Availability(usable=False, reason="onnxruntime is not installed", extra="onnxruntime")
     except Exception as error:  # a broken installation may raise anything
-        return Probe(works=False, reason=f"onnxruntime is broken: {_one_line(error)}", extra="onnxruntime")
+        return Availability(usable=False, reason=f"onnxruntime is broken: {one_line(error)}", extra="onnxruntime")
 
 
 class Engine:
@@ -78,6 +84,8 @@ class Engine:
         self._takes = ""
         self._answers: dict[str, np.ndarray] = {}
         self._description = "ONNX Runtime, not loaded"
+        self.executed = "each operator as the graph says, the rest f32"
+        """What it is computed in: the library does not tell more."""
 
     @property
     def description(self) -> str:
@@ -85,13 +93,18 @@ class Engine:
         return self._description
 
     def load(self, files: Mapping[str, bytes], spec: ModelSpec, config: EngineConfig) -> None:
-        """Builds the session from bytes and asserts provider, inputs and outputs (see engine.Engine)."""
+        """Builds the session from bytes and asserts provider, inputs and outputs.
+
+        See engine.Engine.
+        """
         if config.rest_precision != "f32":
             raise UnsupportedError(
                 f"ONNX Runtime computes in f32 on a CPU, not in {config.rest_precision}: take one that rests on f32"
             )
         if set(files) != {MODEL_FILE}:
             raise EngineError(f"ONNX Runtime needs exactly {MODEL_FILE}, got {', '.join(sorted(files)) or 'nothing'}")
+        takes = config.takes or spec.input
+        check(files[MODEL_FILE], takes, spec)
         try:
             onnxruntime = import_onnxruntime()
         except ImportError as error:
@@ -99,14 +112,14 @@ class Engine:
         try:
             session = _session(onnxruntime, files[MODEL_FILE], config.threads, self.optimisation)
         except Exception as error:  # onnxruntime has a dozen classes without a common one of its own
-            raise EngineError(f"ONNX Runtime cannot load the model: {_one_line(error)}") from error
-        takes = config.takes or spec.input
+            raise EngineError(f"ONNX Runtime cannot load the model: {one_line(error)}") from error
         _check_interface(session, takes)
         self._library, self._session, self._takes = onnxruntime, session, takes.name
         self._outputs = [output.name for output in session.get_outputs()]
         if config.reuse_outputs:
             self._bind(session, takes)
-        self._description = f"ONNX Runtime {onnxruntime.__version__} {PROVIDER} f32 {_threads(config.threads)}"
+        words = computes_in("f32", quantised=QUANTISED in files[MODEL_FILE])
+        self._description = f"ONNX Runtime {onnxruntime.__version__}, {PROVIDER}, {words}, {_threads(config.threads)}"
 
     def run(self, tensor: np.ndarray) -> dict[str, np.ndarray]:
         """Computes one answer (see engine.Engine)."""
@@ -122,7 +135,7 @@ class Engine:
                 return dict(self._answers)
             answers = self._session.run(self._outputs, {self._takes: tensor}, options)
         except Exception as error:
-            raise EngineError(f"ONNX Runtime failed: {_one_line(error)}") from error
+            raise EngineError(f"ONNX Runtime failed: {one_line(error)}") from error
         finally:
             self._options = None
         return dict(zip(self._outputs, answers, strict=True))
@@ -138,7 +151,10 @@ class Engine:
         self._session = self._binding = None
 
     def _bind(self, session: Any, takes: TensorSpec) -> None:
-        """Gives input and outputs their place once for all; outputs without a fixed shape stay new ones every time."""
+        """Gives input and outputs their place once for all.
+
+        Outputs without a fixed shape stay new ones every time.
+        """
         outputs = session.get_outputs()
         if any(o.type != "tensor(float)" or not all(isinstance(side, int) for side in o.shape) for o in outputs):
             return
@@ -183,8 +199,4 @@ def _threads(count: int) -> str:
     return f"{count} thread" if count == 1 else f"{count} threads"
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-__all__ = ["CHAINS", "MODEL_FILE", "PROVIDER", "QUIET", "Engine", "import_onnxruntime", "probe"]
+__all__ = ["CHAINS", "MODEL_FILE", "PROVIDER", "QUANTISED", "QUIET", "Engine", "available", "import_onnxruntime"]

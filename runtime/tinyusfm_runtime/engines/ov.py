@@ -1,9 +1,17 @@
-"""OpenVINO on the CPU: ``model.xml`` and ``model.bin`` from memory, precision always said out loud.
+"""OpenVINO on the CPU: ``model.xml`` and ``model.bin`` from memory.
+
+The precision is always set explicitly.
+
+OpenVINO chooses its reader by what is in the bytes, and its ONNX reader follows paths and addresses. So the model is
+checked strictly first, and OpenVINO is handed what that check wrote (graphs/ir.py).
+
+Of a quantised graph it is counted which layers with weights the CPU plug-in really runs in 8 bits (on Arm some fall
+back to float): ``description`` says how many, and a configuration may demand them.
 
 Left alone, OpenVINO computes in bfloat16 wherever the CPU can. Here the precision is set and read
 back from the compiled model, and the same is done with the device, the streams and the threads.
 Its cache of compiled models is off: it trusts what it finds on the disk. It casts inputs of other
-types in silence; Session checks them first.
+types silently; Session checks them first.
 """
 
 from __future__ import annotations
@@ -14,11 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from tinyusfm_runtime.engine import INPUT_NAME, LOGITS_NAME, EngineConfig
+from tinyusfm_runtime.device.forks import ForkMark
+from tinyusfm_runtime.device.machine import machine_card
+from tinyusfm_runtime.device.signal_stack import kept_signal_stack
+from tinyusfm_runtime.engines import EngineConfig, computes_in, one_line
 from tinyusfm_runtime.errors import EngineError, MissingExtra, UnsupportedError
-from tinyusfm_runtime.machine import machine_card
-from tinyusfm_runtime.plugins import Probe
-from tinyusfm_runtime.spec import ModelSpec, TensorSpec
+from tinyusfm_runtime.graphs.ir import check
+from tinyusfm_runtime.plugins import Availability
+from tinyusfm_runtime.spec import INPUT_NAME, LOGITS_NAME, ModelSpec, TensorSpec
 
 DEVICE = "CPU"
 """The only device used, and the one asserted after loading."""
@@ -26,26 +37,29 @@ XML_FILE, BIN_FILE = "model.xml", "model.bin"
 """The two files of an artefact."""
 CHAINS = True
 """This engine runs the later stages of a chain as well, see chain.py."""
+_LEFT: list[Any] = []
 _TYPES = {"uint8": "u8", "float32": "f32"}
 
 
-def probe() -> Probe:
+def available() -> Availability:
     """Tells whether OpenVINO can run here; never raises."""
     try:
         openvino = import_openvino()
         core = openvino.Core()
         if DEVICE not in core.available_devices:
-            return Probe(works=False, reason="this openvino has no CPU plug-in", extra="openvino")
+            return Availability(usable=False, reason="this openvino has no CPU plug-in", extra="openvino")
         device = core.get_property(DEVICE, "FULL_DEVICE_NAME")
-        return Probe(works=True, reason=f"openvino {_version(openvino)}, {device}", extra="openvino")
+        return Availability(usable=True, reason=f"openvino {library_version(openvino)}, {device}", extra="openvino")
     except ImportError:
-        return Probe(works=False, reason="openvino is not installed", extra="openvino")
+        return Availability(usable=False, reason="openvino is not installed", extra="openvino")
     except Exception as error:  # a broken installation may raise anything
-        return Probe(works=False, reason=f"openvino is broken: {_one_line(error)}", extra="openvino")
+        return Availability(usable=False, reason=f"openvino is broken: {one_line(error)}", extra="openvino")
 
 
 def import_openvino() -> Any:
-    """Imports OpenVINO with its telemetry left out; whoever needs the library takes it from here.
+    """Imports OpenVINO with its telemetry left out.
+
+    Whoever needs the library takes it from here.
 
     ``import openvino`` alone reports to a web analytics service and leaves an id in the home folder
     (openvino/tools/ovc, seen with 2026.4.1). A None in ``sys.modules`` makes its own ``except
@@ -65,6 +79,7 @@ class Engine:
     """One compiled model and its one inference request."""
 
     def __init__(self) -> None:
+        self._mark = ForkMark()
         self._request: Any = None
         self._compiled: Any = None
         self._input: np.ndarray = np.zeros(0, np.uint8)
@@ -72,19 +87,31 @@ class Engine:
         self._reuse = False
         self._answers: dict[str, np.ndarray] = {}
         self._description = "OpenVINO, not loaded"
+        self.int8_layers: int | None = None
+        """Layers with weights that run in 8 bits, or None where the graph is not quantised."""
+        self.executed = ""
+        """What it is computed in, one line."""
 
     @property
     def description(self) -> str:
-        """Library, version, device, precision and threads as the compiled model reports them, one line."""
+        """What the compiled model reports of itself, one line.
+
+        Library, version, device, precision and threads.
+        """
         return self._description
 
     def load(self, files: Mapping[str, bytes], spec: ModelSpec, config: EngineConfig) -> None:
-        """Compiles the model from bytes and asserts device, precision, inputs and outputs (see engine.Engine)."""
+        """Compiles the model from bytes and asserts what it got.
+
+        Device, precision, inputs and outputs (see engine.Engine).
+        """
         if set(files) != {XML_FILE, BIN_FILE}:
             got = ", ".join(sorted(files)) or "nothing"
             raise EngineError(f"OpenVINO needs exactly {XML_FILE} and {BIN_FILE}, got {got}")
         if config.rest_precision == "f16":
             raise UnsupportedError("OpenVINO's CPU plug-in computes in f32 or bf16, not in f16: take another artefact")
+        takes = config.takes or spec.input
+        xml = check(files[XML_FILE], files[BIN_FILE], takes, spec)
         try:
             openvino = import_openvino()
         except ImportError as error:
@@ -93,29 +120,37 @@ class Engine:
             core = openvino.Core()
             if config.rest_precision == "bf16":
                 _require_bf16(core)
-            model = core.read_model(model=files[XML_FILE], weights=files[BIN_FILE])
-            takes = config.takes or spec.input
+            model = core.read_model(model=xml, weights=files[BIN_FILE])
             _check_interface(model, takes)
-            compiled = core.compile_model(model, DEVICE, _properties(config))
+            with kept_signal_stack():
+                compiled = core.compile_model(model, DEVICE, _properties(config))
             _check_properties(compiled, config)
+            self.executed = config.rest_precision
+            counted = _count_int8(compiled) if _is_quantised(model) else None
+            if counted is not None:
+                self._check_int8(counted, config)
             self._bind(openvino, compiled, takes)
             self._reuse = config.reuse_outputs
         except (EngineError, UnsupportedError):
             raise
         except Exception as error:  # openvino raises plain RuntimeError for everything
-            raise EngineError(f"OpenVINO cannot load the model: {_one_line(error)}") from error
+            raise EngineError(f"OpenVINO cannot load the model: {one_line(error)}") from error
         threads = compiled.get_property("INFERENCE_NUM_THREADS")
         self._description = (
-            f"OpenVINO {_version(openvino)} {DEVICE} {config.rest_precision} "
+            f"OpenVINO {library_version(openvino)}, {DEVICE}, "
+            f"{computes_in(config.rest_precision, quantised=counted is not None)}, "
             f"{threads} thread{'' if threads == 1 else 's'}"
         )
+        if counted is not None:
+            self._description += f", int8 in {counted[0]} of {counted[1]} layers"
 
     def run(self, tensor: np.ndarray) -> dict[str, np.ndarray]:
         """Computes one answer (see engine.Engine)."""
         if self._request is None:
             raise EngineError("the OpenVINO engine is not loaded")
+        self._mark.check("OpenVINO")
         if tensor.shape != self._input.shape or tensor.dtype != self._input.dtype:
-            raise EngineError(f"OpenVINO would cast {tensor.dtype} {tensor.shape} in silence, so it is not handed on")
+            raise EngineError(f"OpenVINO would cast {tensor.dtype} {tensor.shape} silently, so it is not passed on")
         try:
             np.copyto(self._input, tensor)
             self._request.start_async()
@@ -126,16 +161,21 @@ class Engine:
                 self._answer(name, self._request.get_tensor(port).data)
             return dict(self._answers)
         except Exception as error:
-            raise EngineError(f"OpenVINO failed: {_one_line(error)}") from error
+            raise EngineError(f"OpenVINO failed: {one_line(error)}") from error
 
     def cancel(self) -> None:
         """Stops a run in progress between two operators (see engine.Engine)."""
         request = self._request
-        if request is not None:
+        if request is not None and not self._mark.forked:
             request.cancel()
 
     def close(self) -> None:
-        """Frees the request and the compiled model."""
+        """Frees the request and the compiled model.
+
+        In a forked child they are left to its end.
+        """
+        if self._mark.forked:
+            _LEFT.append((self._request, self._compiled))  # freeing them would wait for threads that are not there
         self._request = None
         self._compiled = None
         self._outputs = []
@@ -149,12 +189,22 @@ class Engine:
         else:
             np.copyto(kept, data)
 
+    def _check_int8(self, counted: tuple[int, int], config: EngineConfig) -> None:
+        self.int8_layers, layers = counted
+        self.executed = f"int8 in {self.int8_layers} of {layers} layers with weights, the rest {config.rest_precision}"
+        if self.int8_layers < config.int8_layers:
+            raise EngineError(
+                f"OpenVINO runs {self.int8_layers} of {layers} layers in int8 here, at least {config.int8_layers} are "
+                "demanded: take another artefact, or allow it to compute in float"
+            )
+
     def _bind(self, openvino: Any, compiled: Any, takes: TensorSpec) -> None:
         request = compiled.create_infer_request()
         self._input = np.zeros(takes.shape, takes.dtype)
         request.set_input_tensor(openvino.Tensor(self._input, shared_memory=True))
         self._outputs = [(_name(port), port) for port in compiled.outputs]
         self._compiled, self._request = compiled, request
+        self._mark = ForkMark()
 
 
 def _properties(config: EngineConfig) -> dict[str, Any]:
@@ -191,6 +241,60 @@ def _require_bf16(core: Any) -> None:
         raise UnsupportedError(f"{card.cpu} does not compute bf16: use an artefact whose rest is f32")
 
 
+def _is_quantised(model: Any) -> bool:
+    return any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
+
+
+def _count_int8(compiled: Any) -> tuple[int, int]:
+    """(layers with weights that run in 8 bits, layers with weights)."""
+    ran, layers = 0, 0
+    for node in compiled.get_runtime_model().get_ops():
+        kind, primitive = (node.rt_info[key].astype(str) for key in ("layerType", "primitiveType"))
+        if kind.startswith(("Convolution", "FullyConnected")):
+            layers += 1
+            ran += primitive.rpartition("_")[2].lower() in ("i8", "u8")
+    return ran, layers
+
+
+def int8_here() -> str:
+    """Whether quantised layers run in 8 bits on this machine, in words.
+
+    A linear layer and a convolution are tried in the CPU plug-in. Never raises.
+    """
+    try:
+        core, found = import_openvino().Core(), []
+        for name, make in (("linear", _small_linear), ("convolution", _small_convolution)):
+            with kept_signal_stack():
+                compiled = core.compile_model(make(), DEVICE, {"INFERENCE_NUM_THREADS": 1})
+            ran, layers = _count_int8(compiled)
+            found.append(f"{name} {'int8' if ran == layers and layers else 'float'}")
+        return "quantised layers run as " + ", ".join(found)
+    except Exception as error:  # a broken installation may raise anything
+        return f"cannot tell how quantised layers run: {one_line(error, 80)}"
+
+
+def _quantised(ops: Any, node: Any, low: float, high: float) -> Any:
+    bounds = [ops.constant(np.float32(value)) for value in (low, high, low, high)]
+    return ops.fake_quantize(node, *bounds, 256 if low >= 0 else 255)
+
+
+def _small_linear() -> Any:
+    ops = import_openvino().opset13
+    given = ops.parameter([1, 32, 64], np.float32)
+    weights = ops.constant(np.linspace(-1, 1, 64 * 64, dtype=np.float32).reshape(64, 64))
+    product = ops.matmul(_quantised(ops, given, 0.0, 4.0), _quantised(ops, weights, -1.0, 1.0), False, True)
+    return import_openvino().Model([ops.result(product)], [given], "linear")
+
+
+def _small_convolution() -> Any:
+    ops = import_openvino().opset13
+    given = ops.parameter([1, 32, 16, 16], np.float32)
+    weights = ops.constant(np.linspace(-1, 1, 32 * 32 * 9, dtype=np.float32).reshape(32, 32, 3, 3))
+    first, second = _quantised(ops, given, 0.0, 4.0), _quantised(ops, weights, -1.0, 1.0)
+    product = ops.convolution(first, second, [1, 1], [1, 1], [1, 1], [1, 1])
+    return import_openvino().Model([ops.result(product)], [given], "convolution")
+
+
 def _check_interface(model: Any, takes: TensorSpec) -> None:
     inputs = [(_name(port), _type(port), str(port.get_partial_shape())) for port in model.inputs]
     shape = f"[{','.join(str(side) for side in takes.shape)}]"
@@ -218,12 +322,19 @@ def _type(port: Any) -> str:
     return str(port.get_element_type().get_type_name())
 
 
-def _version(openvino: Any) -> str:
+def library_version(openvino: Any) -> str:
+    """Version of the library, without the build behind the dash."""
     return str(openvino.__version__).split("-", 1)[0]
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-__all__ = ["BIN_FILE", "CHAINS", "DEVICE", "XML_FILE", "Engine", "import_openvino", "probe"]
+__all__ = [
+    "BIN_FILE",
+    "CHAINS",
+    "DEVICE",
+    "XML_FILE",
+    "Engine",
+    "available",
+    "import_openvino",
+    "int8_here",
+    "library_version",
+]

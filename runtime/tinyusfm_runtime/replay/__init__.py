@@ -1,1 +1,4 @@
-"""A probe without a probe: frames of a clip served live, at their rate, with faults on demand"""
+"""Replay: frames of a clip served live, as a probe would.
+
+At their own rate, with faults on demand.
+"""

@@ -1,11 +1,13 @@
-"""Faults: what goes wrong between a probe and a receiver, drawn from a seed, as a list of steps with times.
+"""Faults: what goes wrong between a probe and a receiver.
+
+Drawn from a seed, as a list of steps with times.
 
 A plan turns frames into steps; it sends nothing and waits for nothing, so the same seed gives the same faults whatever
 carries them.
 
 * drop     one frame in ten is not sent
 * jitter   each frame is early or late by up to 40 % of the period
-* freeze   once in three seconds or so the picture stands still for half a second to a second and a half: either the
+* freeze   once in three seconds or so the image stands still for half a second to a second and a half: either the
            same pixels come again with new times, or nothing comes but keep-alives
 * reorder  one frame in twenty changes places with the next
 * corrupt  one frame in twenty has bytes changed on its way
@@ -28,12 +30,12 @@ FREEZE_S = (0.5, 1.5)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Step:
+class PlanStep:
     """One thing to do at one time.
 
     Attributes:
         due_s: when, seconds from the beginning.
-        taken_s: when the probe took the picture, seconds from the beginning; goes into the message.
+        taken_s: when the probe took the image, seconds from the beginning; goes into the message.
         seq: running number, from 0; those of dropped frames are missing.
         frame: what to send, or None to say only that the probe is alive.
         corrupt: change bytes on the way.
@@ -67,12 +69,12 @@ def read_faults(text: str | None) -> frozenset[str]:
     return frozenset(names)
 
 
-def plan(frames: Iterable[Frame], *, rate_hz: float, faults: frozenset[str], seed: int) -> Iterator[Step]:
+def plan(frames: Iterable[Frame], *, rate_hz: float, faults: frozenset[str], seed: int) -> Iterator[PlanStep]:
     """Frames as steps in the order in which they are due.
 
     Args:
         frames: the clip.
-        rate_hz: frames a second, more than 0.
+        rate_hz: frames per second, more than 0.
         faults: names from FAULTS.
         seed: same seed, same steps.
 
@@ -80,7 +82,7 @@ def plan(frames: Iterable[Frame], *, rate_hz: float, faults: frozenset[str], see
         One step for each frame that is sent, and for each that is not but leaves a sign of life.
     """
     draw = random.Random(seed)
-    held: Step | None = None
+    held: PlanStep | None = None
     for step in _frozen(_dropped(frames, rate_hz, faults, draw), rate_hz, faults, draw):
         if "jitter" in faults:
             step = replace(step, due_s=max(step.due_s + draw.uniform(-1, 1) * JITTER_PERIODS / rate_hz, 0.0))
@@ -98,17 +100,21 @@ def plan(frames: Iterable[Frame], *, rate_hz: float, faults: frozenset[str], see
         yield held
 
 
-def _dropped(frames: Iterable[Frame], rate_hz: float, faults: frozenset[str], draw: random.Random) -> Iterator[Step]:
+def _dropped(
+    frames: Iterable[Frame], rate_hz: float, faults: frozenset[str], draw: random.Random
+) -> Iterator[PlanStep]:
     for seq, frame in enumerate(frames):
         at_s = seq / rate_hz
         if "drop" in faults and draw.random() < DROP_SHARE:
-            yield Step(due_s=at_s, taken_s=at_s, seq=seq, frame=None, faults=("drop",))
+            yield PlanStep(due_s=at_s, taken_s=at_s, seq=seq, frame=None, faults=("drop",))
         else:
-            yield Step(due_s=at_s, taken_s=at_s, seq=seq, frame=frame)
+            yield PlanStep(due_s=at_s, taken_s=at_s, seq=seq, frame=frame)
 
 
-def _frozen(steps: Iterable[Step], rate_hz: float, faults: frozenset[str], draw: random.Random) -> Iterator[Step]:
-    """Stretches in which the first picture comes again, or none."""
+def _frozen(
+    steps: Iterable[PlanStep], rate_hz: float, faults: frozenset[str], draw: random.Random
+) -> Iterator[PlanStep]:
+    """Stretches in which the first image comes again, or none."""
     left, still = 0, None
     for step in steps:
         if left:
@@ -129,7 +135,7 @@ __all__ = [
     "FREEZE_S",
     "JITTER_PERIODS",
     "REORDER_SHARE",
-    "Step",
+    "PlanStep",
     "plan",
     "read_faults",
 ]

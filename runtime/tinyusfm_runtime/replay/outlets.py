@@ -1,4 +1,6 @@
-"""Outlets: what carries replayed frames to a receiver: an OpenIGTLink server, a shared-memory ring, a video device.
+"""Outlets: what carries replayed frames to a receiver.
+
+An OpenIGTLink server, a shared-memory ring, a video device.
 
 All three keep one small contract (``Outlet``), so that pacing and faults need not know which it is.
 """
@@ -12,14 +14,14 @@ from typing import Protocol
 
 import numpy as np
 
-from tinyusfm_runtime import v4l2
 from tinyusfm_runtime.errors import OutputError, UnsupportedError
 from tinyusfm_runtime.frame import Frame
-from tinyusfm_runtime.igtl_wire import HEADER_BYTES
-from tinyusfm_runtime.preprocess import to_grey
-from tinyusfm_runtime.replay.igtl_server import IgtlServer
-from tinyusfm_runtime.replay.shm_writer import ShmWriter
-from tinyusfm_runtime.v4l2_output import VideoOutput
+from tinyusfm_runtime.numerics.preprocess import to_grey
+from tinyusfm_runtime.transport import v4l2
+from tinyusfm_runtime.transport.igtl_server import IgtlServer
+from tinyusfm_runtime.transport.igtl_wire import HEADER_BYTES
+from tinyusfm_runtime.transport.shm_writer import ShmWriter
+from tinyusfm_runtime.transport.v4l2_output import VideoOutput
 
 KINDS = ("igtl", "shm", "camera")
 
@@ -41,7 +43,7 @@ class Outlet(Protocol):
         ...
 
     def close(self) -> None:
-        """Ends it; twice is harmless."""
+        """Ends it; idempotent."""
         ...
 
 
@@ -83,7 +85,7 @@ class IgtlOutlet:
 
 
 class ShmOutlet:
-    """Frames into a ring, which is made anew, larger, when a frame does not fit."""
+    """Frames into a ring, which is made again, larger, when a frame does not fit."""
 
     def __init__(self, name: str) -> None:
         self._name, self._writer = name, ShmWriter(name, 1 << 16)
@@ -112,7 +114,10 @@ class ShmOutlet:
 
 
 class CameraOutlet:
-    """Frames into a Video4Linux output device (v4l2loopback, vivid), grey where it takes that, else YUYV."""
+    """Frames into a Video4Linux output device (v4l2loopback, vivid).
+
+    Grey where it takes that, else YUYV.
+    """
 
     def __init__(self, path: str | None) -> None:
         self._path = find_output(path)
@@ -127,7 +132,7 @@ class CameraOutlet:
 
     @property
     def way(self) -> str:
-        """How pictures are handed over, ``write`` or ``buffers``; empty before the first."""
+        """How images are handed over, ``write`` or ``buffers``; empty before the first."""
         return self._output.way
 
     def send(self, frame: Frame, *, seq: int, t_unix_ns: int, damage: random.Random | None) -> None:
@@ -141,7 +146,7 @@ class CameraOutlet:
         self._output.show(np.ascontiguousarray(data).data.cast("B"))
 
     def keep_alive(self) -> None:
-        """A video line has no sign of life but pictures."""
+        """A video line has no sign of life but images."""
 
     def close(self) -> None:
         """Lets the device go."""
@@ -190,7 +195,9 @@ def as_grey(frame: Frame) -> np.ndarray:
 
 
 def as_yuyv(grey: np.ndarray) -> np.ndarray:
-    """Full-range grey as YUYV in limited range: Y = 16 + 219 v / 255, rounded; no colour (ITU-R BT.601).
+    """Full-range grey as YUYV in limited range: Y = 16 + 219 v / 255, rounded.
+
+    No colour (ITU-R BT.601).
 
     Args:
         grey: uint8 HW.

@@ -1,4 +1,6 @@
-"""Player: the steps of a plan at their times, into an outlet, with everything counted.
+"""Player: the steps of a plan at their times, into an outlet.
+
+Everything is counted.
 
 A step that is late is done at once and the clip's clock is not stretched: a receiver sees a source of the asked rate,
 or the counters say how often this machine could not keep it. It does not know what the outlet is.
@@ -12,7 +14,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from tinyusfm_runtime.replay.faults import Step
+from tinyusfm_runtime.replay.faults import PlanStep
 from tinyusfm_runtime.replay.outlets import Outlet
 
 KEEP_ALIVE_S = 0.25
@@ -20,7 +22,7 @@ KEEP_ALIVE_S = 0.25
 
 
 @dataclass(kw_only=True, slots=True)
-class Tally:
+class PlaybackCounts:
     """What a replay did.
 
     Attributes:
@@ -36,7 +38,9 @@ class Tally:
     faults: dict[str, int] = field(default_factory=dict)
 
 
-def play(steps: Iterable[Step], outlet: Outlet, *, rate_hz: float, seed: int, stop: threading.Event) -> Tally:
+def play(
+    steps: Iterable[PlanStep], outlet: Outlet, *, rate_hz: float, seed: int, stop: threading.Event
+) -> PlaybackCounts:
     """Does the steps.
 
     Args:
@@ -53,7 +57,7 @@ def play(steps: Iterable[Step], outlet: Outlet, *, rate_hz: float, seed: int, st
         OutputError: the outlet cannot take a frame.
         UnsupportedError: the outlet's device cannot.
     """
-    tally, draw = Tally(), random.Random(seed)
+    tally, draw = PlaybackCounts(), random.Random(seed)
     start_s, start_unix_ns = time.monotonic(), time.time_ns()
     alive_s = start_s
     for step in steps:
@@ -79,4 +83,4 @@ def play(steps: Iterable[Step], outlet: Outlet, *, rate_hz: float, seed: int, st
     return tally
 
 
-__all__ = ["KEEP_ALIVE_S", "Tally", "play"]
+__all__ = ["KEEP_ALIVE_S", "PlaybackCounts", "play"]

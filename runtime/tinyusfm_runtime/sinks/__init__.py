@@ -1,39 +1,39 @@
-"""Where results go: one sink a file, the protocol they keep, and the unfinished file behind each.
+"""Where results go: one sink a file, and the protocol they keep.
 
 ``open_sink`` picks the plug-in by the word before the first colon (``jsonl:out.jsonl``,
 ``igtl://:18945``); ``deliver`` hands a live result to a sink in the way that it can take.
 
-A file sink writes beside its goal and takes the goal's name only when it is closed without an
-error, so a file that is there is whole. It knows no engine; it is handed frames and predictions,
-and live results by those that tell a late answer from a good one.
+A record (JSON lines, CSV, audit log) is appended to its file as it comes; a video or a folder of
+objects is written beside its goal and takes the goal's name when it is closed (atomic.py). What was
+recorded before an error, Ctrl-C or SIGTERM is kept. A sink knows no engine; it is handed frames and
+predictions, and live results by those that tell a late answer from a good one. A result of a loop of several models
+holds one for each (``LiveResult.each``), with its name; every sink here keeps them apart by it.
 """
 
 from __future__ import annotations
 
 import inspect
-import os
+import logging
 import re
-import secrets
-import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
 from types import TracebackType
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 from tinyusfm_runtime import plugins
-from tinyusfm_runtime.errors import InputError, OutputError
+from tinyusfm_runtime.atomic import PendingFile, PendingFolder, RecordFile  # for sinks of other distributions too
+from tinyusfm_runtime.errors import EdgeError, InputError
 from tinyusfm_runtime.frame import Frame
-from tinyusfm_runtime.live_result import LiveResult, StateChange
-from tinyusfm_runtime.session import Prediction
+from tinyusfm_runtime.reading import Judged
+from tinyusfm_runtime.results import LiveEvent, LiveResult, Prediction, StateChange
 
 
 @runtime_checkable
 class Sink(Protocol):
     """A context manager that takes results in order.
 
-    Leaving the context without an error, or through KeyboardInterrupt, publishes what was written;
-    leaving it through any other error leaves no file behind.
+    Leaving the context, through an error too, keeps what was written until then.
     """
 
     def __enter__(self) -> Sink: ...
@@ -47,11 +47,15 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
-_Made = TypeVar("_Made", bound="WholeFile")
+_Made = TypeVar("_Made", bound="FileSink")
+_log = logging.getLogger(__name__)
 
 
-class WholeFile(ABC):
-    """The context of a sink that leaves a whole file or none: what it wrote stays after no error and after Ctrl-C."""
+class FileSink(ABC):
+    """The context of a sink that leaves a file or a folder.
+
+    What was recorded stays, whatever ended the run.
+    """
 
     def __enter__(self: _Made) -> _Made:
         return self
@@ -59,27 +63,63 @@ class WholeFile(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None or isinstance(error, KeyboardInterrupt):
+        try:
             self.close()
-        else:
-            self._discard()
+        except EdgeError as failed:
+            if error is None:
+                raise
+            _log.warning("%s", failed)  # the error that ended the run goes on, this one would hide it
 
     @abstractmethod
     def close(self) -> None:
-        """Publishes what was written."""
-
-    @abstractmethod
-    def _discard(self) -> None:
-        """Leaves no file behind."""
+        """Finishes and publishes what was written; idempotent."""
 
 
-def open_sink(location: str, *, facts: Mapping[str, Any] | None = None, **options: Any) -> Sink:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFacts:
+    """What a run knows and its sinks may want; None where it does not know.
+
+    Attributes:
+        bundle_id: sha256 of the bundle's manifest.
+        title: headline for people.
+        model: name of the model.
+        labels: of the model, in order.
+        budget_ms: age above which a result is stale.
+        rate_hz: frames per second.
+        source_dicom: path of the DICOM file whose frames are read.
+    """
+
+    bundle_id: str | None = None
+    title: str | None = None
+    model: str | None = None
+    labels: tuple[str, ...] | None = None
+    budget_ms: float | None = None
+    rate_hz: float | None = None
+    source_dicom: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelFacts:
+    """What sinks may know of one of several models.
+
+    Attributes:
+        name: in the loop.
+        labels: of the model, in order.
+        bundle_id: sha256 of the bundle's manifest.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    bundle_id: str
+
+
+def open_sink(location: str, *, facts: RunFacts | None = None, **options: Any) -> Sink:
     """Opens a place for results.
 
     Args:
         location: ``NAME:WHERE``, such as ``jsonl:out.jsonl``, ``csv:out.csv``, ``video:out.mp4``, ``igtl://:18945``,
             ``dicom:folder``, ``audit:log.jsonl``.
-        facts: what the caller knows (bundle id, labels, rate, source file); a sink takes those it has an option for.
+        facts: what the caller knows; a sink takes those it has an option for.
         **options: handed to the sink; one that it does not know is an error.
 
     Returns:
@@ -100,7 +140,8 @@ def open_sink(location: str, *, facts: Mapping[str, Any] | None = None, **option
     if unknown:
         takes = ", ".join(key for key in known_options if key != "location") or "none"
         raise InputError(f"the {name} sink has no option {unknown[0]!r}; its options: {takes}")
-    offered = {key: value for key, value in (facts or {}).items() if key in known_options and value is not None}
+    stated = {each.name: getattr(facts, each.name) for each in fields(RunFacts)} if facts is not None else {}
+    offered = {key: value for key, value in stated.items() if key in known_options and value is not None}
     return opener(rest, **{**offered, **options})
 
 
@@ -124,29 +165,93 @@ def deliver(sink: Sink, result: LiveResult) -> None:
         sink.write(result.frame, result.prediction)
 
 
-def announce(sink: Sink, change: StateChange) -> None:
-    """Tells a sink of a change of state, if it listens (``on_state``).
+def introduce(sink: Sink, models: Sequence[ModelFacts]) -> None:
+    """Tells a sink which models a loop of several has, before the first result.
+
+    It listens by ``on_models``.
 
     Args:
         sink: any sink.
-        change: from what to what, and why.
+        models: in the order of their results.
 
     Raises:
         OutputError: the sink cannot write.
     """
-    on_state = getattr(sink, "on_state", None)
-    if on_state is not None:
-        cast("Callable[[StateChange], None]", on_state)(change)
+    listener = getattr(sink, "on_models", None)
+    if listener is not None:
+        cast("Callable[[Sequence[ModelFacts]], None]", listener)(models)
+
+
+def announce(sink: Sink, event: StateChange | LiveEvent) -> None:
+    """Reports a change of state or an event to a sink, if it listens.
+
+    It listens by ``on_state`` or ``on_event``.
+
+    Args:
+        sink: any sink.
+        event: what happened, and why.
+
+    Raises:
+        OutputError: the sink cannot write.
+    """
+    listener = getattr(sink, "on_state" if isinstance(event, StateChange) else "on_event", None)
+    if listener is not None:
+        cast("Callable[[StateChange | LiveEvent], None]", listener)(event)
 
 
 def shown(result: LiveResult) -> Prediction | None:
-    """The prediction that may be shown to people: there is one, it is valid and not withheld; else None."""
+    """The prediction that may be shown to people, else None.
+
+    There is one, it is valid and not withheld.
+    """
     prediction = result.prediction
     return prediction if prediction is not None and prediction.valid and not result.withheld else None
 
 
+def reading_of(prediction: Prediction) -> dict[str, Any]:
+    """How far an answer may be trusted, for records.
+
+    Args:
+        prediction: any answer.
+
+    Returns:
+        ``found``, ``confidence`` (0..1 or None), ``reading`` (good, doubtful, none, unchecked), ``reasons`` (what
+        speaks against it), ``second_pass`` (never, not needed, done, off) and ``drift_status`` (checked, not checked,
+        not applied).
+    """
+    return {
+        "found": prediction.found,
+        "confidence": prediction.confidence,
+        "reading": prediction.reading.value,
+        "reasons": [reason.value for reason in prediction.reasons],
+        "second_pass": prediction.second_pass.value,
+        "drift_status": prediction.drift_status.value,
+    }
+
+
+def labels_of(prediction: Prediction) -> list[dict[str, Any]]:
+    """Each label's measurements and trust, for records; empty without a mask.
+
+    What is measured of each label of a mask and how far it may be trusted.
+
+    Args:
+        prediction: any answer.
+
+    Returns:
+        One object per label: what a Measurement holds, ``reading`` and ``reasons``.
+    """
+    found = []
+    for index, measured in enumerate(prediction.measurements):
+        judged = prediction.judged[index] if index < len(prediction.judged) else Judged()
+        trust = {"reading": judged.state.value, "reasons": [reason.value for reason in judged.reasons]}
+        found.append({**asdict(measured), **trust})
+    return found
+
+
 def smoothed(result: LiveResult) -> dict[str, Any] | None:
-    """What smoothing over time says beside the raw answer, for records; None where it was not asked for.
+    """What smoothing over time says beside the raw answer, for records.
+
+    None where it was not asked for.
 
     Args:
         result: what the loop made.
@@ -156,16 +261,16 @@ def smoothed(result: LiveResult) -> dict[str, Any] | None:
         ``held_ms`` (age of the newest measurement in it), ``flicker`` and ``flicker_smoothed`` (1 - Dice with the mask
         before, without and with smoothing, or None). A withheld result keeps the flicker alone.
     """
-    said = result.reading
-    if said is None:
+    smooth = result.reading
+    if smooth is None:
         return None
     tells = not result.withheld
     return {
-        "hc_mm": said.hc_mm if tells else None,
-        "held": said.held and tells,
-        "held_ms": said.held_ms if tells and said.hc_mm is not None else None,
-        "flicker": said.flicker,
-        "flicker_smoothed": said.flicker_smoothed,
+        "hc_mm": smooth.hc_mm if tells else None,
+        "held": smooth.held and tells,
+        "held_ms": smooth.held_ms if tells and smooth.hc_mm is not None else None,
+        "flicker": smooth.flicker,
+        "flicker_smoothed": smooth.flicker_smoothed,
     }
 
 
@@ -190,133 +295,21 @@ def listen_address(location: str, default_port: int) -> tuple[str, int]:
     return match[1].strip("[]") or "127.0.0.1", port
 
 
-class PendingFile:
-    """A file under a temporary name beside its goal; ``publish`` renames it, ``discard`` removes it.
-
-    Args:
-        location: the goal.
-        what: what is being written, for messages ("the overlay video").
-
-    Raises:
-        OutputError: the folder is missing, not writable, or the goal is a folder.
-    """
-
-    def __init__(self, location: str | Path, what: str) -> None:
-        self.goal, self.what = Path(location), what
-        if self.goal.is_dir():
-            raise OutputError(f"cannot write {what}: a folder of that name is in the way")
-        try:
-            _sweep(self.goal)
-            self.path = _temporary(self.goal)
-            self.path.touch(exist_ok=False)
-        except OSError as error:
-            raise self.failed(error) from error
-
-    def failed(self, error: OSError) -> OutputError:
-        """The error to raise when writing went wrong; nothing is left behind."""
-        self.discard()
-        return OutputError(f"cannot write {self.what}: {error.strerror or type(error).__name__}")
-
-    def publish(self) -> None:
-        """Gives the file its name, on the disk for good.
-
-        Raises:
-            OutputError: the disk is full or the folder went away.
-        """
-        try:
-            with self.path.open("rb") as file:
-                os.fsync(file.fileno())
-            self.path.replace(self.goal)
-        except OSError as error:
-            raise self.failed(error) from error
-
-    def discard(self) -> None:
-        """Removes the temporary file, if it is there."""
-        path = getattr(self, "path", None)
-        if path is not None:
-            path.unlink(missing_ok=True)
-
-
-class PendingFolder:
-    """A folder under a temporary name beside its goal; ``publish`` renames it, ``discard`` removes it.
-
-    Args:
-        location: the goal; nothing of that name may be there.
-        what: what is being written, for messages.
-
-    Raises:
-        OutputError: something is in the way, or the folder above is missing or not writable.
-    """
-
-    def __init__(self, location: str | Path, what: str) -> None:
-        self.goal, self.what = Path(location), what
-        if os.path.lexists(self.goal):
-            raise OutputError(f"cannot write {what}: something of that name is there already, give a new name")
-        try:
-            _sweep(self.goal)
-            self.path = _temporary(self.goal)
-            self.path.mkdir()
-        except OSError as error:
-            raise self.failed(error) from error
-
-    def failed(self, error: OSError) -> OutputError:
-        """The error to raise when writing went wrong; nothing is left behind."""
-        self.discard()
-        return OutputError(f"cannot write {self.what}: {error.strerror or type(error).__name__}")
-
-    def publish(self) -> None:
-        """Gives the folder its name, its files on the disk for good.
-
-        Raises:
-            OutputError: the disk is full, or something took the name meanwhile.
-        """
-        try:
-            for path in self.path.iterdir():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-            self.path.rename(self.goal)
-        except OSError as error:
-            raise self.failed(error) from error
-
-    def discard(self) -> None:
-        """Removes the temporary folder, if it is there."""
-        path = getattr(self, "path", None)
-        if path is not None:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _temporary(goal: Path) -> Path:
-    return goal.with_name(f".{goal.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
-
-
-def _sweep(goal: Path) -> None:
-    """Removes what killed runs left beside the goal."""
-    pattern = re.compile(re.escape(f".{goal.name}.tmp-") + r"(\d+)-[0-9a-f]{8}")
-    for entry in goal.parent.iterdir():
-        match = pattern.fullmatch(entry.name)
-        if match and not _alive(int(match[1])):
-            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
 __all__ = [
+    "FileSink",
+    "ModelFacts",
     "PendingFile",
     "PendingFolder",
+    "RecordFile",
+    "RunFacts",
     "Sink",
-    "WholeFile",
     "announce",
     "deliver",
+    "introduce",
+    "labels_of",
     "listen_address",
     "open_sink",
+    "reading_of",
     "shown",
     "smoothed",
 ]

@@ -15,14 +15,13 @@ from typing import Any
 
 from tinyusfm_runtime.errors import InputError, OutputError
 from tinyusfm_runtime.frame import Frame
-from tinyusfm_runtime.live_result import LiveResult, StateChange
-from tinyusfm_runtime.plugins import Probe
-from tinyusfm_runtime.session import Prediction
+from tinyusfm_runtime.plugins import Availability
+from tinyusfm_runtime.results import LiveResult, Prediction, StateChange
 
 
-def probe() -> Probe:
+def available() -> Availability:
     """Always works: standard library only."""
-    return Probe(works=True, reason="standard library only", extra=None)
+    return Availability(usable=True, reason="standard library only", extra=None)
 
 
 def open_sink(location: str, *, on_state: Callable[[StateChange], Any] | None = None) -> CallbackSink:
@@ -104,4 +103,4 @@ class CallbackSink:
             ) from error
 
 
-__all__ = ["CallbackSink", "open_sink", "probe"]
+__all__ = ["CallbackSink", "available", "open_sink"]

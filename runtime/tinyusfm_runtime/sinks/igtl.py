@@ -1,4 +1,6 @@
-"""Sink: an OpenIGTLink server, so that Slicer, PLUS, MITK and others see mask and reading live.
+"""Sink: an OpenIGTLink server.
+
+Slicer, PLUS, MITK and others see mask and reading live.
 
 ``igtl://HOST:PORT``; without a host it listens on this machine alone. Each result becomes three
 messages: IMAGE ``Mask`` (labels, uint8, at the size and spacing of the frame), STRING ``Reading``
@@ -7,46 +9,55 @@ frozen, with the state in words). What may not be shown is sent as an empty mask
 without numbers, so that no viewer goes on showing the last one; so is a state without answers.
 Between results STATUS goes out as a sign of life.
 
-The loop hands over a reference and goes on. One thread packs the newest result, one a client sends
+The loop hands over a reference and goes on. One thread packs the newest result, one per client sends
 it; a client that is slow gets fewer results, one that takes nothing for ``SEND_TIMEOUT_S`` is left.
 
 Where the loop smooths over time, the reading has ``smoothed`` beside its own numbers (sinks.smoothed); the mask stays
 that of the frame.
 
-Cropped frames start at their own corner; where that lies in the received picture stands in the
-reading's ``crop``. Bytes on the wire are igtl_wire.py's matter.
+Cropped frames start at their own corner; where that lies in the received image stands in the
+reading's ``crop``. In a loop of several models each has a mask and a reading of its own, ``Mask-NAME`` and
+``Reading-NAME``; where that is longer than a device name may be, ``Mask-1`` and so on in the models' order. Every
+reading says its ``model``, and ``skipped`` where a rule left it out. Bytes on the wire are igtl_wire.py's matter.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import logging
 import math
 import socket
 import threading
 import time
-from types import TracebackType
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from tinyusfm_runtime.errors import InputError, OutputError
 from tinyusfm_runtime.frame import Frame
-from tinyusfm_runtime.igtl_wire import Envelope, pack_image, pack_status, pack_string
-from tinyusfm_runtime.live_result import LiveResult, LiveState, StateChange
-from tinyusfm_runtime.plugins import Probe
-from tinyusfm_runtime.session import Prediction
-from tinyusfm_runtime.sinks import listen_address, shown, smoothed
+from tinyusfm_runtime.plugins import Availability
+from tinyusfm_runtime.results import LiveResult, LiveState, Prediction, StateChange
+from tinyusfm_runtime.sinks import labels_of, listen_address, reading_of, shown, smoothed
+from tinyusfm_runtime.transport.closing import ClosedOnExit
+from tinyusfm_runtime.transport.igtl_wire import IgtlEnvelope, pack_image, pack_status, pack_string
 
-SCHEMA = 2
-"""Version of the reading's JSON; 1 had no ``smoothed``."""
+SCHEMA = 3
+"""Version of the reading's JSON; 1 had no ``smoothed``, 2 no ``reading``."""
 PORT = 18945
 """One above the port registered for OpenIGTLink, where the source usually is."""
 MASK, READING, STATUS = "Mask", "Reading", "tinyusfm-edge"
 """Device names."""
+DEVICE_CHARACTERS = 20
+"""Of a device name (OpenIGTLink protocol, header)."""
 MAX_CLIENTS = 16
 SEND_TIMEOUT_S = 2.0
 KEEP_ALIVE_S = 0.5
+PAUSE_S = 0.1
+"""After a connection that could not be taken."""
+_log = logging.getLogger(__name__)
 SEND_BUFFER_BYTES = 1 << 18
 """Of the system, a client: results that wait there would be old when they arrive."""
 CODES = {LiveState.STALE: 7, LiveState.FROZEN: 13, LiveState.LOST: 13}
@@ -55,9 +66,9 @@ _EMPTY = (LiveState.STALE, LiveState.LOST)
 """States without a fresh answer: the mask is withdrawn."""
 
 
-def probe() -> Probe:
+def available() -> Availability:
     """Always works: standard library and numpy only."""
-    return Probe(works=True, reason="own OpenIGTLink, header versions 1 and 2", extra=None)
+    return Availability(usable=True, reason="own OpenIGTLink, header versions 1 and 2", extra=None)
 
 
 def open_sink(location: str, *, header_version: int = 1) -> IgtlSink:
@@ -76,7 +87,7 @@ def open_sink(location: str, *, header_version: int = 1) -> IgtlSink:
     return IgtlSink(*listen_address(location, PORT), header_version)
 
 
-class IgtlSink:
+class IgtlSink(ClosedOnExit):
     """Serves the newest result to whoever connects.
 
     Attributes:
@@ -92,6 +103,8 @@ class IgtlSink:
             self._listener = socket.create_server((host, port), family=family)
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or type(error).__name__
+            if getattr(error, "errno", None) == errno.EADDRINUSE:
+                raise OutputError(f"port {port} is in use: give port 0 for a free one, or another one") from error
             raise OutputError(f"the OpenIGTLink sink cannot listen on port {port}: {reason}") from error
         self.port = int(self._listener.getsockname()[1])
         self._news = threading.Condition()
@@ -99,6 +112,7 @@ class IgtlSink:
         self._state = LiveState.LOST
         self._stamp = self._messages = 0
         self._geometry: tuple[tuple[int, int], tuple[float, float] | None] | None = None
+        self._models: tuple[str, ...] = ("",)
         self._closing = False
         self._clients: list[_Client] = []
         self._counts = {"clients": 0, "clients_lost": 0, "results_sent": 0}
@@ -109,17 +123,12 @@ class IgtlSink:
         for thread in self._threads:
             thread.start()
 
-    def __enter__(self) -> IgtlSink:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     @property
     def counters(self) -> dict[str, int]:
-        """Clients so far, clients that went or were left, results handed to the system for a client."""
+        """Clients so far, clients that left, results handed to the system.
+
+        Clients that went by themselves or were left, results handed to the system for a client.
+        """
         with self._news:
             return dict(self._counts)
 
@@ -135,7 +144,10 @@ class IgtlSink:
             self._news.notify_all()
 
     def on_state(self, change: StateChange) -> None:
-        """Tells the clients of a change of state, and withdraws the mask where there is no fresh answer."""
+        """Reports a change of state to the clients.
+
+        The mask is withdrawn where there is no fresh answer.
+        """
         with self._news:
             self._state = change.after
             if change.after in _EMPTY:
@@ -144,7 +156,7 @@ class IgtlSink:
             self._news.notify_all()
 
     def close(self) -> None:
-        """Lets the clients go and stops listening. Closing twice is harmless."""
+        """Lets the clients go and stops listening. Idempotent."""
         with self._news:
             if self._closing:
                 return
@@ -164,7 +176,10 @@ class IgtlSink:
             try:
                 connection, _ = self._listener.accept()
             except OSError:
-                return
+                if self._closing:
+                    return
+                time.sleep(PAUSE_S)  # out of descriptors, or the client went away: the next one may come in
+                continue
             with self._news:
                 if self._closing or len(self._clients) >= MAX_CLIENTS:
                     connection.close()
@@ -172,7 +187,7 @@ class IgtlSink:
                 client = _Client(connection, self._left, self._sent)
                 self._clients.append(client)
                 self._counts["clients"] += 1
-                # whoever comes late is told what is there
+                # a late client gets what is there
                 self._stamp += 1
                 self._news.notify_all()
             client.thread.start()
@@ -188,7 +203,12 @@ class IgtlSink:
                     return
                 done, result, state, clients = self._stamp, self._result, self._state, list(self._clients)
             if clients:
-                data = self._packed(result, state) if fresh else self._status(state)
+                try:
+                    data = self._packed(result, state) if fresh else self._status(state)
+                except Exception as error:  # whatever it is, the next result is another one
+                    self._counts["unsent"] = self._counts.get("unsent", 0) + 1
+                    _log.warning("a result cannot be sent over OpenIGTLink: %s", type(error).__name__)
+                    continue
                 for client in clients:
                     client.offer(data, keep_alive=not fresh)
 
@@ -196,26 +216,29 @@ class IgtlSink:
         parts = []
         if result is not None:
             self._geometry = (result.frame.pixels.shape[0], result.frame.pixels.shape[1]), result.frame.spacing_mm
-            mask = _mask(result)
-            parts.append(pack_image(mask, self._envelope(MASK, result), spacing_mm=result.frame.spacing_mm))
-            parts.append(pack_string(json.dumps(as_reading(result)), self._envelope(READING, result)))
+            self._models = tuple(each.model for each in result.each)
+            for each, (image, text) in zip(result.each, device_names(self._models), strict=True):
+                spacing_mm = each.frame.spacing_mm
+                parts.append(pack_image(_mask(each), self._envelope(image, each), spacing_mm=spacing_mm))
+                parts.append(pack_string(json.dumps(as_reading(each)), self._envelope(text, each)))
         elif self._geometry is not None:
             size, spacing_mm = self._geometry
-            parts.append(pack_image(np.zeros(size, np.uint8), self._envelope(MASK, None), spacing_mm=spacing_mm))
-            gone = {"schema": SCHEMA, "state": state.value, "valid": False}
-            parts.append(pack_string(json.dumps(gone), self._envelope(READING, None)))
+            for model, (image, text) in zip(self._models, device_names(self._models), strict=True):
+                parts.append(pack_image(np.zeros(size, np.uint8), self._envelope(image, None), spacing_mm=spacing_mm))
+                gone = {"schema": SCHEMA, "state": state.value, "valid": False} | ({"model": model} if model else {})
+                parts.append(pack_string(json.dumps(gone), self._envelope(text, None)))
         return b"".join([*parts, self._status(state)])
 
     def _status(self, state: LiveState) -> bytes:
         return pack_status(self._envelope(STATUS, None), code=CODES.get(state, 1), text=state.value.upper())
 
-    def _envelope(self, device: str, result: LiveResult | None) -> Envelope:
+    def _envelope(self, device: str, result: LiveResult | None) -> IgtlEnvelope:
         now_ns = time.time_ns()
         received = None if result is None else result.frame.t_recv_ns
         self._messages += 1
-        return Envelope(
+        return IgtlEnvelope(
             device=device,
-            # the frame's reception, told by the clock that others know
+            # the frame's reception, by the clock that others know
             t_unix_ns=now_ns if received is None else now_ns - max(0, time.monotonic_ns() - received),
             header_version=self._version,
             message_id=self._messages,
@@ -278,8 +301,27 @@ class _Client:
             self._left(self)
 
 
+def device_names(models: Sequence[str]) -> list[tuple[str, str]]:
+    """Names under which a viewer finds each model's mask and reading.
+
+    Args:
+        models: names in the loop; a single empty one where there is but one model.
+
+    Returns:
+        For each the devices of mask and reading, at most 20 characters and all different.
+    """
+    if list(models) == [""]:
+        return [(MASK, READING)]
+    if any(len(f"{READING}-{model}") > DEVICE_CHARACTERS for model in models):
+        models = [str(number) for number in range(1, len(models) + 1)]
+    return [(f"{MASK}-{model}", f"{READING}-{model}") for model in models]
+
+
 def as_reading(result: LiveResult) -> dict[str, Any]:
-    """The reading's JSON object: what is known about a result, without pixels; numbers only where they may be shown."""
+    """The reading's JSON object: what is known about a result, without pixels.
+
+    Numbers only where they may be shown.
+    """
     prediction = shown(result)
     record: dict[str, Any] = {
         "schema": SCHEMA,
@@ -291,11 +333,15 @@ def as_reading(result: LiveResult) -> dict[str, Any]:
         "age_ms": round(result.age_ms, 2) if math.isfinite(result.age_ms) else None,
         "engine": result.engine,
         "crop": result.frame.crop,
+        **({"model": result.model, "skipped": result.skipped} if result.model else {}),
     }
+    if prediction is not None:
+        record |= reading_of(prediction)
     if prediction is not None and prediction.measurement is not None:
         measured = prediction.measurement
-        record |= {"found": measured.found, "hc_mm": measured.hc_mm, "touches_border": measured.touches_border}
-        record |= {"axes_mm": measured.axes_mm}
+        record |= {"hc_mm": measured.hc_mm, "axes_mm": measured.axes_mm, "touches_border": measured.touches_border}
+        kept = ("label", "found", "reading", "reasons", "confidence", "area_px", "area_mm2", "box_px", "centroid_px")
+        record["labels"] = [{name: label[name] for name in kept} for label in labels_of(prediction)]
     if prediction is not None and prediction.scores is not None:
         record["scores"] = [round(float(score), 6) for score in prediction.scores.ravel()[:256]]
     if (over_time := smoothed(result)) is not None:
@@ -312,9 +358,11 @@ def _mask(result: LiveResult) -> np.ndarray:
 
 __all__ = [
     "CODES",
+    "DEVICE_CHARACTERS",
     "KEEP_ALIVE_S",
     "MASK",
     "MAX_CLIENTS",
+    "PAUSE_S",
     "PORT",
     "READING",
     "SCHEMA",
@@ -323,6 +371,7 @@ __all__ = [
     "STATUS",
     "IgtlSink",
     "as_reading",
+    "available",
+    "device_names",
     "open_sink",
-    "probe",
 ]

@@ -1,14 +1,22 @@
-"""Sink: one JSON object a line and result. No pixels and no file names, so it may go into a log.
+"""Sink: one JSON object per line and result.
 
-Keys (schema 3): ``schema kind seq valid verified degraded target precision engine age_ms timings_ms
-measurement scores live smoothed``, ``drift`` where the stream is watched, and ``exit_index`` (from 0, the end is the
-last) of a classifier with early exits. ``kind`` is ``result``; ``live`` is null, or, for a result of the live loop,
-``index state stale withheld dropped_since_last rung error``. ``measurement`` is always that of this very frame;
-``smoothed`` is null, or, where the loop smooths over time, ``hc_mm held held_ms flicker flicker_smoothed``
-(sinks.smoothed): ``held`` says that an older measurement stands in for a missing one. A withheld
-answer keeps its line and loses its measurement and scores. Between results stand lines of kind ``state``, one a change:
-``schema kind seq before after t_ns reason``. Numbers that are not finite become null. ``-`` writes
-to standard output.
+No pixels, and no file names unless asked for, so it may go into a log.
+
+Keys (schema 4): ``schema kind seq valid verified degraded target precision engine age_ms timings_ms found confidence
+reading reasons second_pass drift_status measurement measurements scores live smoothed``, ``drift`` where the frame
+was compared with the calibration frames, and ``exit_index`` (from 0, the end is the last) of a classifier with early
+exits, ``name`` (of the file the frame came from) where names were asked for. ``reading`` is good, doubtful, none or
+unchecked, ``reasons`` say why. ``measurement`` is that of a mask's first label, in pixels of the frame and mm, with
+its contour; ``measurements`` has all of them where there are several labels, else null. ``kind`` is ``result``;
+``live`` is null, or, for a result of the live loop, ``index state stale withheld dropped_since_last level error``.
+``measurement`` is always that of this very frame; ``smoothed`` is null, or, where the loop smooths over time, ``hc_mm
+held held_ms flicker flicker_smoothed`` (sinks.smoothed): ``held`` says that an older measurement stands in for a
+missing one. A withheld answer keeps its line and loses its measurements, scores, confidence and reading. Between
+results stand lines of kind ``state``, one per change: ``schema kind seq before after t_ns reason``. Numbers that are
+not finite become null. In a loop of several models each has a line of its own for every frame, with two keys more:
+``model``, its name, and ``skipped``, null or why a rule left it out; ``index`` and ``age_ms`` are those of the frame,
+``live.state`` is the model's. Lines are appended to a file as they come (atomic.RecordFile); those of earlier runs
+stay in front. ``-`` writes to standard output.
 """
 
 from __future__ import annotations
@@ -19,27 +27,30 @@ import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
 from tinyusfm_runtime.errors import OutputError
 from tinyusfm_runtime.frame import Frame
-from tinyusfm_runtime.live_result import LiveResult, StateChange
-from tinyusfm_runtime.plugins import Probe
-from tinyusfm_runtime.session import Prediction
-from tinyusfm_runtime.sinks import PendingFile, WholeFile, smoothed
+from tinyusfm_runtime.plugins import Availability
+from tinyusfm_runtime.results import LiveResult, Prediction, StateChange
+from tinyusfm_runtime.sinks import FileSink, RecordFile, labels_of, reading_of, smoothed
+from tinyusfm_runtime.strict_json import parse_json
 
-SCHEMA = 3
-"""2 had no ``smoothed``."""
+SCHEMA = 4
+"""2 had no ``smoothed``; 3 no ``reading``, and measured in pixels of the model's input."""
+_ANSWER_KEYS = ("found", "confidence", "reading", "reasons", "measurement", "measurements", "scores")
+"""What a withheld answer loses."""
 _OF_A_PREDICTION = (
-    "valid", "verified", "degraded", "target", "precision", "engine", "age_ms", "timings_ms", "measurement", "scores",
+    "valid", "verified", "degraded", "target", "precision", "engine", "age_ms", "timings_ms", "second_pass",
+    "drift_status", *_ANSWER_KEYS,
 )  # fmt: skip
 
 
-def probe() -> Probe:
+def available() -> Availability:
     """Always works: standard library only."""
-    return Probe(works=True, reason="standard library only", extra=None)
+    return Availability(usable=True, reason="standard library only", extra=None)
 
 
 def open_sink(location: str) -> JsonLinesSink:
@@ -56,6 +67,7 @@ def open_sink(location: str) -> JsonLinesSink:
 
 def as_record(prediction: Prediction) -> dict[str, Any]:
     """The line's object for one result."""
+    labels = labels_of(prediction)
     record = {
         "schema": SCHEMA,
         "kind": "result",
@@ -68,7 +80,9 @@ def as_record(prediction: Prediction) -> dict[str, Any]:
         "engine": prediction.engine,
         "age_ms": prediction.age_ms,
         "timings_ms": {key.removesuffix("_ms"): value for key, value in asdict(prediction.timings).items()},
-        "measurement": prediction.measurement,
+        **reading_of(prediction),
+        "measurement": labels[0] if labels else None,
+        "measurements": labels if len(labels) > 1 else None,
         "scores": prediction.scores,
         "live": None,
         "smoothed": None,
@@ -81,13 +95,16 @@ def as_record(prediction: Prediction) -> dict[str, Any]:
 
 
 def live_record(result: LiveResult) -> dict[str, Any]:
-    """The line's object for one result of the live loop; the same keys, whatever happened."""
+    """The line's object for one result of the live loop.
+
+    The same keys, whatever happened.
+    """
     prediction = result.prediction
     record: dict[str, Any] = dict.fromkeys(("schema", "kind", "seq", *_OF_A_PREDICTION))
     if prediction is not None:
         record |= as_record(prediction)
     if result.withheld:
-        record |= {"measurement": None, "scores": None}
+        record |= dict.fromkeys(_ANSWER_KEYS)
     record |= {
         "schema": SCHEMA,
         "kind": "result",
@@ -102,10 +119,12 @@ def live_record(result: LiveResult) -> dict[str, Any]:
             "stale": result.stale,
             "withheld": result.withheld,
             "dropped_since_last": result.dropped_since_last,
-            "rung": result.rung,
+            "level": result.level,
             "error": result.error,
         },
         "smoothed": smoothed(result),
+        **_named(result.frame),
+        **({"model": result.model, "skipped": result.skipped} if result.model else {}),
     }
     return {key: _plain(value) for key, value in record.items()}
 
@@ -123,18 +142,15 @@ def state_record(change: StateChange) -> dict[str, Any]:
     }
 
 
-class JsonLinesSink(WholeFile):
-    """Writes lines as they come; the file gets its name at the end."""
+class JsonLinesSink(FileSink):
+    """Appends lines as they come, each handed to the system at once.
+
+    Changes of state are forced onto the disk.
+    """
 
     def __init__(self, location: str) -> None:
-        self._pending = None if location == "-" else PendingFile(location, "the JSON lines file")
-        self._lock = threading.Lock()
-        self._file: TextIO = sys.stdout
-        if self._pending is not None:
-            try:
-                self._file = self._pending.path.open("w", encoding="utf-8")
-            except OSError as error:
-                raise self._pending.failed(error) from error
+        self._file = None if location == "-" else RecordFile(location, "the JSON lines file", _is_record)
+        self._turn = threading.Lock()
 
     def write(self, frame: Frame, prediction: Prediction) -> None:
         """Appends one result.
@@ -142,15 +158,16 @@ class JsonLinesSink(WholeFile):
         Raises:
             OutputError: no room, or the reader of the pipe went away.
         """
-        self._append(as_record(prediction))
+        self._append(as_record(prediction) | _named(frame))
 
     def write_live(self, result: LiveResult) -> None:
-        """Appends one result of the live loop.
+        """Appends one result of the live loop, a line for each model.
 
         Raises:
             OutputError: no room, or the reader of the pipe went away.
         """
-        self._append(live_record(result))
+        for each in result.each:
+            self._append(live_record(each))
 
     def on_state(self, change: StateChange) -> None:
         """Appends a change of state; one that comes after the end is dropped.
@@ -158,43 +175,48 @@ class JsonLinesSink(WholeFile):
         Raises:
             OutputError: no room, or the reader of the pipe went away.
         """
-        if not self._file.closed:
-            self._append(state_record(change))
-
-    def _append(self, record: dict[str, Any]) -> None:
-        line = json.dumps(record, allow_nan=False) + "\n"
-        try:
-            # results and states may come from two threads; one call writes the whole line
-            with self._lock:
-                self._file.write(line)
-                if self._pending is None:
-                    self._file.flush()
-        except OSError as error:
-            raise self._failed(error) from error
+        if self._file is None or not self._file.closed:
+            self._append(state_record(change), sync=True)
 
     def close(self) -> None:
-        """Publishes the file.
+        """Forces the lines onto the disk.
 
         Raises:
-            OutputError: no room.
+            OutputError: the disk fails.
         """
-        if self._pending is None or self._file.closed:
+        if self._file is not None:
+            self._file.close()
+
+    def _append(self, record: dict[str, Any], *, sync: bool = False) -> None:
+        line = json.dumps(record, allow_nan=False) + "\n"
+        if self._file is not None:
+            self._file.append(line.encode("ascii"), sync=sync)
             return
         try:
-            self._file.close()
+            # results and states may come from two threads; one call writes the whole line
+            with self._turn:
+                sys.stdout.write(line)
+                sys.stdout.flush()
         except OSError as error:
-            raise self._failed(error) from error
-        self._pending.publish()
+            raise OutputError(f"cannot write to standard output: {error.strerror or type(error).__name__}") from error
 
-    def _discard(self) -> None:
-        if self._pending is not None:
-            self._pending.discard()
-            self._file.close()
 
-    def _failed(self, error: OSError) -> OutputError:
-        if self._pending is None:
-            return OutputError(f"cannot write to standard output: {error.strerror or type(error).__name__}")
-        return self._pending.failed(error)
+def _named(frame: Frame) -> dict[str, str]:
+    return {} if frame.name is None else {"name": frame.name}
+
+
+def _is_record(line: bytes, complete: bool) -> bool:
+    """Whether a first line is one of ours, or the beginning of one.
+
+    Whatever its schema.
+    """
+    if not complete:
+        return line[:11] == b'{"schema": '[: len(line)]
+    try:
+        found = parse_json(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and isinstance(found.get("schema"), int)
 
 
 def _plain(value: Any) -> Any:
@@ -214,4 +236,4 @@ def _plain(value: Any) -> Any:
     return value
 
 
-__all__ = ["SCHEMA", "JsonLinesSink", "as_record", "live_record", "open_sink", "probe", "state_record"]
+__all__ = ["SCHEMA", "JsonLinesSink", "as_record", "available", "live_record", "open_sink", "state_record"]

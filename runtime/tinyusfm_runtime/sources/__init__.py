@@ -1,4 +1,6 @@
-"""Where frames come from: one source a file, and the one function that picks among them.
+"""Where frames come from: one source per file.
+
+And the one function that picks among them.
 
 ``open_source`` asks each plug-in whether it accepts a location (by scheme or suffix, without
 importing any vendor library) and opens the first that does. ``NAME:LOCATION`` names the plug-in
@@ -14,17 +16,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
 from tinyusfm_runtime import plugins
 from tinyusfm_runtime.errors import InputError, SourceError
 from tinyusfm_runtime.frame import Frame, FrameSource, LiveSource
-from tinyusfm_runtime.slot import Counters
-
-Box = tuple[int, int, int, int]
-"""(row, column, height, width) in frame pixels."""
+from tinyusfm_runtime.sources import _location
+from tinyusfm_runtime.sources._crop import Box, cropped
+from tinyusfm_runtime.sources._source import Counters
 
 
 def open_source(location: str, *, crop: Box | str | None = None, **options: Any) -> FrameSource:
@@ -45,6 +46,10 @@ def open_source(location: str, *, crop: Box | str | None = None, **options: Any)
         SourceError: the source accepts the location but cannot open it.
         MissingExtra: a library is missing.
     """
+    if not location.strip():
+        raise InputError("the source is empty: give a folder of images, a file, or a probe")
+    _location.refuse_network(location)
+    location = _location.local_path(location, plugins.names("sources"))
     name, module = _choose(location)
     known = inspect.signature(module.open_source).parameters
     if crop == "region":
@@ -62,6 +67,17 @@ def open_source(location: str, *, crop: Box | str | None = None, **options: Any)
     return CroppedLiveSource(source, crop) if isinstance(source, LiveSource) else CroppedSource(source, crop)
 
 
+def path_of(location: str) -> Path:
+    """The path that a location means, for comparing it with other paths.
+
+    Meaningless for live sources.
+
+    Args:
+        location: as given to ``open_source``.
+    """
+    return _location.path_of(location, plugins.names("sources"))
+
+
 def _choose(location: str) -> tuple[str, ModuleType]:
     names = plugins.names("sources")
     scheme = location.partition(":")[0]
@@ -69,9 +85,11 @@ def _choose(location: str) -> tuple[str, ModuleType]:
         module = plugins.load("sources", name)
         if scheme == name or module.accepts(location):
             return name, module
+    reason = _location.why_not(location)
+    because = f"{reason}; " if reason else ""
     raise InputError(
-        "no source reads this location: give a folder of images, a DICOM, MetaImage or video file, phantom:SEED, "
-        "or something live such as igtl://HOST:PORT, shm:NAME or camera:0 "
+        f"{because}no source reads this location: give a folder of images, a DICOM, MetaImage or video "
+        "file, phantom:SEED, or something live such as igtl://HOST:PORT, shm:NAME or camera:0 "
         f"(sources here: {', '.join(names)}; name one outright as in dicom:PATH)"
     )
 
@@ -81,7 +99,16 @@ class CroppedSource:
 
     def __init__(self, source: FrameSource, crop: Box) -> None:
         self.source, self.crop = source, crop
-        self.notes: tuple[str, ...] = getattr(source, "notes", ())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the source obeyed or neglected so far."""
+        return tuple(getattr(self.source, "notes", ()))
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What in the source is incomplete or contradicts itself so far."""
+        return tuple(getattr(self.source, "doubts", ()))
 
     def __enter__(self) -> CroppedSource:
         self.source.__enter__()
@@ -98,7 +125,10 @@ class CroppedSource:
 
 
 class CroppedLiveSource(CroppedSource):
-    """The same for a live source; a frame that the window does not fit is counted as ``crop`` and left out."""
+    """The same for a live source.
+
+    A frame that the window does not fit is counted as ``crop`` and left out.
+    """
 
     def __init__(self, source: LiveSource, crop: Box) -> None:
         super().__init__(source, crop)
@@ -119,6 +149,11 @@ class CroppedLiveSource(CroppedSource):
         return self._live.last_contact_ns
 
     @property
+    def status(self) -> str:
+        """What the source's connection is at, or ""."""
+        return str(getattr(self._live, "status", ""))
+
+    @property
     def counters(self) -> Mapping[str, int]:
         """See LiveSource; ``crop`` beside the source's own."""
         return {**self._live.counters, **self._tally.snapshot()}
@@ -128,28 +163,4 @@ class CroppedLiveSource(CroppedSource):
         self._live.close()
 
 
-def cropped(frame: Frame, crop: Box) -> Frame:
-    """Cuts a window out of a frame.
-
-    Args:
-        frame: any frame.
-        crop: (row, column, height, width) in frame pixels.
-
-    Returns:
-        A frame whose pixels are a view of the window; everything else is carried over.
-
-    Raises:
-        SourceError: the window does not lie inside the frame.
-    """
-    row, col, height, width = crop
-    rows, cols = frame.pixels.shape[:2]
-    if row < 0 or col < 0 or height < 8 or width < 8 or row + height > rows or col + width > cols:
-        raise SourceError(
-            f"crop {crop} does not lie inside a frame of {rows}x{cols} rows x columns (8 pixels at least)"
-        )
-    top, left = (frame.crop or (0, 0))[:2]
-    window = frame.pixels[row : row + height, col : col + width]
-    return replace(frame, pixels=window, crop=(top + row, left + col, height, width))
-
-
-__all__ = ["Box", "CroppedLiveSource", "CroppedSource", "cropped", "open_source"]
+__all__ = ["Box", "CroppedLiveSource", "CroppedSource", "cropped", "open_source", "path_of"]

@@ -1,6 +1,8 @@
-"""Source ``camera:N``: a Video4Linux capture device (HDMI, SDI or VGA grabber, UVC camera), by OpenCV.
+"""Source ``camera:N``: a Video4Linux capture device, by OpenCV.
 
-A thread grabs without pause and keeps the newest picture: a driver queues four of its own, and whoever reads slowly
+HDMI, SDI or VGA grabber, UVC camera.
+
+A thread grabs without pause and keeps the newest image: a driver queues four of its own, and whoever reads slowly
 gets old ones. Brightness is handed over as the device codes it where that can be had (grey, YUYV, UYVY, NV12, YU12: no
 conversion, limited range); what OpenCV must convert (MJPEG, RGB) comes as BGR in full range. A device that goes away
 is opened again until the source is closed.
@@ -16,15 +18,17 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from tinyusfm_runtime import v4l2
 from tinyusfm_runtime.errors import FrameError, MissingExtra, SourceError
 from tinyusfm_runtime.frame import Frame, PixelFormat, VideoRange
-from tinyusfm_runtime.plugins import Probe
-from tinyusfm_runtime.slot import SlotSource
+from tinyusfm_runtime.plugins import Availability
+from tinyusfm_runtime.sources._slot import SlotSource
+from tinyusfm_runtime.sources._spacing import SpacingRule
+from tinyusfm_runtime.transport import v4l2
 
 RETRY_S = 0.1
 """Pause between two attempts to open a device that went away."""
@@ -35,20 +39,22 @@ PLANES = {"GREY": "whole", "YUYV": "even", "UYVY": "odd", "NV12": "top", "YU12":
 """FourCC -> where its brightness stands in what OpenCV hands over without conversion."""
 
 
-def probe() -> Probe:
+def available() -> Availability:
     """Works with OpenCV and at least one capture device; names it."""
     try:
         import cv2
     except ImportError:
-        return Probe(works=False, reason="OpenCV is not installed", extra="opencv")
+        return Availability(usable=False, reason="OpenCV is not installed", extra="opencv")
     except Exception as error:  # a broken installation may raise anything
-        return Probe(works=False, reason=f"OpenCV is broken: {type(error).__name__}", extra="opencv")
+        return Availability(usable=False, reason=f"OpenCV is broken: {type(error).__name__}", extra="opencv")
     found = [node for node in v4l2.nodes() if node.capture]
     if not found:
-        return Probe(
-            works=False, reason="no Video4Linux capture device (/dev/video*) that can be opened", extra="opencv"
+        return Availability(
+            usable=False, reason="no Video4Linux capture device (/dev/video*) that can be opened: connect one"
         )
-    return Probe(works=True, reason=f"OpenCV {cv2.__version__}, {found[0].path}: {found[0].card}", extra="opencv")
+    return Availability(
+        usable=True, reason=f"OpenCV {cv2.__version__}, {found[0].path}: {found[0].card}", extra="opencv"
+    )
 
 
 def accepts(location: str) -> bool:
@@ -72,14 +78,14 @@ def open_source(
 
     Args:
         location: ``camera:0`` or ``camera:/dev/video0``.
-        spacing_mm: (row, column) spacing of every picture, mm, or None.
-        orientation: PLUS letters of every picture, or None.
+        spacing_mm: (row, column) spacing of every image, mm, or None.
+        orientation: PLUS letters of every image, or None.
         width: columns to ask for, or None for what the device has.
         height: rows to ask for, or None.
-        rate_hz: pictures a second to ask for, or None.
+        rate_hz: images per second to ask for, or None.
         fourcc: coding to ask for, such as ``YUYV``, or None.
         video_range: what the codes mean, ``full`` or ``limited``; None is limited for YUV and full else.
-        colour: True for BGR pictures, converted by OpenCV to full range.
+        colour: True for BGR images, converted by OpenCV to full range.
 
     Returns:
         The source.
@@ -98,24 +104,27 @@ def open_source(
         import cv2
     except ImportError as error:
         raise MissingExtra("reading a camera", "opencv-python-headless", "opencv") from error
-    wishes = {
+    requested = {
         cv2.CAP_PROP_FOURCC: cv2.VideoWriter.fourcc(*fourcc) if fourcc else None,
         cv2.CAP_PROP_FRAME_WIDTH: width,
         cv2.CAP_PROP_FRAME_HEIGHT: height,
         cv2.CAP_PROP_FPS: rate_hz,
     }
-    device = Device(cv2, path, {key: value for key, value in wishes.items() if value is not None}, colour)
+    device = CaptureDevice(cv2, path, {key: value for key, value in requested.items() if value is not None}, colour)
     if not device.open():
         raise SourceError("the camera cannot be opened: no such device, in use, or no permission (group video)")
     chosen = None if video_range is None else VideoRange(video_range)
     return CameraSource(device, spacing_mm=spacing_mm, orientation=orientation, video_range=chosen)
 
 
-class Device:
-    """One capture device: opened, asked for a picture, let go; used by one thread at a time."""
+class CaptureDevice:
+    """One capture device: opened, asked for an image, let go.
 
-    def __init__(self, cv2: Any, path: str, wishes: dict[int, float], colour: bool) -> None:
-        self._cv2, self._path, self._wishes, self._colour = cv2, path, wishes, colour
+    Used by one thread at a time.
+    """
+
+    def __init__(self, cv2: Any, path: str, requested: dict[int, float], colour: bool) -> None:
+        self._cv2, self._path, self._requested, self._colour = cv2, path, requested, colour
         self._capture: Any = None
         self.coding = ""
 
@@ -130,7 +139,7 @@ class Device:
             if not capture.isOpened():
                 capture.release()
                 return False
-            for key, value in self._wishes.items():
+            for key, value in self._requested.items():
                 capture.set(key, value)
             capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
             self.coding = int(capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little").decode("ascii", "replace").strip()
@@ -147,39 +156,43 @@ class Device:
         return True
 
     def read(self) -> tuple[np.ndarray, PixelFormat, VideoRange, int | None] | None:
-        """The next picture, what it is and the driver's time, ns; None if the device is gone.
+        """The next image, what it is and the driver's time, ns.
+
+        None if the device is gone.
 
         Raises:
-            FrameError: a picture of an unexpected shape.
+            FrameError: an image of an unexpected shape.
         """
         cv2 = self._cv2
         level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
         try:
-            good, picture = self._capture.read()
+            good, image = self._capture.read()
             time_ms = self._capture.get(cv2.CAP_PROP_POS_MSEC) if good else 0.0
         except cv2.error:
-            good, picture, time_ms = False, None, 0.0
+            good, image, time_ms = False, None, 0.0
         finally:
             cv2.utils.logging.setLogLevel(level)
-        if not good or picture is None:
+        if not good or image is None:
             return None
         rows = int(self._capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
-        return (*brightness(np.asarray(picture), self.coding, rows), round(time_ms * 1e6) if time_ms > 0 else None)
+        return (*brightness(np.asarray(image), self.coding, rows), round(time_ms * 1e6) if time_ms > 0 else None)
 
     def close(self) -> None:
-        """Lets it go; twice is harmless."""
+        """Releases the device. Idempotent."""
         capture, self._capture = self._capture, None
         if capture is not None:
             capture.release()
 
 
-def brightness(picture: np.ndarray, coding: str, rows: int) -> tuple[np.ndarray, PixelFormat, VideoRange]:
-    """The brightness plane of what OpenCV handed over, or all of it where OpenCV converted.
+def brightness(image: np.ndarray, coding: str, rows: int) -> tuple[np.ndarray, PixelFormat, VideoRange]:
+    """The brightness plane of what OpenCV handed over.
+
+    Or all of it where OpenCV converted.
 
     Args:
-        picture: uint8 as ``VideoCapture.read`` gave it.
+        image: uint8 as ``VideoCapture.read`` gave it.
         coding: the device's FourCC, or ``converted``.
-        rows: of the picture; planar codings carry colour below.
+        rows: of the image; planar codings carry colour below.
 
     Returns:
         Pixels that are a copy, their format and their range.
@@ -189,24 +202,27 @@ def brightness(picture: np.ndarray, coding: str, rows: int) -> tuple[np.ndarray,
     """
     place = PLANES.get(coding)
     if place is None:
-        if picture.ndim == 2:
-            return picture.copy(), PixelFormat.GREY, VideoRange.FULL
-        return picture.copy(), PixelFormat.BGR, VideoRange.FULL
-    if place == "whole" and picture.ndim == 2:
-        return picture.copy(), PixelFormat.GREY, VideoRange.FULL
-    if place in ("even", "odd") and picture.ndim == 3 and picture.shape[2] == 2:
-        return picture[..., 0 if place == "even" else 1].copy(), PixelFormat.GREY, VideoRange.LIMITED
-    if place == "top" and picture.ndim == 2 and picture.shape[0] == rows * 3 // 2:
-        return picture[:rows].copy(), PixelFormat.GREY, VideoRange.LIMITED
-    raise FrameError(f"the camera said {coding} and gave an array of {picture.shape}")
+        if image.ndim == 2:
+            return image.copy(), PixelFormat.GREY, VideoRange.FULL
+        return image.copy(), PixelFormat.BGR, VideoRange.FULL
+    if place == "whole" and image.ndim == 2:
+        return image.copy(), PixelFormat.GREY, VideoRange.FULL
+    if place in ("even", "odd") and image.ndim == 3 and image.shape[2] == 2:
+        return image[..., 0 if place == "even" else 1].copy(), PixelFormat.GREY, VideoRange.LIMITED
+    if place == "top" and image.ndim == 2 and image.shape[0] == rows * 3 // 2:
+        return image[:rows].copy(), PixelFormat.GREY, VideoRange.LIMITED
+    raise FrameError(f"the camera said {coding} and gave an array of {image.shape}")
 
 
 class CameraSource(SlotSource):
-    """A grabbing thread and the newest picture; the thread runs while the source is entered."""
+    """A grabbing thread and the newest image.
+
+    The thread runs while the source is entered.
+    """
 
     def __init__(
         self,
-        device: Device,
+        device: CaptureDevice,
         *,
         spacing_mm: tuple[float, float] | None = None,
         orientation: str | None = None,
@@ -218,12 +234,12 @@ class CameraSource(SlotSource):
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         if spacing_mm is None:
-            self.notes = ("a camera knows no spacing: measurements are in pixels",)
+            self.findings.note("a camera knows no spacing: measurements are in pixels; --spacing MM gives millimetres")
+        self._rule = SpacingRule(spacing_mm, self.findings)
 
-    def __enter__(self) -> CameraSource:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
         if self._thread is not None:
             self._thread.join()
@@ -254,13 +270,13 @@ class CameraSource(SlotSource):
             try:
                 answer = self._device.read()
                 if answer is None:
-                    self.tally.add("lost")
+                    self.refuse("lost", "the camera gives no image (unplugged, or no signal); it is opened again")
                     self._device.close()
                     is_open = False
                     continue
                 self._hand_over(answer, seq)
-            except FrameError:
-                self.tally.add("frame")
+            except FrameError as error:
+                self.refuse("frame", str(error))
             seq += 1
         self._device.close()
 
@@ -271,7 +287,7 @@ class CameraSource(SlotSource):
             pixels=pixels,
             pixel_format=pixel_format,
             video_range=self.video_range or video_range,
-            spacing_mm=self.spacing_mm,
+            spacing_mm=self._rule.of(pixels.shape),
             seq=seq,
             t_source_ns=t_source_ns,
             t_recv_ns=self._contact_ns,
@@ -286,9 +302,9 @@ __all__ = [
     "READ_TIMEOUT_S",
     "RETRY_S",
     "CameraSource",
-    "Device",
+    "CaptureDevice",
     "accepts",
+    "available",
     "brightness",
     "open_source",
-    "probe",
 ]

@@ -1,4 +1,6 @@
-"""Source ``phantom:SEED`` or ``phantom:FIRST-LAST``: synthetic heads, drawn one after another.
+"""Source ``phantom:SEED`` or ``phantom:FIRST-LAST``: synthetic heads.
+
+They are drawn one after another.
 
 Needs nothing but numpy, so it is there when no other source is. It knows nothing of truth masks;
 whoever wants those calls ``make_phantom`` with the same seeds.
@@ -10,22 +12,22 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from types import TracebackType
 
 from tinyusfm_runtime.errors import SourceError
 from tinyusfm_runtime.frame import Frame
 from tinyusfm_runtime.phantom import make_phantom
-from tinyusfm_runtime.plugins import Probe
+from tinyusfm_runtime.plugins import Availability
+from tinyusfm_runtime.sources._source import ReportingSource
 
 MAX_FRAMES = 100_000
 """Upper bound of one range; a typing slip should not run for days."""
 FRAME_PERIOD_NS = 33_333_333
-"""A phantom's own clock runs at 30 frames a second."""
+"""A phantom's own clock runs at 30 frames per second."""
 
 
-def probe() -> Probe:
+def available() -> Availability:
     """Always works: numpy only."""
-    return Probe(works=True, reason="numpy only", extra=None)
+    return Availability(usable=True, reason="numpy only", extra=None)
 
 
 def accepts(location: str) -> bool:
@@ -61,20 +63,12 @@ def open_source(location: str, *, height: int = 270, width: int = 400) -> Phanto
     return PhantomSource(range(first, last + 1), height, width)
 
 
-class PhantomSource:
+class PhantomSource(ReportingSource):
     """Draws the phantoms of a range of seeds."""
 
     def __init__(self, seeds: range, height: int, width: int) -> None:
+        super().__init__()
         self.seeds, self.height, self.width = seeds, height, width
-        self.notes: tuple[str, ...] = ()
-
-    def __enter__(self) -> PhantomSource:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -85,4 +79,4 @@ class PhantomSource:
             yield replace(frame, seq=seq, t_source_ns=seq * FRAME_PERIOD_NS, t_recv_ns=time.monotonic_ns())
 
 
-__all__ = ["FRAME_PERIOD_NS", "MAX_FRAMES", "PhantomSource", "accepts", "open_source", "probe"]
+__all__ = ["FRAME_PERIOD_NS", "MAX_FRAMES", "PhantomSource", "accepts", "available", "open_source"]

@@ -1,7 +1,9 @@
-"""Source ``shm:NAME``: a ring of frames in POSIX shared memory, written by the scanner's own process.
+"""Source ``shm:NAME``: a ring of frames in POSIX shared memory.
+
+It is written by the scanner's own process.
 
 The layout and a writer in C are runtime/capi/tue_shm_ring.h and shm_writer.c. The reader takes the newest frame, counts
-those it was too late for, and finds a writer that was started anew under the same name. A heartbeat without frames is a
+those it was too late for, and finds a writer restarted under the same name. A heartbeat without frames is a
 probe that stands still; no heartbeat is a writer that died.
 
 Nothing wakes a reader of shared memory, so it looks: seldom right after a frame, often when the next one is due. It
@@ -14,20 +16,21 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 
 from tinyusfm_runtime.errors import SourceError, UnsupportedError
 from tinyusfm_runtime.frame import Frame
-from tinyusfm_runtime.plugins import Probe
-from tinyusfm_runtime.replay.shm_writer import FOLDER, NAME
-from tinyusfm_runtime.shm_ring import RingError, RingReader
-from tinyusfm_runtime.slot import Counters
+from tinyusfm_runtime.plugins import Availability
+from tinyusfm_runtime.sources._orientation import note_orientation
+from tinyusfm_runtime.sources._source import PolledSource
+from tinyusfm_runtime.sources._spacing import SpacingRule
+from tinyusfm_runtime.transport.shm_ring import RingError, RingReader
+from tinyusfm_runtime.transport.shm_writer import FOLDER, NAME
 
 LOOK_S = (0.0005, 0.004)
-"""Shortest and longest pause between two looks while frames come; at 60 frames a second this takes 1 % of a core."""
+"""Shortest and longest pause between two looks while frames come; at 60 frames per second this takes 1 % of a core."""
 IDLE_LOOK_S = 0.01
 """Pause while none came for IDLE_NS."""
 IDLE_NS = 500_000_000
@@ -39,11 +42,11 @@ ABSENT_S = 0.03
 """Pause between two looks for a ring that is not there."""
 
 
-def probe() -> Probe:
+def available() -> Availability:
     """Works where POSIX shared memory is a folder, which is Linux."""
     if sys.platform != "linux" or not FOLDER.is_dir():
-        return Probe(works=False, reason="POSIX shared memory is reached through /dev/shm, which is not here")
-    return Probe(works=True, reason="POSIX shared memory", extra=None)
+        return Availability(usable=False, reason="POSIX shared memory is reached through /dev/shm, which is not here")
+    return Availability(usable=True, reason="POSIX shared memory", extra=None)
 
 
 def accepts(location: str) -> bool:
@@ -71,58 +74,45 @@ def open_source(
     name = location.removeprefix("shm:").removeprefix("//")
     if not NAME.fullmatch(name):
         raise SourceError("a shared-memory source is written shm:NAME with letters, digits, . _ and -")
-    if not probe().works:
-        raise UnsupportedError(f"shm: {probe().reason}")
+    if not available().usable:
+        raise UnsupportedError(f"shm: {available().reason}")
     return ShmSource(FOLDER / name, spacing_mm=spacing_mm, orientation=orientation)
 
 
-class ShmSource:
-    """A reader that works in the thread that iterates; ``close`` may come from any other."""
+class ShmSource(PolledSource):
+    """A reader that works in the thread that iterates.
+
+    ``close`` may come from any other. ``last_contact_ns`` is when the writer's heartbeat was last seen to move;
+    ``counters`` hold what was refused, by reason, ``overtaken`` frames, ``torn`` reads and ``reconnects``.
+    """
 
     def __init__(
         self, path: Path, *, spacing_mm: tuple[float, float] | None = None, orientation: str | None = None
     ) -> None:
         self._path, self.spacing_mm, self.orientation = path, spacing_mm, orientation
-        self.notes: tuple[str, ...] = ()
-        self.tally = Counters()
+        super().__init__()
+        self.status = f"waiting for a writer of the ring {path.name}"
+        self._rule = SpacingRule(spacing_mm, self.findings)
         self._closed = threading.Event()
-        self._turn = threading.Lock()
         self._file: int | None = None
         self._reader: RingReader | None = None
         self._rings = 0
         self._taken = 0
         self._back: int | None = None
         self._heartbeat_ns = 0
-        self._contact_ns: int | None = None
         self._frame_ns = self._looked_ns = time.monotonic_ns()
         self._period_ns = 0
 
-    def __enter__(self) -> ShmSource:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-        with self._turn:
-            self._detach()
-
-    @property
-    def last_contact_ns(self) -> int | None:
-        """``time.monotonic_ns`` when the writer's heartbeat was last seen to move, or None before that."""
-        return self._contact_ns
-
-    @property
-    def counters(self) -> Mapping[str, int]:
-        """What was refused, by reason; ``overtaken`` frames, ``torn`` reads and ``reconnects``."""
-        return self.tally.snapshot()
+    def _refuse(self, error: RingError) -> None:
+        self.tally.add(error.reason)
+        if error.reason != "torn":  # a reader that came too late, and looks again
+            self.findings.note(f"refused: {error}")
+            self.status = f"the ring is there, but is refused: {error}"
 
     def close(self) -> None:
-        """Ends the iteration within a few milliseconds; closing twice is harmless."""
+        """Ends the iteration within a few milliseconds; idempotent."""
         self._closed.set()
-        if self._turn.acquire(blocking=False):
-            self._detach()
-            self._turn.release()
+        self._release_if_idle()
 
     def __iter__(self) -> Iterator[Frame]:
         while not self._closed.is_set():
@@ -133,7 +123,7 @@ class ShmSource:
             else:
                 yield frame
         with self._turn:
-            self._detach()
+            self._release()
 
     def _pause_s(self) -> float:
         since_ns = time.monotonic_ns() - self._frame_ns
@@ -154,17 +144,17 @@ class ShmSource:
                 self._heartbeat_ns = heartbeat_ns
                 self._feel(heartbeat_ns, now_ns)
             if not self._taken and now_ns - heartbeat_ns > DEAD_NS:
-                # the last picture of a writer that died is not one of now
+                # the last image of a writer that died is not one of now
                 self._taken = number
             if number < self._taken and number != self._back:
-                # a writer only counts up; the newest picture stays the newest
+                # a writer only counts up; the newest image stays the newest
                 self._back = number
                 self.tally.add("generation")
             if number > self._taken:
                 return self._take(number)
         except RingError as error:
-            self.tally.add(error.reason)
-            self._detach()
+            self._refuse(error)
+            self._release()
         else:
             if now_ns - self._looked_ns > RENEWED_NS and now_ns - self._frame_ns > RENEWED_NS:
                 self._looked_ns = now_ns
@@ -183,7 +173,7 @@ class ShmSource:
         try:
             frame = self._reader.read(number)
         except RingError as error:
-            self.tally.add(error.reason)
+            self._refuse(error)
             if error.reason != "torn":
                 self._taken = number
             return None
@@ -196,11 +186,13 @@ class ShmSource:
                 0.8 * self._period_ns + 0.2 * min(now_ns - self._frame_ns, IDLE_NS) / max(late + 1, 1)
             )
         self._taken, self._frame_ns = number, now_ns
-        if self.spacing_mm is None and self.orientation is None:
+        self.status = "receiving"
+        orientation = self.orientation or frame.orientation
+        note_orientation(orientation, self.findings)
+        spacing_mm = self._rule.of(frame.pixels.shape, frame.spacing_mm)
+        if (spacing_mm, orientation) == (frame.spacing_mm, frame.orientation):
             return frame
-        return replace(
-            frame, spacing_mm=self.spacing_mm or frame.spacing_mm, orientation=self.orientation or frame.orientation
-        )
+        return replace(frame, spacing_mm=spacing_mm, orientation=orientation)
 
     def _attach(self) -> bool:
         try:
@@ -211,25 +203,26 @@ class ShmSource:
             self._reader = RingReader(file)
         except RingError as error:
             os.close(file)
-            self.tally.add(error.reason)
+            self._refuse(error)
             return False
         self._file, self._taken, self._heartbeat_ns = file, 0, 0
         self._rings += 1
+        self.status = "the ring is there, waiting for the first frame"
         if self._rings > 1:
             self.tally.add("reconnects")
         return True
 
     def _come_over(self) -> None:
-        """Lets go of a ring whose name is gone or means another one."""
+        """Unmaps a ring whose name is gone or means another one."""
         try:
             facts = self._path.lstat()
             same = self._reader is not None and self._reader.identity == (facts.st_dev, facts.st_ino)
         except OSError:
             same = False
         if not same:
-            self._detach()
+            self._release()
 
-    def _detach(self) -> None:
+    def _release(self) -> None:
         file, self._file, self._reader = self._file, None, None
         if file is not None:
             os.close(file)
@@ -244,6 +237,6 @@ __all__ = [
     "RENEWED_NS",
     "ShmSource",
     "accepts",
+    "available",
     "open_source",
-    "probe",
 ]
