@@ -1,4 +1,6 @@
-"""Calibration: which frames, what ranges, and that nothing leaks from the test split. numpy and the runtime only.
+"""Calibration: which frames, what ranges, and no leak from the test split.
+
+It needs numpy and the runtime only.
 
 It does not know torch, targets or how a range becomes INT8.
 """

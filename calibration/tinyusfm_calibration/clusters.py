@@ -1,11 +1,13 @@
-"""Clusters of embeddings: mini-batch k-means by scikit-learn, or k-means by FAISS, behind one call.
+"""Clusters of embeddings, behind one call.
 
-PCA to 128 directions, K = clip(round(sqrt(N)), 8, 1500) clusters, seeded, and where kinds of pictures are known (organ,
+Mini-batch k-means by scikit-learn, or k-means by FAISS.
+
+PCA to 128 directions, K = clip(round(sqrt(N)), 8, 1500) clusters, seeded, and where kinds of images are known (organ,
 source, probe) each kind is clustered by itself. Every figure here is our choice: what TinyUSFM used is not published.
 Training sees mini-batches and one pass assigns, so that beside the embeddings only labels and distances are held.
-It does not know pictures, ranks or budgets.
+It does not know images, ranks or budgets.
 
-Shapes: N pictures, D numbers of an embedding, P after the projection, K clusters, B rows of a chunk.
+Shapes: N images, D numbers of an embedding, P after the projection, K clusters, B rows of a chunk.
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from tinyusfm_calibration.embeddings import PCA_DIM, Projection, chunks, fit_projection
+from tinyusfm_calibration.embeddings import CHUNK_ROWS, PCA_DIM, Projection, chunks, fit_projection
 from tinyusfm_calibration.quotas import share_out
 from tinyusfm_runtime.errors import CalibrationError, InputError, MissingExtra
+from tinyusfm_runtime.numerics.order import wide
 
 MIN_CLUSTERS: Final = 8
 MAX_CLUSTERS: Final = 1500
@@ -29,7 +32,7 @@ ALGORITHMS: Final = ("sklearn", "faiss")
 _STEPS = 100
 """Mini-batches at least; a large pool is passed over once."""
 _POINTS_PER_CENTRE = 256
-"""Rows a centre that FAISS trains on; it samples as many by itself and would copy the rest for nothing."""
+"""Rows per centre that FAISS trains on; it samples as many by itself and would copy the rest for nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +40,7 @@ class Clusters:
     """Who belongs together.
 
     Attributes:
-        labels_N: int32 cluster of each picture, 0..K-1.
+        labels_N: int32 cluster of each image, 0..K-1.
         distances_N: float32 distance to its centre in the projected space.
         centres_KP: float32 centres.
         projection: how embeddings become rows of that space.
@@ -56,13 +59,13 @@ class Clusters:
 
     @property
     def sizes_K(self) -> np.ndarray:
-        """int64 pictures in each cluster."""
+        """int64 images in each cluster."""
         return np.bincount(self.labels_N, minlength=len(self.centres_KP))
 
 
-def cluster_count(num_pictures: int) -> int:
-    """How many clusters: round(sqrt(N)) within 8..1500, and never more than pictures."""
-    return min(num_pictures, max(MIN_CLUSTERS, min(MAX_CLUSTERS, round(math.sqrt(num_pictures)))))
+def cluster_count(num_images: int) -> int:
+    """How many clusters: round(sqrt(N)) within 8..1500, and never more than images."""
+    return min(num_images, max(MIN_CLUSTERS, min(MAX_CLUSTERS, round(math.sqrt(num_images)))))
 
 
 def cluster(
@@ -73,16 +76,18 @@ def cluster(
     seed: int = 0,
     algorithm: str = "sklearn",
     dim: int = PCA_DIM,
+    chunk: int = CHUNK_ROWS,
 ) -> Clusters:
-    """Clusters pictures.
+    """Clusters images.
 
     Args:
         embeddings_ND: raw embeddings, in memory or mapped; never copied as a whole.
         count: clusters wanted, or None for ``cluster_count``.
-        strata: kind of each picture, or None; a cluster never mixes kinds, each kind gets at least one.
+        strata: kind of each image, or None; a cluster never mixes kinds, each kind gets at least one.
         seed: of the draw.
         algorithm: sklearn or faiss; the other one is never taken instead.
         dim: directions kept by the projection.
+        chunk: rows handled at once; it bounds the memory and changes no result.
 
     Returns:
         Clusters without empty ones, so that there may be fewer than wanted.
@@ -98,9 +103,9 @@ def cluster(
         raise InputError(f"{count} clusters cannot be made: at least 1")
     total = len(embeddings_ND)
     if strata is not None and len(strata) != total:
-        raise CalibrationError(f"{len(strata)} kinds for {total} pictures")
-    projection = fit_projection(embeddings_ND, dim=dim)
-    kinds, kind_N = np.unique(np.asarray(strata if strata is not None else [""] * total), return_inverse=True)
+        raise CalibrationError(f"{len(strata)} kinds for {total} images")
+    projection = fit_projection(embeddings_ND, dim=dim, chunk=chunk)
+    kinds, kind_N = np.unique(wide(np.asarray(strata if strata is not None else [""] * total)), return_inverse=True)
     sizes = np.bincount(kind_N, minlength=len(kinds))
     wanted = max(count or cluster_count(total), len(kinds))
     counts = 1 + share_out(wanted - len(kinds), sizes, limits=sizes - 1)
@@ -111,8 +116,8 @@ def cluster(
         rows_N = np.flatnonzero(kind_N == kind)
         pool = _Pool(embeddings_ND, rows_N, projection)
         found_KP = _SOLVERS[algorithm](pool, int(number), seed)
-        local_N, distances_N[rows_N] = _assign(pool, found_KP)
-        used, local_N = np.unique(local_N, return_inverse=True)
+        local_N, distances_N[rows_N] = _assign(pool, found_KP, chunk)
+        used, local_N = np.unique(wide(local_N), return_inverse=True)
         labels_N[rows_N] = local_N + len(names)
         centres.append(found_KP[used])
         names += [str(kinds[kind])] * len(used)
@@ -151,7 +156,7 @@ def _sklearn_centres(pool: _Pool, count: int, seed: int) -> np.ndarray:
     model = MiniBatchKMeans(n_clusters=count, batch_size=batch, random_state=seed, n_init=3)
     for _ in range(max(_STEPS, math.ceil(size / batch)) if size > count else 1):
         # sorted rows keep a mapped matrix to one forward pass a batch
-        places = np.sort(rng.choice(size, batch, replace=False))
+        places = np.sort(wide(rng.choice(size, batch, replace=False)))
         with warnings.catch_warnings():
             # duplicates leave fewer distinct points than centres; empty clusters are dropped after assignment
             warnings.filterwarnings("ignore", message="Number of distinct clusters")
@@ -167,7 +172,7 @@ def _faiss_centres(pool: _Pool, count: int, seed: int) -> np.ndarray:
         raise MissingExtra("clustering with --algorithm faiss", "faiss", "faiss") from error
     size = len(pool.rows_N)
     rng = np.random.default_rng(seed)
-    sample = np.sort(rng.choice(size, min(size, _POINTS_PER_CENTRE * count), replace=False))
+    sample = np.sort(wide(rng.choice(size, min(size, _POINTS_PER_CENTRE * count), replace=False)))
     rows_BP = np.ascontiguousarray(pool.take(sample))
     settings: dict[str, Any] = {"niter": 25, "seed": seed, "min_points_per_centroid": 1, "verbose": False}
     model = faiss.Kmeans(rows_BP.shape[1], count, **settings)
@@ -179,12 +184,12 @@ def _faiss_centres(pool: _Pool, count: int, seed: int) -> np.ndarray:
 _SOLVERS = {"sklearn": _sklearn_centres, "faiss": _faiss_centres}
 
 
-def _assign(pool: _Pool, centres_KP: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _assign(pool: _Pool, centres_KP: np.ndarray, chunk: int) -> tuple[np.ndarray, np.ndarray]:
     """Nearest centre of every row of a pool and the distance to it."""
     total = len(pool.rows_N)
     labels_N, distances_N = np.zeros(total, np.int64), np.zeros(total, np.float32)
     squares_K = np.square(centres_KP, dtype=np.float64).sum(1)
-    for part in chunks(total):
+    for part in chunks(total, chunk):
         rows_BP = pool.take(part)
         near_B = (squares_K - 2.0 * (rows_BP @ centres_KP.T)).argmin(1)
         labels_N[part] = near_B

@@ -1,11 +1,13 @@
-"""Coverage: what kinds of frames there are along depth, gain, probe, class and colour, and a choice that covers them.
+"""Coverage: what kinds of frames there are, and a choice that covers them.
 
-What a table says about a frame is taken as it stands; where it says nothing a proxy is measured on the picture: depth
+Along depth, gain, probe, class and colour.
+
+What a table says about a frame is taken as it stands; where it says nothing a proxy is measured on the image: depth
 is rows times spacing, gain the mean of what is not black, a convex or phased probe shows by the black corners of its
 sector. The choice walks the clusters of clusters.py by their quotas, nearest to the centre first, and prefers frames
 of kinds that are still short. It does not know models or where frames lie.
 
-Shapes: N pictures of the pool, D numbers of an embedding.
+Shapes: N images of the pool, D numbers of an embedding.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from tinyusfm_calibration.quotas import cluster_quotas, share_out
 from tinyusfm_calibration.ranking import distance_rank
 from tinyusfm_runtime.errors import CalibrationError, InputError
 from tinyusfm_runtime.frame import Frame, PixelFormat
+from tinyusfm_runtime.numerics.order import wide
 
 NUMERIC_AXES: Final = ("depth_mm", "gain")
 """Axes that are cut at their terciles."""
@@ -41,8 +44,8 @@ class Axis:
 
     Attributes:
         name: such as ``gain``.
-        measured: False if a table said it, True if it was measured on the pictures.
-        kinds: kind of each picture of the pool, N.
+        measured: False if a table said it, True if it was measured on the images.
+        kinds: kind of each image of the pool, N.
     """
 
     name: str
@@ -57,7 +60,9 @@ class Axis:
 
 
 def describe_frame(frame: Frame, metadata: Mapping[str, str] | None = None) -> dict[str, str | float]:
-    """What is known about a frame along every axis; measured values carry their axis' name with a star.
+    """What is known about a frame along every axis.
+
+    Measured values carry their axis' name with a star.
 
     Args:
         frame: the frame, cropped.
@@ -66,7 +71,7 @@ def describe_frame(frame: Frame, metadata: Mapping[str, str] | None = None) -> d
     Returns:
         Axis -> value; ``gain*`` was measured where ``gain`` was not said.
     """
-    said: dict[str, str | float] = {
+    stated: dict[str, str | float] = {
         name: str((metadata or {})[name]).strip()
         for name in METADATA_AXES
         if str((metadata or {}).get(name) or "").strip()
@@ -80,14 +85,14 @@ def describe_frame(frame: Frame, metadata: Mapping[str, str] | None = None) -> d
     }
     if frame.spacing_mm is not None:
         measured["depth_mm*"] = frame.spacing_mm[0] * frame.pixels.shape[0]
-    return said | {name: value for name, value in measured.items() if name.rstrip("*") not in said}
+    return stated | {name: value for name, value in measured.items() if name.rstrip("*") not in stated}
 
 
 def find_axes(described: Sequence[Mapping[str, str | float]]) -> list[Axis]:
     """Axes along which a pool differs.
 
     Args:
-        described: see ``describe_frame``, one a picture.
+        described: see ``describe_frame``, one per image.
 
     Returns:
         Axes with at least two kinds, by name; numbers are cut at their terciles; ``unknown`` where nothing is said.
@@ -113,13 +118,16 @@ def _as_number(value: str | float | None) -> float | None:
 
 def _terciles(numbers: Sequence[float | None]) -> tuple[str, ...]:
     known = np.array([number for number in numbers if number is not None])
-    low, high = np.quantile(known, (1 / 3, 2 / 3))
+    low, high = np.quantile(wide(known), (1 / 3, 2 / 3))
     names = (f"low, to {low:.3g}", f"middle, {low:.3g} to {high:.3g}", f"upper, from {high:.3g}")
     return tuple("unknown" if number is None else names[int(number > low) + int(number > high)] for number in numbers)
 
 
 def _sector(grey_HW: np.ndarray) -> str:
-    """Whether the two upper corners are black triangles, as left of and right of a convex or phased probe's sector."""
+    """Whether the two upper corners are black triangles.
+
+    As left of and right of a convex or phased probe's sector.
+    """
     side = max(2, min(grey_HW.shape) // _CORNER)
     corners = (grey_HW[:side, :side], grey_HW[:side, -side:])
     black = [float((corner < 2 * _BLACK).mean()) for corner in corners]
@@ -153,12 +161,12 @@ def choose_covering(
     a patient gives a second frame only where no other patient is left in the cluster.
 
     Args:
-        embeddings_ND: one vector a picture.
-        ids: names of the pictures.
-        clusters: clusters of the same pictures.
-        axes: kinds of the same pictures.
+        embeddings_ND: one vector per image.
+        ids: names of the images.
+        clusters: clusters of the same images.
+        axes: kinds of the same images.
         budget: frames wanted.
-        groups: patient of each picture, or None.
+        groups: patient of each image, or None.
         duplicate_cosine: frames this similar to a chosen one are skipped; None skips none.
         seed: of the ties.
 
@@ -173,7 +181,7 @@ def choose_covering(
     if not 1 <= budget <= total:
         raise InputError(f"{budget} frames cannot be chosen from {total}")
     if any(len(axis.kinds) != total for axis in axes) or not len(embeddings_ND) == len(clusters.labels_N) == total:
-        raise CalibrationError("embeddings, clusters and kinds of another number of pictures do not fit")
+        raise CalibrationError("embeddings, clusters and kinds of another number of images do not fit")
     ties_N = id_keys(ids, seed)
     ranks_N = distance_rank(clusters.distances_N, clusters.labels_N, ties_N)
     search = _Search(
@@ -220,19 +228,21 @@ class _Search:
         self.unit_ND, self.ranks_N, self.ties_N, self.cosine = unit_ND, ranks_N, ties_N, cosine
         self.chosen: list[int] = []
         self.open_N = np.ones(len(ranks_N), bool)
-        self.groups, self.used_groups = np.unique(np.asarray(groups), return_inverse=True)[1], set[int]()
+        self.groups, self.used_groups = np.unique(wide(np.asarray(groups)), return_inverse=True)[1], set[int]()
         self.codes: list[np.ndarray] = []
         self.targets: list[np.ndarray] = []
         self.counts: list[np.ndarray] = []
         for axis in axes:
-            kinds, codes_N = np.unique(np.asarray(axis.kinds), return_inverse=True)
+            kinds, codes_N = np.unique(wide(np.asarray(axis.kinds)), return_inverse=True)
             shares = np.bincount(codes_N) / len(codes_N)
             self.codes.append(codes_N)
             self.targets.append(budget * np.maximum(shares, FLOOR_SHARE / len(kinds)))
             self.counts.append(np.zeros(len(kinds)))
 
     def take(self, rows: np.ndarray) -> bool:
-        """Chooses the cheapest open frame of some rows (places or a mask) and closes its near-duplicates.
+        """Takes the cheapest open frame of some rows and closes its near-duplicates.
+
+        The rows are given as places or as a mask.
 
         Returns:
             False if none of them is open.
@@ -244,7 +254,7 @@ class _Search:
         fullness = [count[codes[rows]] / target[codes[rows]] for codes, target, count in self.columns()]
         cost = self.ranks_N[rows] + (np.minimum(np.mean(fullness, 0), 1.0) if fullness else 0.0)
         seen = np.array([int(group) in self.used_groups for group in self.groups[rows]])
-        best = int(rows[np.lexsort((self.ties_N[rows], cost, seen))[0]])
+        best = int(rows[np.lexsort((wide(self.ties_N[rows]), wide(cost), wide(seen)))[0]])
         self.chosen.append(best)
         self.used_groups.add(int(self.groups[best]))
         for codes, _, count in self.columns():
@@ -254,7 +264,10 @@ class _Search:
         return True
 
     def columns(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Per axis: kind of each picture, frames wanted of each kind, frames chosen of each kind."""
+        """Per axis: kinds of the images, frames wanted and chosen of each kind.
+
+        In this order: kind of each image, frames wanted of each kind, frames chosen of each kind.
+        """
         return list(zip(self.codes, self.targets, self.counts, strict=True))
 
 

@@ -1,4 +1,6 @@
-"""Fitting the drift statistic: a mixture on the frames a model was calibrated on, a threshold on patients it never saw.
+"""Fitting the drift statistic: a mixture and a threshold.
+
+The mixture on the frames a model was calibrated on, the threshold on patients it never saw.
 
 Principal directions by an exact decomposition, a diagonal Gaussian mixture by scikit-learn with as many components as
 the Bayesian information criterion asks for, and a split-conformal threshold: with one frame of each of n held-out
@@ -19,17 +21,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from tinyusfm_runtime.drift import (
-    GREY_NAMES,
-    STRANGE_SHARE,
-    DriftStatistic,
-    Mixture,
-    grey_statistics,
-    join_features,
-    join_tokens,
-)
+from tinyusfm_runtime.drift import GREY_NAMES, DriftStatistic, Mixture, grey_statistics, join_features, join_tokens
 from tinyusfm_runtime.errors import CalibrationError, InputError, MissingExtra
 from tinyusfm_runtime.frame import Frame
+from tinyusfm_runtime.numerics.order import wide
+from tinyusfm_runtime.results import STRANGE_SHARE
 
 FALSE_ALARMS: Final = 0.05
 """Declared rate of windows that alarm without drift (our choice)."""
@@ -39,7 +35,7 @@ and 48, all fitted on HC18, more and more frames of one cardiac clip pass for fe
 COMPONENTS: Final = 4
 """Components at most, as in US-Metrics."""
 FRAMES_PER_FEATURE: Final = 4
-"""Fewer frames a feature do not fit a mixture (our choice)."""
+"""Fewer frames per feature do not fit a mixture (our choice)."""
 _FLOOR = 0.02
 """A spread below this share of 1 (grey levels are shares) would make a constant statistic infinitely strict."""
 
@@ -120,23 +116,23 @@ def fit_drift(
     both = {sample.group for sample in fit if sample.group} & {sample.group for sample in held_out}
     if both:
         raise CalibrationError(f"{len(both)} patients stand on both sides of the drift statistic: hold whole ones out")
-    judges = _one_a_group(held_out)
+    held = _one_a_group(held_out)
     rate = false_alarms * STRANGE_SHARE
-    grey_ND, grey_MD = _stack([s.grey for s in fit]), _stack([s.grey for s in judges])
+    grey_ND, grey_MD = _stack([s.grey for s in fit]), _stack([s.grey for s in held])
     grey = _fit_mixture(grey_ND, grey_MD, rate, seed, np.full(len(GREY_NAMES), _FLOOR))
-    facts = {**(about or {}), "frames": len(fit), "held_out": len(judges)}
+    facts = {**(about or {}), "frames": len(fit), "held_out": len(held)}
     if not token_names:
         return DriftStatistic(grey=grey, false_alarms=false_alarms, about=facts)
     tokens_NT = _stack([s.tokens_T for s in fit])
     mean_T, basis_TP = _directions(tokens_NT, min(directions, len(fit) // (2 * FRAMES_PER_FEATURE)))
-    rows_NF, judges_MF = (
+    rows_NF, held_MF = (
         _stack([join_features(s.tokens_T, s.peaks, s.grey, mean_T, basis_TP) for s in samples])
-        for samples in (fit, judges)
+        for samples in (fit, held)
     )
     floors_F = np.concatenate([np.full(rows_NF.shape[1] - len(GREY_NAMES), 1e-6), np.full(len(GREY_NAMES), _FLOOR)])
     return DriftStatistic(
         grey=grey,
-        features=_fit_mixture(rows_NF, judges_MF, rate, seed, floors_F),
+        features=_fit_mixture(rows_NF, held_MF, rate, seed, floors_F),
         token_names=tuple(token_names),
         peak_names=tuple(peak_names),
         mean_T=mean_T,
@@ -163,7 +159,7 @@ def conformal_threshold(scores_M: np.ndarray, rate: float) -> float:
             f"{len(scores_M)} held-out patients cannot promise {rate:.2%} strange frames: hold out at least {needed}, "
             "or allow more false alarms"
         )
-    return float(np.sort(scores_M)[place - 1])
+    return float(np.sort(wide(scores_M))[place - 1])
 
 
 def _one_a_group(samples: Sequence[DriftSample]) -> list[DriftSample]:
@@ -196,7 +192,7 @@ def _directions(tokens_NT: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarr
 def _fit_mixture(fit_NF: np.ndarray, held_out_MF: np.ndarray, rate: float, seed: int, floors_F: np.ndarray) -> Mixture:
     count, width = fit_NF.shape
     if count < FRAMES_PER_FEATURE * width:
-        raise CalibrationError(f"{count} frames for {width} drift features: give at least {FRAMES_PER_FEATURE * width}")
+        raise CalibrationError(f"a drift check needs {FRAMES_PER_FEATURE * width} frames, got {count}")
     centre_F, spread_F = fit_NF.mean(0), fit_NF.std(0)
     if (spread_F < 1e-9).all():
         raise CalibrationError("all calibration frames look the same to the drift statistic: give more different ones")
@@ -222,7 +218,10 @@ def _fit_mixture(fit_NF: np.ndarray, held_out_MF: np.ndarray, rate: float, seed:
 
 
 def _gaussians(standard_NF: np.ndarray, seed: int) -> Any:
-    """The mixture with the best information criterion among 1 to COMPONENTS components."""
+    """The mixture with the best information criterion.
+
+    Among 1 to COMPONENTS components.
+    """
     try:
         from sklearn.mixture import GaussianMixture
     except ImportError as error:

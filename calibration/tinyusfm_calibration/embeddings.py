@@ -1,9 +1,11 @@
-"""Embeddings: one vector a picture, gathered from a stream, checked, normalised and projected, chunk by chunk.
+"""Embeddings: one vector per image, gathered from a stream.
+
+Checked, normalised and projected, chunk by chunk.
 
 A pool of millions is a matrix on disk (``numpy.memmap``) that no function here copies: what passes over it holds one
 chunk of rows. It does not know what a vector shows or how it was computed.
 
-Shapes: N pictures, D numbers of a vector, P numbers after the projection, B rows of a chunk.
+Shapes: N images, D numbers of a vector, P numbers after the projection, B rows of a chunk.
 """
 
 from __future__ import annotations
@@ -60,7 +62,9 @@ class Projection:
 def gather(
     items: Iterable[Item], embed: Callable[[list[Item]], np.ndarray], name: Callable[[Item], str], *, batch: int = 32
 ) -> tuple[list[str], np.ndarray]:
-    """Runs an embedder over a stream and keeps names and vectors alone; a picture is dropped with its batch.
+    """Runs an embedder over a stream and keeps names and vectors alone.
+
+    An image is dropped with its batch.
 
     Args:
         items: the stream.
@@ -78,7 +82,7 @@ def gather(
     while taken := list(islice(stream, batch)):
         rows_BD = np.asarray(embed(taken), np.float32)
         if rows_BD.ndim != 2 or len(rows_BD) != len(taken):
-            raise CalibrationError(f"the embedder gave an array of shape {rows_BD.shape} for {len(taken)} pictures")
+            raise CalibrationError(f"the embedder gave an array of shape {rows_BD.shape} for {len(taken)} images")
         names += [name(item) for item in taken]
         blocks.append(rows_BD)
     check_ids(names)
@@ -86,15 +90,15 @@ def gather(
 
 
 def check_ids(ids: Sequence[str]) -> None:
-    """Checks that every picture has a name of its own.
+    """Checks that every image has a name of its own.
 
     Raises:
         CalibrationError: none at all, or a name that comes twice.
     """
     if not len(ids):
-        raise CalibrationError("no pictures: nothing can be clustered or chosen")
+        raise CalibrationError("no images: nothing can be clustered or chosen")
     if len(set(ids)) != len(ids):
-        raise CalibrationError(f"{len(ids) - len(set(ids))} pictures share their name with another one: name each once")
+        raise CalibrationError(f"{len(ids) - len(set(ids))} images share their name with another one: name each once")
 
 
 def unit_rows(rows_BD: np.ndarray) -> np.ndarray:
@@ -115,7 +119,7 @@ def unit_rows(rows_BD: np.ndarray) -> np.ndarray:
     if bad.any():
         raise CalibrationError(
             f"{int(bad.sum())} embeddings hold NaN, infinity or only zeros (first in row {int(np.argmax(bad))} of its "
-            "chunk): leave those pictures out"
+            "chunk): leave those images out"
         )
     unit: np.ndarray = rows / lengths
     return unit
@@ -126,12 +130,15 @@ def chunks(count: int, rows: int = CHUNK_ROWS) -> Iterator[slice]:
     return (slice(start, min(start + rows, count)) for start in range(0, count, rows))
 
 
-def fit_projection(embeddings_ND: np.ndarray, *, dim: int = PCA_DIM) -> Projection:
-    """Finds the principal directions in one pass; exact, from the covariance, so no order or seed matters.
+def fit_projection(embeddings_ND: np.ndarray, *, dim: int = PCA_DIM, chunk: int = CHUNK_ROWS) -> Projection:
+    """Finds the principal directions in one pass.
+
+    Exact, from the covariance, so no order or seed matters.
 
     Args:
         embeddings_ND: raw embeddings, in memory or mapped.
         dim: directions wanted; fewer where there are fewer rows or numbers.
+        chunk: rows handled at once.
 
     Returns:
         The projection; each direction's largest number is positive.
@@ -141,9 +148,9 @@ def fit_projection(embeddings_ND: np.ndarray, *, dim: int = PCA_DIM) -> Projecti
     """
     count, width = embeddings_ND.shape
     if count < 2:
-        raise CalibrationError("one embedding has no principal directions: give at least two pictures")
+        raise CalibrationError("one embedding has no principal directions: give at least two images")
     total_D, products_DD = np.zeros(width), np.zeros((width, width))
-    for part in chunks(count):
+    for part in chunks(count, chunk):
         rows_BD = unit_rows(embeddings_ND[part]).astype(np.float64)
         total_D += rows_BD.sum(0)
         products_DD += rows_BD.T @ rows_BD
@@ -159,7 +166,9 @@ def fit_projection(embeddings_ND: np.ndarray, *, dim: int = PCA_DIM) -> Projecti
 
 
 def id_keys(ids: Sequence[str], seed: int = 0) -> np.ndarray:
-    """A number for each name that is the same on every machine and in every order: what breaks ties.
+    """A number for each name, the same on every machine and in every order.
+
+    It is what breaks ties.
 
     Args:
         ids: names.

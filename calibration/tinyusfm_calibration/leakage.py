@@ -1,4 +1,4 @@
-"""Leakage: no picture may calibrate and be tested on.
+"""Leakage: no image may calibrate and be tested on.
 
 It compares hashes and knows nothing of files, splits or patients.
 """

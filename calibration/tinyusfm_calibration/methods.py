@@ -1,4 +1,6 @@
-"""From a histogram to a range: min-max, percentile, entropy and MSE, each one small function.
+"""From a histogram to a range, each method one small function.
+
+Min-max, percentile, entropy and MSE.
 
 Every range holds zero (so zero has an exact code, which padded convolutions need) and lies within
 what was seen. Quantization is meant as 8 bits; symmetric targets take the larger side. It does not
@@ -60,7 +62,9 @@ def percentile(histogram: Histogram, percent: float = PERCENTILE) -> tuple[float
 
 
 def entropy(histogram: Histogram) -> tuple[float, float]:
-    """Clip with the least Kullback-Leibler divergence between the values and their 8-bit form.
+    """Clip with the least Kullback-Leibler divergence.
+
+    The divergence is that between the values and their 8-bit form.
 
     TensorRT's entropy calibrator (S. Migacz, 8-bit Inference with TensorRT, GTC 2017, slides 33-38): |x| in 2048 bins;
     for each clip the outliers are added to the last bin, the clipped histogram is squeezed into 128 levels and
@@ -130,7 +134,10 @@ def quantization_error(values: np.ndarray, bounds: tuple[float, float], weights:
 
 
 def _magnitudes(histogram: Histogram) -> tuple[np.ndarray, float]:
-    """Counts over |x| up to the largest one seen, in at most ENTROPY_BINS bins, and their width."""
+    """Counts over |x| up to the largest one seen, and the bins' width.
+
+    In at most ENTROPY_BINS bins.
+    """
     half = NUM_BINS // 2
     counts = histogram.counts_N[half:] + histogram.counts_N[:half][::-1]
     width = histogram.width
@@ -164,7 +171,7 @@ def _within(histogram: Histogram, low: float, high: float) -> tuple[float, float
     return min(max(float(low), floor), 0.0), max(min(float(high), ceiling), 0.0)
 
 
-METHODS: Final[dict[str, Callable[[Histogram], tuple[float, float]]]] = {
+RANGE_METHODS: Final[dict[str, Callable[[Histogram], tuple[float, float]]]] = {
     "minmax": minmax,
     "percentile": percentile,
     "entropy": entropy,
@@ -187,21 +194,21 @@ def find_range(histogram: Histogram, method: str) -> tuple[float, float]:
         InputError: no such method.
         CalibrationError: nothing was seen, or zero alone.
     """
-    if method not in METHODS:
-        raise InputError(f"no range method {method!r}: there are {', '.join(METHODS)}")
+    if method not in RANGE_METHODS:
+        raise InputError(f"no range method {method!r}: there are {', '.join(RANGE_METHODS)}")
     if histogram.total == 0:
         raise CalibrationError(f"tensor {histogram.name!r} was never observed")
     if histogram.low == histogram.high == 0.0:
         raise CalibrationError(f"tensor {histogram.name!r} is zero on every calibration frame: it cannot be quantized")
-    low, high = METHODS[method](histogram)
+    low, high = RANGE_METHODS[method](histogram)
     return (low, high) if low < high else minmax(histogram)
 
 
 __all__ = [
     "ENTROPY_BINS",
     "ENTROPY_LEVELS",
-    "METHODS",
     "PERCENTILE",
+    "RANGE_METHODS",
     "entropy",
     "find_range",
     "minmax",

@@ -1,4 +1,6 @@
-"""Streamed observation of activations: a histogram that any order of frames fills the same way.
+"""Streamed observation of activations.
+
+A histogram that any order of frames fills the same way.
 
 Bins are a power of two wide and aligned at zero. When a larger value comes, neighbouring bins are
 merged until it fits, which moves no count across an edge, so the result depends on what was seen

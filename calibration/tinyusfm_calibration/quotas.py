@@ -1,4 +1,6 @@
-"""Quotas: sharing a whole number out by weights, by largest remainders, with limits. It knows no pictures.
+"""Quotas: a whole number shared out by weights, within limits.
+
+By largest remainders. It knows no images.
 
 Shapes: K parts.
 """
@@ -10,10 +12,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from tinyusfm_runtime.errors import InputError
+from tinyusfm_runtime.numerics.order import wide
 
 
 def share_out(total: int, weights: Sequence[float] | np.ndarray, *, limits: np.ndarray | None = None) -> np.ndarray:
-    """Shares a whole number out in proportion to weights (Hamilton's largest remainders).
+    """Shares a whole number out in proportion to weights.
+
+    Hamilton's largest remainders.
 
     What a part cannot take because of its limit goes to the others, again by their weights. Equal remainders go to the
     part that stands first.
@@ -51,7 +56,7 @@ def _hamilton(total: int, weights_K: np.ndarray) -> np.ndarray:
     whole_K = np.floor(ideal_K).astype(np.int64)
     left = total - int(whole_K.sum())
     # parts of weight zero come last, whatever rounding made of the others
-    order = np.lexsort((np.arange(len(weights_K)), -(ideal_K - whole_K), weights_K == 0.0))
+    order = np.lexsort((np.arange(len(weights_K)), wide(-(ideal_K - whole_K)), wide(weights_K == 0.0)))
     if left >= 0:
         whole_K[order[:left]] += 1
     else:  # rounding made a product a whole number that it was not
@@ -60,11 +65,11 @@ def _hamilton(total: int, weights_K: np.ndarray) -> np.ndarray:
 
 
 def cluster_quotas(budget: int, sizes_K: np.ndarray, *, gamma: float = 1.0) -> np.ndarray:
-    """How many pictures each cluster gives: budget * n^gamma / sum n^gamma.
+    """How many images each cluster gives: budget * n^gamma / sum n^gamma.
 
     Args:
-        budget: pictures wanted, from 0 to all of them.
-        sizes_K: pictures in each cluster.
+        budget: images wanted, from 0 to all of them.
+        sizes_K: images in each cluster.
         gamma: 1 keeps the pool's proportions, 0.5 favours small clusters, 0 treats all alike.
 
     Returns:
@@ -74,7 +79,7 @@ def cluster_quotas(budget: int, sizes_K: np.ndarray, *, gamma: float = 1.0) -> n
         InputError: a budget larger than the pool, or a gamma outside 0..1.
     """
     if not 0 <= budget <= int(sizes_K.sum()):
-        raise InputError(f"a budget of {budget} pictures cannot be taken from {int(sizes_K.sum())}")
+        raise InputError(f"a budget of {budget} images cannot be taken from {int(sizes_K.sum())}")
     if not 0.0 <= gamma <= 1.0:
         raise InputError(f"gamma {gamma} must lie in 0..1")
     weights_K = np.where(sizes_K > 0, np.asarray(sizes_K, np.float64) ** gamma, 0.0)

@@ -1,4 +1,6 @@
-"""Ranges: what each quantized tensor's values span, and which frames said so; collect_ranges observes them.
+"""Ranges: what each quantized tensor's values span, and which frames said so.
+
+collect_ranges observes them.
 
 The model is a callable handed in, so that nothing here needs torch. There is no default range and no fallback:
 without frames that may be used, the answer is a CalibrationError.
@@ -19,9 +21,13 @@ from tinyusfm_calibration.methods import find_range
 from tinyusfm_calibration.observe import Histogram
 from tinyusfm_calibration.sets import CalibrationSet
 from tinyusfm_runtime.errors import CalibrationError
+from tinyusfm_runtime.strict_json import refusing
 
 RANGES_VERSION = 1
 """Version of the JSON that ``Ranges.to_json`` writes."""
+
+SPAN = ".span"
+"""Ending of a name under which only the smallest and largest value is kept, whatever the method."""
 
 Taps = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 """Runs the model on one uint8 NCHW input and returns the tensors to observe by name."""
@@ -54,9 +60,9 @@ class Ranges:
             CalibrationError: another version, no tensors, or a range that is empty, not finite or without zero.
         """
         if self.version != RANGES_VERSION:
-            raise CalibrationError(f"ranges version {self.version} is not {RANGES_VERSION}: calibrate anew")
+            raise CalibrationError(f"ranges version {self.version} is not {RANGES_VERSION}: calibrate again")
         if not self.tensors or not self.set_id or not self.frame_sha256:
-            raise CalibrationError("ranges name no tensors, no set or no frames: calibrate anew")
+            raise CalibrationError("ranges name no tensors, no set or no frames: calibrate again")
         for name, (low, high) in self.tensors.items():
             if not (math.isfinite(low) and math.isfinite(high) and low <= 0.0 <= high and low < high):
                 raise CalibrationError(f"range of tensor {name!r} is [{low}, {high}]: it must be finite and hold zero")
@@ -73,6 +79,7 @@ class Ranges:
         }
 
     @classmethod
+    @refusing("the ranges", CalibrationError)
     def from_json(cls, data: dict[str, Any]) -> Ranges:
         """Reads what ``to_json`` wrote.
 
@@ -80,7 +87,7 @@ class Ranges:
             CalibrationError: unknown or missing keys, or values that cannot be ranges.
         """
         wanted = {"version", "method", "set_id", "weights_sha256", "frame_sha256", "tensors"}
-        if not isinstance(data, dict) or set(data) != wanted:
+        if set(data) != wanted:
             raise CalibrationError(f"ranges have unknown or missing keys {sorted(set(data) ^ wanted)}")
         try:
             tensors = {str(name): (float(low), float(high)) for name, (low, high) in data["tensors"].items()}
@@ -102,10 +109,12 @@ class Observer:
 
     Attributes:
         histograms: tensor name -> histogram.
+        spans: name that ends in ``SPAN`` -> smallest and largest value.
         num_frames: frames seen.
     """
 
     histograms: dict[str, Histogram] = field(default_factory=dict)
+    spans: dict[str, tuple[float, float]] = field(default_factory=dict)
     num_frames: int = 0
 
     def add(self, tensors: Mapping[str, np.ndarray]) -> None:
@@ -114,11 +123,32 @@ class Observer:
         Raises:
             CalibrationError: no tensors, other tensors than on the first frame, or NaN or infinity in one.
         """
-        if not tensors or (self.num_frames and set(tensors) != set(self.histograms)):
+        if not tensors or (self.num_frames and set(tensors) != {*self.histograms, *self.spans}):
             raise CalibrationError("the model gave no tensors to observe, or not the same ones on every frame")
         for name, values in tensors.items():
-            self.histograms.setdefault(name, Histogram(name=name)).add(values)
+            if name.endswith(SPAN):
+                self._widen(name, values)
+            else:
+                self.histograms.setdefault(name, Histogram(name=name)).add(values)
         self.num_frames += 1
+
+    def tensors(self, method: str) -> dict[str, tuple[float, float]]:
+        """Low and high of everything that was observed.
+
+        Args:
+            method: minmax, percentile, entropy or mse; spans are always min-max.
+
+        Raises:
+            CalibrationError: a tensor that is always zero.
+            InputError: no such method.
+        """
+        return {**{name: find_range(found, method) for name, found in self.histograms.items()}, **self.spans}
+
+    def _widen(self, name: str, values: np.ndarray) -> None:
+        if not np.isfinite(values).all():
+            raise CalibrationError(f"tensor {name!r} holds NaN or infinity: leave that frame out")
+        low, high = self.spans.get(name, (0.0, 0.0))
+        self.spans[name] = min(low, float(values.min())), max(high, float(values.max()))
 
 
 def collect_ranges(
@@ -129,7 +159,9 @@ def collect_ranges(
     method: str = "percentile",
     weights_sha256: str = "",
 ) -> Ranges:
-    """Observes a model on the calibration frames and finds the range of each tapped tensor.
+    """Finds the range of each tapped tensor.
+
+    The model is observed on the calibration frames.
 
     Args:
         run_with_taps: the model.
@@ -154,7 +186,7 @@ def collect_ranges(
             "the inputs may be an exhausted generator"
         )
     return Ranges(
-        tensors={name: find_range(found, method) for name, found in observer.histograms.items()},
+        tensors=observer.tensors(method),
         method=method,
         set_id=calibration.id,
         frame_sha256=tuple(sorted(calibration.hashes)),
@@ -162,4 +194,4 @@ def collect_ranges(
     )
 
 
-__all__ = ["RANGES_VERSION", "Observer", "Ranges", "Taps", "collect_ranges"]
+__all__ = ["RANGES_VERSION", "SPAN", "Observer", "Ranges", "Taps", "collect_ranges"]

@@ -1,11 +1,13 @@
-"""Ranks inside clusters: distance to the centre, quality of the gradient's course, and both as one.
+"""Ranks inside clusters.
+
+Distance to the centre, quality of the gradient's course, and both as one.
 
 A re-implementation from the overview figure of TinyUSFM (arXiv:2510.19239) and its abstract; formulas and defaults are
 ours. The figure ranks a high flat gradient first, a medium flat one second, a strongly oscillating one third although
 its mean is about that of the second, and a low flat one last; Q = mean - lambda * std of the gradient's course gives
-that order. It does not know pictures, models or how gradients are computed.
+that order. It does not know images, models or how gradients are computed.
 
-Shapes: N pictures, E epochs.
+Shapes: N images, E epochs.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Final
 import numpy as np
 
 from tinyusfm_runtime.errors import CalibrationError, InputError
+from tinyusfm_runtime.numerics.order import wide
 
 WINSOR_PERCENT: Final = (1.0, 99.0)
 """Each epoch's gradients are clipped here: the very highest come from overlays and corrupt frames."""
@@ -25,7 +28,7 @@ def rank_in_clusters(values_N: np.ndarray, labels_N: np.ndarray, ties_N: np.ndar
 
     Args:
         values_N: what is ranked; the smallest is first.
-        labels_N: cluster of each picture.
+        labels_N: cluster of each image.
         ties_N: numbers that order equal values, see ``embeddings.id_keys``.
 
     Returns:
@@ -38,7 +41,7 @@ def rank_in_clusters(values_N: np.ndarray, labels_N: np.ndarray, ties_N: np.ndar
         raise CalibrationError(f"{len(values_N)} values, {len(labels_N)} clusters and {len(ties_N)} ties do not fit")
     if np.isnan(values_N).any():
         raise CalibrationError(f"{int(np.isnan(values_N).sum())} values to be ranked are NaN")
-    order_N = np.lexsort((ties_N, values_N, labels_N))
+    order_N = np.lexsort((wide(ties_N), wide(values_N), wide(labels_N)))
     sizes_K = np.bincount(labels_N)
     starts_K = np.cumsum(sizes_K) - sizes_K
     sorted_labels_N = labels_N[order_N]
@@ -49,7 +52,10 @@ def rank_in_clusters(values_N: np.ndarray, labels_N: np.ndarray, ties_N: np.ndar
 
 
 def distance_rank(distances_N: np.ndarray, labels_N: np.ndarray, ties_N: np.ndarray) -> np.ndarray:
-    """r_d: the picture nearest to its centre is 0, the farthest 1 (direction as drawn in the figure)."""
+    """r_d: the image nearest to its centre is 0, the farthest 1.
+
+    The direction is as drawn in the figure.
+    """
     return rank_in_clusters(distances_N, labels_N, ties_N)
 
 
@@ -62,7 +68,7 @@ def quality(
     and clipped at two percentiles.
 
     Args:
-        gradients_NE: gradient norm of each picture in each epoch, from 0 up, under the same mask in all epochs.
+        gradients_NE: gradient norm of each image in each epoch, from 0 up, under the same mask in all epochs.
         weight: lambda, how much oscillation costs.
         winsor_percent: lower and upper percentile of an epoch's clip.
 
@@ -78,21 +84,21 @@ def quality(
     if weight < 0.0 or not 0.0 <= low < high <= 100.0:
         raise InputError(f"lambda {weight} or percentiles {low} to {high} cannot be used")
     if gradients_NE.ndim != 2 or 0 in gradients_NE.shape:
-        raise CalibrationError(f"gradients of shape {gradients_NE.shape}: give one row a picture, one column an epoch")
+        raise CalibrationError(f"gradients of shape {gradients_NE.shape}: give one row per image, one column per epoch")
     if not np.isfinite(gradients_NE).all() or (gradients_NE < 0.0).any():
         raise CalibrationError("gradient norms must be finite and not negative")
-    medians_E = np.median(gradients_NE, axis=0)
+    medians_E = np.median(wide(gradients_NE), axis=0)
     if (medians_E == 0.0).any():
         raise CalibrationError(f"in epoch {int(np.argmin(medians_E))} half of the gradients are zero")
     course_NE = gradients_NE / medians_E
-    bounds_2E = np.percentile(course_NE, (low, high), axis=0)
+    bounds_2E = np.percentile(wide(course_NE), (low, high), axis=0)
     course_NE = np.clip(course_NE, bounds_2E[0], bounds_2E[1])
     found_N: np.ndarray = course_NE.mean(1) - weight * course_NE.std(1)
     return found_N
 
 
 def quality_rank(quality_N: np.ndarray, labels_N: np.ndarray, ties_N: np.ndarray) -> np.ndarray:
-    """r_q: the picture of the highest quality in its cluster is 0, the lowest 1."""
+    """r_q: the image of the highest quality in its cluster is 0, the lowest 1."""
     return rank_in_clusters(-np.asarray(quality_N), labels_N, ties_N)
 
 

@@ -1,13 +1,15 @@
-"""Choosing pictures: random, k-centre, distance only, gradient only or dual rank, behind one call.
+"""Choosing images, behind one call.
 
-Clusters give their quota of the best-ranked pictures; a picture whose cosine to a chosen one is above 0.995 is
+Random, k-centre, distance only, gradient only or dual rank.
+
+Clusters give their quota of the best-ranked images; an image whose cosine to a chosen one is above 0.995 is
 skipped, since those nearest to a centre are often neighbours in one clip. The cosine is taken around the pool's mean:
 mean tokens of one organ all point the same way (on HC18 the median cosine of two patients is 0.99, and 99 % of the
 frames would count as someone's near-duplicate; around the mean it is 0.00 and 0.6 %). The gradients' course is handed
-in: who computes it is not known here, nor what the pictures show. Equal ranks are ordered by the hash of the
-picture's name.
+in: who computes it is not known here, nor what the images show. Equal ranks are ordered by the hash of the
+image's name.
 
-Shapes: N pictures, D numbers of an embedding, E epochs, M chosen, B candidates of a block, K clusters.
+Shapes: N images, D numbers of an embedding, E epochs, M chosen, B candidates of a block, K clusters.
 """
 
 from __future__ import annotations
@@ -26,11 +28,12 @@ from tinyusfm_calibration.embeddings import PCA_DIM, check_ids, chunks, id_keys,
 from tinyusfm_calibration.quotas import cluster_quotas, share_out
 from tinyusfm_calibration.ranking import distance_rank, dual_rank, quality, quality_rank
 from tinyusfm_runtime.errors import CalibrationError, InputError
+from tinyusfm_runtime.numerics.order import wide
 
 SELECTION_VERSION: Final = 1
 """Version of the JSON that ``Selection.to_json`` writes."""
 
-METHODS: Final = ("dual", "distance", "gradient", "kcentre", "random")
+SELECTION_METHODS: Final = ("dual", "distance", "gradient", "kcentre", "random")
 """Ways to choose; the last two are baselines and look at no rank, the last at no embedding either."""
 
 _BLOCK = 256
@@ -44,7 +47,7 @@ class SelectConfig:
         alpha: share of the distance in the dual rank.
         gamma: 1 keeps the pool's proportions between clusters, 0.5 favours small ones.
         oscillation_weight: lambda of the quality.
-        duplicate_cosine: a picture this similar to a chosen one is skipped; None skips none.
+        duplicate_cosine: an image this similar to a chosen one is skipped; None skips none.
         centred: take that cosine around the pool's mean; False takes it as the embeddings come.
         clusters: how many, or None for round(sqrt(N)) within 8..1500.
         dim: directions kept for clustering.
@@ -84,16 +87,16 @@ class Selection:
     Attributes:
         method: one of METHODS.
         config: the choices behind it.
-        ids: names of the chosen pictures.
+        ids: names of the chosen images.
         rows_M: their rows in the pool, int64.
         labels_M: their clusters, or -1 where nothing was clustered.
         distance_rank_M: r_d in its cluster, or NaN.
         quality_rank_M: r_q in its cluster, or NaN.
         score_M: what they were ordered by, low is good, or NaN.
-        num_pool: pictures there were.
+        num_pool: images there were.
         num_clusters: clusters there were.
-        num_duplicates: pictures that were skipped as near-duplicates.
-        num_missing: pictures short of the budget because only near-duplicates were left.
+        num_duplicates: images that were skipped as near-duplicates.
+        num_missing: images short of the budget because only near-duplicates were left.
         version: of the JSON form.
     """
 
@@ -112,7 +115,7 @@ class Selection:
     version: int = SELECTION_VERSION
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, ready for ``json.dumps``; one entry a chosen picture."""
+        """Plain data, ready for ``json.dumps``; one entry per chosen image."""
         columns = (self.labels_M, self.distance_rank_M, self.quality_rank_M, self.score_M)
         chosen = [
             {"id": name, "cluster": int(label), "r_d": _number(r_d), "r_q": _number(r_q), "s": _number(score)}
@@ -140,10 +143,10 @@ def parse_budget(text: str, num_pool: int) -> int:
 
     Args:
         text: a whole number, or a share such as ``10%``.
-        num_pool: pictures there are.
+        num_pool: images there are.
 
     Returns:
-        Pictures, 1 to ``num_pool``; a share is rounded to the nearest.
+        Images, 1 to ``num_pool``; a share is rounded to the nearest.
 
     Raises:
         InputError: no number, or one that the pool does not allow.
@@ -151,9 +154,9 @@ def parse_budget(text: str, num_pool: int) -> int:
     try:
         wanted = round(num_pool * float(text[:-1]) / 100.0) if text.endswith("%") else int(text)
     except (ValueError, OverflowError):
-        raise InputError(f"budget {text!r} is neither a number of pictures nor a share such as 10%") from None
+        raise InputError(f"budget {text!r} is neither a number of images nor a share such as 10%") from None
     if not 1 <= wanted <= num_pool:
-        raise InputError(f"budget {text!r} means {wanted} of {num_pool} pictures: take at least 1 and at most all")
+        raise InputError(f"budget {text!r} means {wanted} of {num_pool} images: take at least 1 and at most all")
     return wanted
 
 
@@ -168,20 +171,20 @@ def select(
     config: SelectConfig | None = None,
     clusters: Clusters | None = None,
 ) -> Selection:
-    """Chooses pictures.
+    """Chooses images.
 
     Args:
-        embeddings_ND: one vector a picture, in memory or mapped; never copied as a whole.
-        ids: names of the pictures.
-        budget: pictures wanted.
+        embeddings_ND: one vector per image, in memory or mapped; never copied as a whole.
+        ids: names of the images.
+        budget: images wanted.
         method: one of METHODS.
         gradients_NE: gradient norms over the epochs, for ``gradient`` and ``dual``.
-        strata: kind of each picture, or None.
+        strata: kind of each image, or None.
         config: what is rarely changed.
-        clusters: clusters of the same pictures if they were made before; None makes them.
+        clusters: clusters of the same images if they were made before; None makes them.
 
     Returns:
-        The same pictures whatever the order of ``ids`` among equals; fewer than wanted where only near-duplicates
+        The same images whatever the order of ``ids`` among equals; fewer than wanted where only near-duplicates
         are left, which ``num_missing`` says.
 
     Raises:
@@ -190,16 +193,16 @@ def select(
         MissingExtra: the clustering library is not installed.
     """
     config = config or SelectConfig()
-    if method not in METHODS:
-        raise InputError(f"no selection method {method!r}: there are {', '.join(METHODS)}")
+    if method not in SELECTION_METHODS:
+        raise InputError(f"no selection method {method!r}: there are {', '.join(SELECTION_METHODS)}")
     check_ids(ids)
     if len(ids) != len(embeddings_ND):
         raise CalibrationError(f"{len(ids)} names for {len(embeddings_ND)} embeddings")
     if not 1 <= budget <= len(ids):
-        raise InputError(f"a budget of {budget} pictures cannot be taken from {len(ids)}")
+        raise InputError(f"a budget of {budget} images cannot be taken from {len(ids)}")
     ties_N = id_keys(ids, config.seed)
     if method == "random":
-        return _plain(method, config, ids, np.argsort(ties_N)[:budget])
+        return _plain(method, config, ids, np.argsort(wide(ties_N))[:budget])
     if method == "kcentre":
         return _plain(method, config, ids, k_centre(embeddings_ND, budget, ties_N))
     if clusters is None:
@@ -212,7 +215,7 @@ def select(
             dim=config.dim,
         )
     elif len(clusters.labels_N) != len(ids):
-        raise CalibrationError(f"clusters of {len(clusters.labels_N)} pictures do not fit {len(ids)} names")
+        raise CalibrationError(f"clusters of {len(clusters.labels_N)} images do not fit {len(ids)} names")
     return _ranked(embeddings_ND, ids, budget, method, gradients_NE, ties_N, config, clusters)
 
 
@@ -248,13 +251,15 @@ def _ranked(
     good_N = np.full(len(ids), np.nan)
     if gradients_NE is not None:
         if len(gradients_NE) != len(ids):
-            raise CalibrationError(f"gradients of {len(gradients_NE)} pictures do not fit {len(ids)} names")
+            raise CalibrationError(f"gradients of {len(gradients_NE)} images do not fit {len(ids)} names")
         quality_N = quality(gradients_NE, weight=config.oscillation_weight)
         good_N = quality_rank(quality_N, clusters.labels_N, ties_N)
     elif method != "distance":
         raise CalibrationError(f"method {method!r} ranks gradients and was given none: record them, or use distance")
     scores = {"distance": near_N, "gradient": good_N, "dual": dual_rank(near_N, good_N, alpha=config.alpha)}
-    walk = _Walk(embeddings_ND, clusters, np.lexsort((ties_N, scores[method], clusters.labels_N)), config)
+    walk = _Walk(
+        embeddings_ND, clusters, np.lexsort((wide(ties_N), wide(scores[method]), wide(clusters.labels_N))), config
+    )
     rows_M = walk.choose(budget)
     return Selection(
         method=method,
@@ -274,7 +279,10 @@ def _ranked(
 
 @dataclass(slots=True)
 class _Walk:
-    """Walks down every cluster's ranking and keeps what is not near to anything kept before."""
+    """Walks down every cluster's ranking.
+
+    Keeps what is not near to anything kept before.
+    """
 
     embeddings_ND: np.ndarray
     clusters: Clusters
@@ -285,7 +293,7 @@ class _Walk:
     kept: list[list[np.ndarray]] = field(default_factory=list)
     """Unit vectors that were kept, in blocks, per cluster."""
     reach: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    """Largest distance of a kept picture to its centre, per cluster; negative where none is kept."""
+    """Largest distance of a kept image to its centre, per cluster; negative where none is kept."""
 
     def choose(self, budget: int) -> np.ndarray:
         sizes_K = self.clusters.sizes_K
@@ -297,14 +305,17 @@ class _Walk:
         while quotas_K.any():
             for label in np.flatnonzero(quotas_K):
                 next_K[label] = self._walk(int(label), int(next_K[label]), int(ends_K[label]), int(quotas_K[label]))
-            # what near-duplicates left open goes to clusters that still have pictures
+            # what near-duplicates left open goes to clusters that still have images
             left_K = ends_K - next_K
             weights_K = np.where(left_K > 0, sizes_K.astype(np.float64) ** self.config.gamma, 0.0)
             quotas_K = share_out(budget - len(self.rows), weights_K, limits=left_K)
         return np.array(self.rows, np.int64)
 
     def _walk(self, label: int, start: int, end: int, quota: int) -> int:
-        """Takes up to ``quota`` pictures of one cluster and gives the place where it stopped."""
+        """Takes up to ``quota`` images of one cluster.
+
+        Returns the place where it stopped.
+        """
         place = start
         while quota and place < end:
             rows_B = self.order_N[place : min(place + _BLOCK, end)]
@@ -321,12 +332,12 @@ class _Walk:
     def _distinct(self, label: int, rows_B: np.ndarray, quota: int, cosine: float) -> tuple[list[int], int]:
         """Places of a block that are kept, and how many of the block were looked at."""
         # a mapped matrix is read forwards
-        forwards = np.argsort(rows_B)
+        forwards = np.argsort(wide(rows_B))
         raw_BD = np.empty((len(rows_B), self.embeddings_ND.shape[1]), np.float32)
         raw_BD[forwards] = self.embeddings_ND[rows_B[forwards]]
         unit_BD = unit_rows(raw_BD)
         if self.config.centred:
-            # a picture at the mean has no direction and is nobody's near-duplicate
+            # an image at the mean has no direction and is nobody's near-duplicate
             unit_BD = unit_BD - self.clusters.projection.mean_D
             unit_BD /= np.maximum(np.linalg.norm(unit_BD, axis=1, keepdims=True), 1e-12)
         near_B = self._near(raw_BD, unit_BD, cosine)
@@ -345,7 +356,7 @@ class _Walk:
         return keep, used
 
     def _near(self, raw_BD: np.ndarray, unit_BD: np.ndarray, cosine: float) -> np.ndarray:
-        """Which candidates are near to a picture that was kept before, in any cluster."""
+        """Which candidates are near to an image that was kept before, in any cluster."""
         close_K = self.reach >= 0.0
         if not self.config.centred:
             close_K &= self._within_reach(raw_BD, cosine)
@@ -356,7 +367,10 @@ class _Walk:
         return near_B
 
     def _within_reach(self, raw_BD: np.ndarray, cosine: float) -> np.ndarray:
-        """Clusters that may hold a near-duplicate; around the mean lengths differ and none could be ruled out."""
+        """Clusters that may hold a near-duplicate.
+
+        Around the mean lengths differ and none could be ruled out.
+        """
         # the projection shortens distances, so a near-duplicate of a candidate lies within this much of it, and
         # its centre within that centre's reach more: all other clusters are passed over
         gap = math.sqrt(2.0 * (1.0 - cosine)) + 1e-4
@@ -370,13 +384,15 @@ class _Walk:
 
 
 def k_centre(embeddings_ND: np.ndarray, budget: int, ties_N: np.ndarray) -> np.ndarray:
-    """Greedy k-centre (Gonzalez 1985): each next picture is the one farthest from all chosen, by cosine.
+    """Greedy k-centre (Gonzalez 1985).
 
-    Takes one pass over the pool a picture; a baseline for pools of thousands, not of millions.
+    Each next image is the one farthest from all chosen, by cosine.
+
+    Takes one pass over the pool an image; a baseline for pools of thousands, not of millions.
 
     Args:
-        embeddings_ND: one vector a picture.
-        budget: pictures wanted.
+        embeddings_ND: one vector per image.
+        budget: images wanted.
         ties_N: the smallest is taken first.
 
     Returns:
@@ -386,7 +402,7 @@ def k_centre(embeddings_ND: np.ndarray, budget: int, ties_N: np.ndarray) -> np.n
         CalibrationError: a vector that holds NaN, infinity or only zeros.
     """
     nearest_N = np.full(len(embeddings_ND), -np.inf)
-    first_last = np.argsort(ties_N)
+    first_last = np.argsort(wide(ties_N))
     chosen = [int(first_last[0])]
     while True:
         centre_D = unit_rows(embeddings_ND[chosen[-1:]])[0]
@@ -398,4 +414,4 @@ def k_centre(embeddings_ND: np.ndarray, budget: int, ties_N: np.ndarray) -> np.n
         chosen.append(int(first_last[nearest_N[first_last].argmin()]))
 
 
-__all__ = ["METHODS", "SELECTION_VERSION", "SelectConfig", "Selection", "k_centre", "parse_budget", "select"]
+__all__ = ["SELECTION_METHODS", "SELECTION_VERSION", "SelectConfig", "Selection", "k_centre", "parse_budget", "select"]

@@ -1,4 +1,6 @@
-"""Which frames calibrate: NamedFrame, CalibrationSet, and the declared sets of the package.
+"""Which frames calibrate.
+
+NamedFrame, CalibrationSet, and the declared sets of the package.
 
 A set is a list of names and hashes, never pixels, so it can stand in a bundle; its ``id`` is the
 hash of all of it, order included. A declaration (``sets/*.toml``) says how a set is drawn from a
@@ -20,6 +22,7 @@ from tinyusfm_calibration.leakage import check_leakage
 from tinyusfm_runtime.errors import CalibrationError, InputError
 from tinyusfm_runtime.frame import Frame
 from tinyusfm_runtime.phantom import make_phantom
+from tinyusfm_runtime.strict_json import check_values, refusing
 
 SET_VERSION = 1
 """Version of the JSON that ``CalibrationSet.to_json`` writes."""
@@ -36,7 +39,7 @@ class NamedFrame:
 
     Attributes:
         id: name inside its source, such as a table's file column or ``phantom:7``.
-        frame: the picture.
+        frame: the image.
         sha256: hash of the file it came from, hex; empty if it came from no file.
         stratum: kind of frame, such as a label or a device; sets are drawn evenly from the strata.
         group: patient or examination; at most one frame of a group enters a drawn set.
@@ -50,12 +53,15 @@ class NamedFrame:
 
     @property
     def hashes(self) -> frozenset[str]:
-        """All hashes this picture is known by: of its pixels and, if any, of its file."""
+        """All hashes this image is known by: of its pixels and, if any, of its file."""
         return frozenset({pixels_sha256(self.frame)} | ({self.sha256} if self.sha256 else set()))
 
 
 def pixels_sha256(frame: Frame) -> str:
-    """Hash of what a frame shows: format, range, shape and pixels; spacing and time stamps left out."""
+    """Hash of what a frame shows: format, range, shape and pixels.
+
+    Spacing and time stamps left out.
+    """
     head = f"{frame.pixel_format.value}|{frame.video_range.value}|{frame.pixels.shape}|"
     return hashlib.sha256(head.encode() + np.ascontiguousarray(frame.pixels).tobytes()).hexdigest()
 
@@ -87,7 +93,7 @@ class CalibrationSet:
             CalibrationError: columns of different length or another version.
         """
         if self.version != SET_VERSION:
-            raise CalibrationError(f"calibration set version {self.version} is not {SET_VERSION}: write it anew")
+            raise CalibrationError(f"calibration set version {self.version} is not {SET_VERSION}: write it again")
         if len({len(self.ids), len(self.pixels_sha256), len(self.file_sha256), len(self.strata)}) != 1:
             raise CalibrationError(f"calibration set {self.name!r} has columns of different length")
 
@@ -108,6 +114,7 @@ class CalibrationSet:
         return {**plain, "id": self.id}
 
     @classmethod
+    @refusing("the calibration set", CalibrationError)
     def from_json(cls, data: dict[str, Any]) -> CalibrationSet:
         """Reads what ``to_json`` wrote.
 
@@ -115,7 +122,7 @@ class CalibrationSet:
             CalibrationError: unknown or missing keys, or an id that is not the hash of the rest.
         """
         wanted = {f.name for f in fields(cls)} | {"id"}
-        if not isinstance(data, dict) or set(data) != wanted:
+        if set(data) != wanted:
             raise CalibrationError(f"calibration set has unknown or missing keys {sorted(set(data) ^ wanted)}")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "id"}
         found = cls(**values)
@@ -214,8 +221,8 @@ def load_declaration(name: str) -> SetDeclaration:
     if not path.is_file() or (path.parent == _DECLARATIONS and path.stem not in declared_names()):
         raise InputError(f"no calibration set {name!r}: declared are {', '.join(declared_names())}")
     try:
-        return SetDeclaration(name=path.stem, **tomllib.loads(path.read_text(encoding="utf-8")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError) as error:
+        return SetDeclaration(name=path.stem, **check_values(tomllib.loads(path.read_text(encoding="utf-8"))))
+    except (ValueError, TypeError, RecursionError, OSError) as error:
         raise InputError(f"calibration set {path.name}: {error}") from error
 
 
