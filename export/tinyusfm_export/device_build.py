@@ -1,4 +1,6 @@
-"""``build``: a bundle's TensorRT engines made on the device they run on, and the gate completed there.
+"""``build``: TensorRT engines of a bundle, made on their device.
+
+The gate is completed there.
 
 For every TensorRT artefact: the engine comes out of the cache, out of the bundle or is built; it is loaded as a session
 loads it; the golden frames are judged against the PyTorch reference stored in the bundle, by the gate of the export;
@@ -13,21 +15,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tinyusfm_export.checked import compare_outputs
-from tinyusfm_export.engine_run import run_engine
-from tinyusfm_export.expected import Expected, stored_expectation
-from tinyusfm_export.gate import Gate
-from tinyusfm_export.parity import ParityReport
-from tinyusfm_export.verify import choose_artefacts
-from tinyusfm_runtime.bundle import Bundle
-from tinyusfm_runtime.cuda import Device, open_cuda
-from tinyusfm_runtime.device_engine import DeviceEngine, engine_key, ensure_engine, model_of
-from tinyusfm_runtime.engine import EngineConfig
-from tinyusfm_runtime.engine_cache import CachedEngine, EngineCache
+from tinyusfm_export.verify.artefact import compare_outputs
+from tinyusfm_export.verify.bundle import choose_artefacts
+from tinyusfm_export.verify.engine_run import run_engine
+from tinyusfm_export.verify.expected import Expected, stored_expectation
+from tinyusfm_export.verify.gate import Gate
+from tinyusfm_export.verify.parity import ParityReport
+from tinyusfm_runtime.bundle.manifest import Artefact
+from tinyusfm_runtime.bundle.reader import Bundle
+from tinyusfm_runtime.engines import EngineConfig
 from tinyusfm_runtime.engines.trt import Engine
+from tinyusfm_runtime.engines.trt.build import NOT_RUN, BuildFlags, Library, import_tensorrt
+from tinyusfm_runtime.engines.trt.cache import CachedEngine, EngineCache
+from tinyusfm_runtime.engines.trt.cuda import CudaDevice, open_cuda
+from tinyusfm_runtime.engines.trt.device import DeviceEngine, engine_key, ensure_engine, model_of
 from tinyusfm_runtime.errors import InputError
-from tinyusfm_runtime.manifest import Artefact
-from tinyusfm_runtime.trt_build import NOT_RUN, BuildFlags, Library, import_tensorrt
+from tinyusfm_runtime.graphs.onnx import check
 
 BUILD_VERSION = 1
 """Version of the JSON that ``BuildReport.to_json`` writes, and of gate records in the cache."""
@@ -79,11 +82,11 @@ class BuildReport:
         device: the GPU.
         library: TensorRT's edition and version.
         cache: where the engines stand.
-        builds: one an artefact, in the ladder's order.
+        builds: one per artefact, in the fallback's order.
     """
 
     bundle_id: str
-    device: Device
+    device: CudaDevice
     library: str
     cache: Path
     builds: tuple[ArtefactBuild, ...]
@@ -119,7 +122,7 @@ def build_bundle(
     rebuild: bool = False,
     precision: str | None = None,
     gate: Gate | None = None,
-    told: Progress | None = None,
+    progress: Progress | None = None,
 ) -> BuildReport:
     """Builds and judges every TensorRT artefact of a bundle on this device.
 
@@ -130,7 +133,7 @@ def build_bundle(
         rebuild: remove older engines, whatever state they are in.
         precision: only artefacts of this precision.
         gate: thresholds; None takes those each artefact was exported with.
-        told: progress.
+        progress: called with what is done and the share done.
 
     Raises:
         InputError: no such bundle, or it has no TensorRT artefact.
@@ -146,8 +149,7 @@ def build_bundle(
         raise InputError(f"the bundle has no tensorrt artefact, so there is nothing to build; it has: {there}")
     chosen = choose_artefacts(opened, ENGINE, precision)
     library, device = import_tensorrt(), open_cuda().device()
-    place, say = cache or EngineCache(), told or (lambda what, share: None)
-    expected = stored_expectation(opened)
+    place, say = cache or EngineCache(), progress or (lambda what, share: None)
     builds = []
     for number, artefact in enumerate(chosen):
 
@@ -156,6 +158,7 @@ def build_bundle(
 
         part("looking for an engine", 0.0)
         files = opened.artefact_files(artefact)
+        check(model_of(files), opened.manifest.spec.input, opened.manifest.spec)
         found = ensure_engine(
             files,
             artefact.precision,
@@ -164,10 +167,10 @@ def build_bundle(
             place,
             flags=flags or BuildFlags(),
             rebuild=rebuild,
-            told=lambda what, share, part=part: part(what, 0.8 * share),  # type: ignore[misc]
+            progress=lambda what, share, part=part: part(what, 0.8 * share),  # type: ignore[misc]
         )
         part("running the gate", 0.85)
-        limits = gate or _exported_gate(artefact)
+        limits, expected = gate or _exported_gate(artefact), stored_expectation(opened, artefact.reference)
         builds.append(_judge(opened, artefact, found, place, library, device, expected, limits))
     say("done", 1.0)
     return BuildReport(
@@ -185,7 +188,7 @@ def _judge(
     found: DeviceEngine,
     cache: EngineCache,
     library: Library,
-    device: Device,
+    device: CudaDevice,
     expected: Expected,
     gate: Gate,
 ) -> ArtefactBuild:
@@ -220,13 +223,19 @@ def _judge(
 def _record(
     cache: EngineCache, entry: CachedEngine, device: str, record: Mapping[str, Any], compiled: bytes
 ) -> CachedEngine:
-    """Writes the gate's outcome, and what the library compiled while loading, next to the engine."""
+    """Writes the gate's outcome next to the engine.
+
+    Also what the library compiled while loading.
+    """
     content = {"plan": entry.content["plan"], **({"runtime": compiled} if compiled else {})}
     return cache.store(replace(entry, gates={**entry.gates, device: dict(record)}), content)
 
 
 def _exported_gate(artefact: Artefact) -> Gate:
-    """The thresholds an artefact was exported with; the default ones where its report names none."""
+    """The thresholds an artefact was exported with.
+
+    The default ones where its report names none.
+    """
     limits = (artefact.gate or {}).get("limits")
     return Gate.from_json(limits) if isinstance(limits, Mapping) else Gate()
 

@@ -1,4 +1,6 @@
-"""Accuracy against latency: one target with ever more of the most expensive layers kept float, all measured in one run.
+"""Accuracy against latency: one target, all measured in one run.
+
+Ever more of the most expensive layers are kept float.
 
 Every point is a real artefact, built by its target, checked on the gate's frames in its own engine and timed in
 interleaved rounds with the others, so a slow phase of the machine hits all of them. It does not know bundles or plots.
@@ -14,16 +16,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinyusfm_calibration.ranges import Ranges
-from tinyusfm_export.checked import CheckedArtefact, Checks, build_checked
-from tinyusfm_export.decision import float_decision
-from tinyusfm_export.engine_run import open_engine
-from tinyusfm_export.parity import ParityReport
-from tinyusfm_export.ptq import PtqPolicy, decide
-from tinyusfm_export.sensitivity import Sensitivity, keep_most_expensive
-from tinyusfm_export.verdict import Samples, measure_interleaved
+from tinyusfm_export.quantize.decision import float_decision
+from tinyusfm_export.quantize.ptq import PtqPolicy, decide
+from tinyusfm_export.quantize.sensitivity import Sensitivity, keep_most_expensive
+from tinyusfm_export.verify.artefact import CheckedArtefact, Checks, build_checked
+from tinyusfm_export.verify.engine_run import open_engine
+from tinyusfm_export.verify.parity import ParityReport
+from tinyusfm_export.verify.verdict import Samples, measure_interleaved
+from tinyusfm_runtime.numerics.order import wide
 
 if TYPE_CHECKING:
-    from tinyusfm_export.graph import ExportGraph
+    from tinyusfm_export.graph.build import ExportGraph
 
 NUM_INPUTS = 8
 """Distinct inputs that the timed runs take turns with."""
@@ -52,7 +55,7 @@ class FrontierPoint:
 
     def percentile(self, percent: float) -> float:
         """Percentile of all samples, ms."""
-        return float(np.percentile([sample for part in self.samples_ms for sample in part], percent))
+        return float(np.percentile(wide([sample for part in self.samples_ms for sample in part]), percent))
 
     @property
     def accuracy(self) -> float:
@@ -112,19 +115,19 @@ def measure_frontier(
         policy: what is int8 otherwise.
         rounds: interleaved rounds.
         runs: timed runs a round.
-        progress: told how far it is.
+        progress: called with the step and the share done.
 
     Raises:
         CalibrationError, MissingExtra, UnsupportedError, EngineError: as in an export.
     """
-    told = progress or (lambda what, share: None)
+    progress = progress or (lambda what, share: None)
     built: dict[int, CheckedArtefact] = {}
     for number, count in enumerate(counts):
-        told(f"building {target} with {count} float layers", 0.8 * number / (len(counts) + 1))
+        progress(f"building {target} with {count} float layers", 0.8 * number / (len(counts) + 1))
         decision = decide(graph, "int8", ranges, policy=keep_most_expensive(sensitivity, count, policy))
         built[count] = build_checked(target, graph, decision, checks, with_tolerance=False)
     built[-1] = build_checked(target, graph, float_decision("fp32"), checks, with_tolerance=False)
-    told("timing side by side", 0.8)
+    progress("timing side by side", 0.8)
     with ExitStack() as stack:
         runners = {
             str(count): stack.enter_context(

@@ -14,14 +14,14 @@ from __future__ import annotations
 from importlib import metadata
 from pathlib import Path
 
-from tinyusfm_export.decision import QuantDecision
-from tinyusfm_export.graph import ExportGraph
-from tinyusfm_export.onnx_int8 import ort_onnx
-from tinyusfm_export.onnx_writer import FloatForm, save_checked, write_onnx
-from tinyusfm_export.target import BuiltArtefact, Requirements
+from tinyusfm_export.graph.build import ExportGraph
+from tinyusfm_export.onnx_files.int8 import ort_onnx
+from tinyusfm_export.onnx_files.writer import FloatForm, save_checked, write_onnx
+from tinyusfm_export.quantize.decision import QuantDecision
+from tinyusfm_export.targets import BuiltArtefact, Requirements
+from tinyusfm_runtime.device.machine import machine_card
 from tinyusfm_runtime.errors import UnsupportedError
-from tinyusfm_runtime.machine import machine_card
-from tinyusfm_runtime.plugins import Probe
+from tinyusfm_runtime.plugins import Availability
 
 MODEL_FILE = "model.onnx"
 """The one file of an artefact."""
@@ -34,15 +34,19 @@ _FORMS = {
 }
 
 
-def probe() -> Probe:
+PRUNES = True
+"""It writes graphs that were pruned to a sector."""
+
+
+def available() -> Availability:
     """Tells whether ONNX files can be written here; never raises."""
     try:
         import onnx
     except ImportError:
-        return Probe(works=False, reason="onnx is not installed", extra="export")
+        return Availability(usable=False, reason="onnx is not installed", extra="export")
     except Exception as error:  # a broken installation may raise anything
-        return Probe(works=False, reason=f"onnx is broken: {type(error).__name__}", extra="export")
-    return Probe(works=True, reason=f"onnx {onnx.__version__}, for onnxruntime {_version()}", extra="export")
+        return Availability(usable=False, reason=f"onnx is broken: {type(error).__name__}", extra="export")
+    return Availability(usable=True, reason=f"onnx {onnx.__version__}, for onnxruntime {_version()}", extra="export")
 
 
 class Target:
@@ -81,4 +85,4 @@ def _version() -> str:
         return "not installed"
 
 
-__all__ = ["LIBRARY", "MODEL_FILE", "Target", "probe"]
+__all__ = ["LIBRARY", "MODEL_FILE", "PRUNES", "Target", "available"]

@@ -21,15 +21,16 @@ from typing import Any
 
 import numpy as np
 
-from tinyusfm_export.decision import QuantDecision, TensorQuant
-from tinyusfm_export.graph import ExportGraph
-from tinyusfm_export.onnx_writer import as_array
-from tinyusfm_export.ptq import natural_grid, quantize_weight, rounded_weight, symmetric_grid
-from tinyusfm_export.target import BuiltArtefact, Requirements
-from tinyusfm_runtime.engines.ov import import_openvino
+from tinyusfm_export.graph.build import ExportGraph
+from tinyusfm_export.graph.net import as_array
+from tinyusfm_export.onnx_files.writer import write_onnx
+from tinyusfm_export.quantize.decision import QuantDecision, TensorQuant
+from tinyusfm_export.quantize.ptq import natural_grid, quantize_weight, rounded_weight, symmetric_grid
+from tinyusfm_export.targets import BuiltArtefact, Requirements
+from tinyusfm_runtime.device.machine import machine_card
+from tinyusfm_runtime.engines.ov import import_openvino, library_version
 from tinyusfm_runtime.errors import MissingExtra, OutputError, UnsupportedError
-from tinyusfm_runtime.machine import machine_card
-from tinyusfm_runtime.plugins import Probe
+from tinyusfm_runtime.plugins import Availability
 
 XML_FILE, BIN_FILE = "model.xml", "model.bin"
 """The two files of an artefact."""
@@ -38,7 +39,11 @@ LIBRARY = "openvino"
 _REST = {"f32": "float32", "bf16": "bfloat16"}
 
 
-def probe() -> Probe:
+PRUNES = True
+"""It writes graphs that were pruned to a sector."""
+
+
+def available() -> Availability:
     """Tells whether OpenVINO files can be written here; never raises."""
     try:
         openvino = import_openvino()
@@ -46,10 +51,12 @@ def probe() -> Probe:
     except ImportError as error:
         missing = str(error.name or "openvino").split(".")[0]
         extra = "export" if missing == "onnx" else "openvino"
-        return Probe(works=False, reason=f"{missing} is not installed", extra=extra)
+        return Availability(usable=False, reason=f"{missing} is not installed", extra=extra)
     except Exception as error:  # a broken installation may raise anything
-        return Probe(works=False, reason=f"openvino is broken: {type(error).__name__}", extra="openvino")
-    return Probe(works=True, reason=f"openvino {_version(openvino)}, onnx {onnx.__version__}", extra="openvino")
+        return Availability(usable=False, reason=f"openvino is broken: {type(error).__name__}", extra="openvino")
+    return Availability(
+        usable=True, reason=f"openvino {library_version(openvino)}, onnx {onnx.__version__}", extra="openvino"
+    )
 
 
 class Target:
@@ -68,7 +75,7 @@ class Target:
         except ImportError as error:
             raise MissingExtra("target openvino", LIBRARY, "openvino") from error
         try:
-            model = openvino.Core().read_model(graph.onnx_bytes)
+            model = openvino.Core().read_model(write_onnx(graph))
             insert_int8(model, graph, decision)
         except RuntimeError as error:  # openvino raises nothing more precise
             raise UnsupportedError(f"OpenVINO cannot express the model: {str(error).splitlines()[0]}") from error
@@ -77,13 +84,15 @@ class Target:
             form=_form(decision),
             rest_precision=decision.rest_precision,
             requirements=Requirements(
-                cpu_features=machine_card().features, library=LIBRARY, library_version=_version(openvino)
+                cpu_features=machine_card().features, library=LIBRARY, library_version=library_version(openvino)
             ),
         )
 
 
 def insert_int8(model: Any, graph: ExportGraph, decision: QuantDecision) -> None:
-    """Writes the decision into an ``openvino.Model`` that was read from the graph's ONNX, in place.
+    """Writes the decision into an ``openvino.Model``, in place.
+
+    The model was read from the graph's ONNX.
 
     Args:
         model: the model.
@@ -98,17 +107,20 @@ def insert_int8(model: Any, graph: ExportGraph, decision: QuantDecision) -> None
         if quant.mode == "dynamic":
             raise UnsupportedError(f"OpenVINO takes static ranges only, {name!r} is dynamic: calibrate it")
         if name not in graph.linear_inputs:
-            raise UnsupportedError(f"the decision names {name!r}, which this graph has not: decide anew")
+            raise UnsupportedError(f"the decision names {name!r}, which this graph has not: decide again")
         layer = graph.linear_inputs[name]
         _insert_layer(operations, layer, graph.module.get_submodule(layer), quant, decision.weight_limit)
     model.validate_nodes_and_infer_types()
 
 
 def _insert_layer(operations: dict[str, Any], path: str, layer: Any, quant: TensorQuant, weight_limit: int) -> None:
-    """Replaces one product by FakeQuantize, int8 weights and the same product, and corrects the bias."""
+    """Replaces one product by its int8 form and corrects the bias.
+
+    The form is FakeQuantize, int8 weights and the same product.
+    """
     op = import_openvino().opset13
     weight = as_array(layer.weight)
-    codes, scales = quantize_weight(weight, limit=min(weight_limit, _weight_limit()))
+    codes, scales = quantize_weight(weight, limit=min(weight_limit, cpu_weight_limit()))
     old = operations[f"{path}/matmul" if weight.ndim == 2 else f"{path}/WithoutBiases"]
     padded = weight.ndim == 4 and any(layer.padding)
     source, low = _fake_quantize(op, old.input_value(0), quant, shift=not padded)
@@ -125,13 +137,21 @@ def _insert_layer(operations: dict[str, Any], path: str, layer: Any, quant: Tens
     _replace(op, operations.get(f"{path}/bias" if weight.ndim == 2 else path), old, new, layer, low * sums)
 
 
-def written_weight(weight: np.ndarray, decision: QuantDecision) -> np.ndarray:
-    """What a weight is after rounding: as wide as this CPU multiplies without overflow (see bias_shift.py)."""
-    return rounded_weight(weight, min(decision.weight_limit, _weight_limit()))
+def written_weight(weight: np.ndarray, decision: QuantDecision, *, limit: int | None = None) -> np.ndarray:
+    """What a weight is after rounding (see bias_shift.py).
+
+    Args:
+        weight: float32.
+        decision: whose own limit holds too.
+        limit: largest code, or None for what this CPU multiplies without overflow.
+    """
+    return rounded_weight(weight, min(decision.weight_limit, cpu_weight_limit() if limit is None else limit))
 
 
-def _weight_limit() -> int:
-    """Largest weight code that OpenVINO's kernels multiply without overflow on this CPU.
+def cpu_weight_limit() -> int:
+    """Largest weight code that does not overflow on this CPU.
+
+    In the products of OpenVINO's kernels.
 
     Without 8-bit dot products they add two products in 16 bits, which saturates; 7-bit weights cannot reach that.
     """
@@ -139,7 +159,10 @@ def _weight_limit() -> int:
 
 
 def _fake_quantize(op: Any, source: Any, quant: TensorQuant, *, shift: bool) -> tuple[Any, float]:
-    """FakeQuantize on a product's input, and how much lower its output lies than its input."""
+    """FakeQuantize on a product's input, and the mean shift it brings.
+
+    The shift is how much lower its output lies than its input.
+    """
     grid = natural_grid(quant)
     if grid.zero != 0 and not grid.signed and not shift:
         # padding inserts zeros behind the shift, so a padded convolution keeps zero where it is
@@ -151,7 +174,10 @@ def _fake_quantize(op: Any, source: Any, quant: TensorQuant, *, shift: bool) -> 
 
 
 def _replace(op: Any, add: Any, old: Any, new: Any, layer: Any, correction: np.ndarray) -> None:
-    """Puts ``new`` in the old product's place and adds the correction to the bias behind it."""
+    """Puts ``new`` in the old product's place.
+
+    The correction is added to the bias behind it.
+    """
     bias = np.zeros(len(correction)) if layer.bias is None else as_array(layer.bias).astype(np.float64)
     value = (bias + correction).astype(np.float32)
     value = value.reshape((1, -1, 1, 1)) if as_array(layer.weight).ndim == 4 else value
@@ -164,7 +190,9 @@ def _replace(op: Any, add: Any, old: Any, new: Any, layer: Any, correction: np.n
 
 
 def _save(openvino: Any, model: Any, out: Path, *, half: bool) -> tuple[Path, Path]:
-    """Writes the two files; names that OpenVINO numbers per process are replaced first, so that bytes repeat.
+    """Writes the two files.
+
+    Names that OpenVINO numbers per process are replaced first, so that bytes repeat.
 
     OpenVINO creates missing folders and does not notice a full disk, so the folder is checked before and the files
     are read back after.
@@ -199,8 +227,14 @@ def _form(decision: QuantDecision) -> str:
     return f"float16 storage, computed in {rest}" + (" on a CPU" if rest == "float32" else "")
 
 
-def _version(openvino: Any) -> str:
-    return str(openvino.__version__).split("-", 1)[0]
-
-
-__all__ = ["BIN_FILE", "LIBRARY", "XML_FILE", "Target", "insert_int8", "probe", "written_weight"]
+__all__ = [
+    "BIN_FILE",
+    "LIBRARY",
+    "PRUNES",
+    "XML_FILE",
+    "Target",
+    "available",
+    "cpu_weight_limit",
+    "insert_int8",
+    "written_weight",
+]

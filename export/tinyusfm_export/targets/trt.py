@@ -1,4 +1,6 @@
-"""Target ``tensorrt``: one strongly typed ONNX that every TensorRT builds its engine from, where it runs.
+"""Target ``tensorrt``: one strongly typed ONNX.
+
+Every TensorRT builds its engine from it, where it runs.
 
 * fp32: the graph as it is, TF32 off; fp16: explicit casts, LayerNorm, softmax and means in float32 (onnx_half.py);
   int8: explicit symmetric Q/DQ on inputs and weights, biases in float, the rest in FP16 whatever the decision says of
@@ -16,21 +18,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tinyusfm_export.decision import QuantDecision
-from tinyusfm_export.graph import ExportGraph
-from tinyusfm_export.onnx_half import half_onnx
-from tinyusfm_export.onnx_half import half_weight as written_weight
-from tinyusfm_export.onnx_int8 import qdq_onnx
-from tinyusfm_export.onnx_writer import save_checked, write_onnx
-from tinyusfm_export.target import BuiltArtefact, Requirements
-from tinyusfm_runtime.device_engine import MODEL_FILE, model_of, prebuilt_name
-from tinyusfm_runtime.engine import EngineConfig
-from tinyusfm_runtime.engines import ort
+from tinyusfm_export.graph.build import ExportGraph
+from tinyusfm_export.onnx_files.half import half_onnx
+from tinyusfm_export.onnx_files.half import half_weight as written_weight
+from tinyusfm_export.onnx_files.int8 import qdq_onnx
+from tinyusfm_export.onnx_files.writer import save_checked, write_onnx
+from tinyusfm_export.quantize.decision import QuantDecision
+from tinyusfm_export.targets import BuiltArtefact, Requirements
+from tinyusfm_runtime.engines import EngineConfig, ort
 from tinyusfm_runtime.engines.ort import import_onnxruntime
-from tinyusfm_runtime.errors import EdgeError, MissingExtra, UnsupportedError
-from tinyusfm_runtime.plugins import Probe
-from tinyusfm_runtime.spec import ModelSpec
-from tinyusfm_runtime.trt_build import (
+from tinyusfm_runtime.engines.trt.build import (
     NOT_RUN,
     BuildFlags,
     Progress,
@@ -40,6 +37,11 @@ from tinyusfm_runtime.trt_build import (
     import_tensorrt,
     parse,
 )
+from tinyusfm_runtime.engines.trt.cache import CACHE_SUFFIX, timing_content
+from tinyusfm_runtime.engines.trt.device import MODEL_FILE, TIMING_SUFFIX, model_of, prebuilt_name
+from tinyusfm_runtime.errors import EdgeError, InputError, MissingExtra, TamperedError, UnsupportedError
+from tinyusfm_runtime.plugins import Availability
+from tinyusfm_runtime.spec import ModelSpec
 
 PENDING = "engine not yet verified on its GPU: run `tinyusfm-edge build BUNDLE` there"
 """What an artefact waits for."""
@@ -50,27 +52,36 @@ _FORMS = {
 }
 
 
-def probe() -> Probe:
-    """Tells whether TensorRT's ONNX can be written, parsed and judged here; never raises."""
+PRUNES = True
+"""It writes graphs that were pruned to a sector."""
+
+
+def available() -> Availability:
+    """Tells whether TensorRT's ONNX can be written, parsed and judged here.
+
+    Never raises.
+    """
     try:
         library = import_tensorrt()
         import onnx
 
         onnxruntime = import_onnxruntime()
     except MissingExtra as error:
-        return Probe(works=False, reason=f"{error.library} is not installed", extra="tensorrt")
+        return Availability(usable=False, reason=f"{error.library} is not installed", extra="tensorrt")
     except ImportError as error:
         missing = str(error.name or "onnx").split(".")[0]
         extra = "export" if missing == "onnx" else "onnxruntime"
-        return Probe(works=False, reason=f"{missing} is not installed", extra=extra)
+        return Availability(usable=False, reason=f"{missing} is not installed", extra=extra)
     except EdgeError as error:
-        return Probe(works=False, reason=str(error), extra="tensorrt")
+        return Availability(usable=False, reason=str(error), extra="tensorrt")
     except Exception as error:  # a broken installation may raise anything
-        return Probe(works=False, reason=f"onnx or onnxruntime is broken: {type(error).__name__}", extra="export")
+        return Availability(
+            usable=False, reason=f"onnx or onnxruntime is broken: {type(error).__name__}", extra="export"
+        )
     found = (
         f"{library.name} {library.version}, onnx {onnx.__version__}, judged by onnxruntime {onnxruntime.__version__}"
     )
-    return Probe(works=True, reason=f"{found}; {NOT_RUN}", extra="tensorrt")
+    return Availability(usable=True, reason=f"{found}; {NOT_RUN}", extra="tensorrt")
 
 
 class Target:
@@ -107,7 +118,9 @@ class Target:
 
 
 class StandIn(ort.Engine):
-    """The ONNX itself in ONNX Runtime with graph optimisation off: Q, DQ and casts are computed as they stand.
+    """The ONNX itself in ONNX Runtime with graph optimisation off.
+
+    Q, DQ and casts are computed as they stand.
 
     FP16 operators that ONNX Runtime has no CPU kernel for are computed in float32 between their casts. It judges the
     file; what TensorRT's kernels make of it is judged on the device.
@@ -127,7 +140,7 @@ class StandIn(ort.Engine):
 
 
 def build_ahead(
-    files: Mapping[str, bytes], precision: str, capabilities: Sequence[str], told: Progress | None = None
+    files: Mapping[str, bytes], precision: str, capabilities: Sequence[str], progress: Progress | None = None
 ) -> dict[str, bytes]:
     """Engines for named compute capabilities, built without a GPU; they have not run.
 
@@ -135,7 +148,7 @@ def build_ahead(
         files: the artefact's files.
         precision: fp32, fp16 or int8.
         capabilities: such as ``8.6``.
-        told: progress.
+        progress: called with what is done and the share done.
 
     Returns:
         File name -> engine.
@@ -152,11 +165,38 @@ def build_ahead(
     for number, capability in enumerate(capabilities):
         network = parse(library, model_of(files))
         check_types(network, precision)
-        if told is not None:
-            told(f"building {precision} ahead of time for compute capability {capability}", number / len(capabilities))
+        if progress is not None:
+            progress(
+                f"building {precision} ahead of time for compute capability {capability}", number / len(capabilities)
+            )
         plan, _ = build_plan(library, network, BuildFlags(), compute_capabilities=(capability,))
         engines[prebuilt_name(library, capability)] = plan
     return engines
+
+
+def timing_files(caches: Sequence[Path]) -> dict[str, bytes]:
+    """Timing caches of devices, as files of an artefact.
+
+    Args:
+        caches: files of the folder ``timing`` in a device's engine cache.
+
+    Returns:
+        File name -> what the device measured.
+
+    Raises:
+        InputError: a file cannot be read, has another suffix, or is not as the device wrote it.
+    """
+    found = {}
+    for place in caches:
+        if place.suffix != CACHE_SUFFIX:
+            raise InputError(f"{place} is no timing cache: give a {CACHE_SUFFIX} file of a device's folder timing")
+        try:
+            found[f"{place.stem}{TIMING_SUFFIX}"] = timing_content(place.read_bytes())
+        except OSError as error:
+            raise InputError(f"the timing cache {place} cannot be read: {error.strerror or error}") from error
+        except TamperedError as error:
+            raise InputError(f"{place}: {error}") from error
+    return found
 
 
 def check_ahead(capabilities: Sequence[str]) -> None:
@@ -170,4 +210,14 @@ def check_ahead(capabilities: Sequence[str]) -> None:
     check_capabilities(import_tensorrt(), tuple(capabilities))
 
 
-__all__ = ["PENDING", "StandIn", "Target", "build_ahead", "check_ahead", "probe", "written_weight"]
+__all__ = [
+    "PENDING",
+    "PRUNES",
+    "StandIn",
+    "Target",
+    "available",
+    "build_ahead",
+    "check_ahead",
+    "timing_files",
+    "written_weight",
+]

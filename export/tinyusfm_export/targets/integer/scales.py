@@ -1,0 +1,233 @@
+"""Real numbers to the integer engine's parameters.
+
+Multipliers, shifts, biases and tables.
+
+Every function here works in float64 and rounds once. What comes out is checked against overflow when it is written, by
+the same proofs that the engine makes when it reads the file. It does not know the graph.
+
+Shapes: O outputs, I inputs of a layer; S heads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from tinyusfm_export.quantize.ptq import quantize_weight
+from tinyusfm_runtime.engines.integer.arithmetic import EXPONENT_BITS
+from tinyusfm_runtime.errors import UnsupportedError
+
+CODE_BITS = 6
+"""Bits of the last shift in front of 8-bit codes: fine enough, and saturation at 16 bits lies beyond all codes."""
+LOG2_E = 1.0 / math.log(2.0)
+"""Natural logarithm to binary."""
+_LIMIT = 2**31 - 2**17
+"""Of an accumulator, with room for the rounding terms."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """How integers stand for numbers: value = scale (integer - zero).
+
+    Attributes:
+        scale: of one step.
+        zero: integer of the value 0.
+        wide: 16 bits signed instead of uint8 codes.
+    """
+
+    scale: float
+    zero: int = 0
+    wide: bool = False
+
+    @property
+    def largest(self) -> int:
+        """Widest magnitude that a product has to bear."""
+        return 2**15 if self.wide else 255
+
+
+def fraction_bits(largest: float, *, reach: float = 32767.0, margin: float = 1.1) -> int:
+    """Most fraction bits with which values up to a magnitude fit, 0 .. 30.
+
+    Args:
+        largest: magnitude seen in calibration.
+        reach: integers up to this one.
+        margin: how much further later frames may go.
+    """
+    return max(0, min(30, math.floor(math.log2(reach / max(largest * margin, 1e-6)))))
+
+
+def split_factor(ratio: float, bits: int) -> tuple[int, int]:
+    """A ratio as shift and 15-bit multiplier.
+
+    ratio = multiplier 2^-15 2^-shift 2^-bits
+
+    Args:
+        ratio: positive.
+        bits: of the last shift.
+
+    Raises:
+        UnsupportedError: the ratio is so large that the shift would go left.
+    """
+    mantissa, exponent = math.frexp(ratio)
+    shift, factor = -exponent - bits, round(mantissa * 2**15)
+    if shift < 0:
+        raise UnsupportedError(f"a layer's values are {ratio:.3g} times too coarse for their target: calibrate again")
+    if shift > 31:
+        shift, factor = 31, round(ratio * 2.0 ** (15 + 31 + bits))
+    return shift, min(factor, 2**15 - 1)
+
+
+def last_shift(ratios: np.ndarray, most: int) -> int:
+    """Bits of the last shift: at most ``most``.
+
+    So few that no first shift goes left.
+    """
+    return max(0, min(most, min(-math.frexp(float(ratio))[1] for ratio in ratios)))
+
+
+def scaled_layer(
+    weight_OI: np.ndarray, bias_O: np.ndarray, takes: Step, step_O: np.ndarray, *, most: int, limit: int
+) -> tuple[dict[str, np.ndarray], int]:
+    """Parameters of a linear or a convolution.
+
+    Args:
+        weight_OI: float, output channels first, any further axes.
+        bias_O: float.
+        takes: its input.
+        step_O: what one step of every output is worth.
+        most: bits of the last shift at most.
+        limit: largest weight code.
+
+    Returns:
+        ``weight``, ``bias``, ``shift`` and ``factor``, and the bits of the last shift.
+    """
+    codes, scales = quantize_weight(np.asarray(weight_OI, np.float32), limit=limit)
+    step_O = np.broadcast_to(np.asarray(step_O, np.float64), (len(codes),))
+    bias_O = np.asarray(bias_O, np.float64)
+    unit_O = takes.scale * scales.astype(np.float64)
+    empty_O = ~codes.reshape(len(codes), -1).any(1)
+    unit_O[empty_O] = step_O[empty_O] * 2.0**-12
+    codes, unit_O = _make_room(codes, np.asarray(weight_OI, np.float64), bias_O, takes, unit_O)
+    sums_O = codes.reshape(len(codes), -1).astype(np.int64).sum(1)
+    bits = last_shift(unit_O / step_O, most)
+    pairs = [split_factor(float(ratio), bits) for ratio in unit_O / step_O]
+    shift_O = np.array([shift for shift, _ in pairs], np.int64)
+    whole_O = np.rint(bias_O / unit_O).astype(np.int64) - takes.zero * sums_O + (np.left_shift(1, shift_O) >> 1)
+    return {
+        "weight": codes,
+        "bias": whole_O.astype("<i4"),
+        "shift": shift_O.astype("i1"),
+        "factor": np.array([factor for _, factor in pairs], "<i2"),
+    }, bits
+
+
+def _make_room(
+    codes: np.ndarray, weight: np.ndarray, bias_O: np.ndarray, takes: Step, unit_O: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Coarser weights in the rows whose accumulators could leave 32 bits."""
+    codes, unit_O = codes.copy(), unit_O.copy()
+    for row in range(len(codes)):
+        while True:
+            size = np.abs(codes[row].astype(np.int64)).sum() * takes.largest * (2 if takes.zero else 1)
+            if size + abs(bias_O[row] / unit_O[row]) < _LIMIT:
+                break
+            unit_O[row] *= 2.0
+            codes[row] = np.rint(weight[row] * takes.scale / unit_O[row])
+    return codes, unit_O
+
+
+def gelu_table(source: Step, target: Step) -> np.ndarray:
+    """Codes in front of a GELU to codes behind it: uint8 (256,)."""
+    values = source.scale * (np.arange(256) - source.zero)
+    gelu = np.array([0.5 * value * (1.0 + math.erf(value / math.sqrt(2.0))) for value in values])
+    return np.clip(np.rint(gelu / target.scale) + target.zero, 0, 255).astype(np.uint8)
+
+
+def softmax_factors(scale_S: np.ndarray) -> dict[str, np.ndarray]:
+    """Factors that turn a score's distance from the largest into an exponent.
+
+    The exponent is binary, with ten fraction bits.
+
+    Args:
+        scale_S: what one step of a head's scores is worth, in natural units.
+    """
+    found = [math.frexp(float(scale) * LOG2_E * 2**EXPONENT_BITS) for scale in scale_S]
+    return {
+        "left": np.array([max(exponent, 0) for _, exponent in found], "i1"),
+        "right": np.array([min(max(-exponent, 0), 20) for _, exponent in found], "i1"),
+        "factor": np.array([min(round(m * 2**15), 2**15 - 1) for m, _ in found], "<i2"),
+    }
+
+
+def plain_factors(ratios: np.ndarray, fixed: int) -> tuple[np.ndarray, int]:
+    """Multipliers without a first shift: ratio = factor 2^-15 2^-bits 2^fixed.
+
+    Args:
+        ratios: positive.
+        fixed: fraction bits that the values already have.
+
+    Returns:
+        int16 multipliers, and the bits of the last shift: as many as fit, at most CODE_BITS.
+    """
+    bits = CODE_BITS
+    while bits > 0 and float(ratios.max()) * 2.0 ** (15 + bits - fixed) > 32767.0:
+        bits -= 1
+    factors = np.rint(ratios * 2.0 ** (15 + bits - fixed))
+    return np.clip(factors, 0, 2**15 - 1).astype("<i2"), bits
+
+
+def dropped_bits(tokens: int) -> int:
+    """Bits that a softmax drops so that sums over all tokens fit 32 bits."""
+    return next(drop for drop in range(7) if tokens * (32767 >> drop) * 128 + 2**20 < 2**31)
+
+
+def half_pixel_axis(size: int, out: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """One axis of a bilinear resize with half-pixel centres and clamped edges.
+
+    Args:
+        size: samples along the axis.
+        out: samples wanted.
+
+    Returns:
+        First source sample of every output, the share of the one behind it in 2^-bits, and the bits: as many as make it
+        exact, 7 where no number does.
+    """
+    numerator = np.clip((2 * np.arange(out) + 1) * size - out, 0, 2 * out * (size - 1))
+    first = np.minimum(numerator // (2 * out), max(size - 2, 0))
+    rest = numerator - first * 2 * out
+    bits = next((b for b in range(8) if not ((rest << b) % (2 * out)).any()), 7)
+    return first.astype("<i4"), np.rint((rest << bits) / (2 * out)).astype("<i2"), bits
+
+
+def spread(bits: int, axis: tuple[np.ndarray, np.ndarray, int]) -> tuple[np.ndarray, np.ndarray]:
+    """An axis with its shares in finer units."""
+    first, share, own = axis
+    return first, (share << (bits - own)).astype("<i2")
+
+
+Lookup = Callable[[str], tuple[float, float]]
+"""Label of a graph's tensor -> smallest and largest value."""
+Spans = Mapping[str, tuple[float, float]]
+"""Name -> smallest and largest value."""
+
+
+__all__ = [
+    "CODE_BITS",
+    "LOG2_E",
+    "Lookup",
+    "Spans",
+    "Step",
+    "dropped_bits",
+    "fraction_bits",
+    "gelu_table",
+    "half_pixel_axis",
+    "last_shift",
+    "plain_factors",
+    "scaled_layer",
+    "softmax_factors",
+    "split_factor",
+    "spread",
+]

@@ -1,0 +1,383 @@
+"""The transformer in integers, from the export graph by its labels.
+
+Patch embedding, blocks and what reads the tokens.
+
+Works on whole graphs and on the stages of a chain: what a graph has is known by its labels. It does not know the
+decoder.
+
+Shapes: N tokens with the class token first, D width, S heads.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+
+from tinyusfm_export.graph.build import PATCH
+from tinyusfm_export.onnx_files.writer import as_array
+from tinyusfm_export.targets.integer.context import Context
+from tinyusfm_export.targets.integer.scales import (
+    CODE_BITS,
+    Step,
+    dropped_bits,
+    fraction_bits,
+    gelu_table,
+    plain_factors,
+    scaled_layer,
+    softmax_factors,
+    split_factor,
+)
+from tinyusfm_runtime.early_exit import TOKENS_IN
+from tinyusfm_runtime.engines.integer.layout import ADD, CODES, F32, I16, I32, U8, WORDS
+from tinyusfm_runtime.errors import UnsupportedError
+
+_BLOCK = re.compile(r"blocks\.(\d+)\.norm1")
+
+
+def block_indices(labels: dict[str, Any]) -> list[int]:
+    """Blocks that a graph holds, in order."""
+    return sorted(int(found[1]) for label in labels if (found := _BLOCK.fullmatch(label)))
+
+
+def write_input(c: Context) -> None:
+    """The input, as far as the tokens before the first block."""
+    takes = c.graph.input
+    if TOKENS_IN in c.labels:
+        _, tokens, width = takes.shape
+        c.writer.port(takes.name, F32, takes.shape)
+        source = c.writer.buffer("input", F32, tokens, width)
+        c.residual = c.writer.buffer("residual", I16, tokens, width)
+        c.writer.add("tokens", source, c.residual, label=TOKENS_IN, bits=c.residual_bits)
+        return
+    _, channels, height, width = takes.shape
+    if channels != 1:
+        raise UnsupportedError("the integer target takes grey models only")
+    c.writer.port(takes.name, U8, takes.shape)
+    source = c.writer.buffer("input", U8, height, width)
+    patches = height // PATCH * (width // PATCH)
+    codes = c.writer.buffer("patches", U8, patches, PATCH * PATCH)
+    c.writer.add("patches", source, codes, label="patches", size=PATCH)
+    _embed(c, codes, patches)
+
+
+def _embed(c: Context, codes: int, patches: int) -> None:
+    layer = c.module.get_submodule("patch_embed")
+    first, offsets = (as_array(getattr(c.module, name)) for name in ("cls_token", "patch_embed_offsets"))
+    table_ND = np.concatenate([first[0], offsets[0]]) * 2.0**c.residual_bits
+    table_ND = np.clip(np.rint(table_ND), -(2**15), 2**15 - 1).astype("<i2")
+    c.residual = c.writer.buffer("residual", I16, *table_ND.shape)
+    label = "patch_embed"
+    c.writer.add("fill", c.residual, c.residual, label="tokens", tensors={"table": table_ND})
+    add_to_residual(c, label, codes, as_array(layer.weight), np.zeros(len(table_ND[0])), Step(scale=1.0), first=1)
+    assert c.writer.shape(c.residual)[0] == patches + 1
+
+
+def write_block(c: Context, index: int) -> None:
+    """One block."""
+    hidden, step = _write_half_block(c, index)
+    add_layer(c, f"blocks.{index}.mlp.fc2", hidden, step)
+
+
+def write_pooled_block(c: Context, index: int) -> int:
+    """A classifier's last block; returns the mean token.
+
+    The mean over tokens comes before the second linear.
+    """
+    path, unit = f"blocks.{index}", Step(scale=2.0**-c.residual_bits, wide=True)
+    hidden, step = _write_half_block(c, index)
+    pooled = write_mean(c, f"{path}.mean", c.residual, unit, unit.scale, row=c.first_row)
+    # 13 bits, so that the sums over a row of fc2 fit; no finer than a sum of codes is
+    gives = max(max(map(abs, c.span(f"{path}.mlp.mean"))) * 1.1 / 2.0**13, step.scale / c.rows * 1.01)
+    mean = write_mean(c, f"{path}.mlp.mean", hidden, step, gives, row=0)
+    layer, takes = c.module.get_submodule(f"{path}.mlp.fc2"), Step(scale=gives, wide=True)
+    weight, bias = as_array(layer.weight), as_array(layer.bias)
+    add_to_residual(c, f"{path}.mlp.fc2", mean, weight, bias, takes, first=0, target=pooled)
+    return pooled
+
+
+def _write_half_block(c: Context, index: int) -> tuple[int, Step]:
+    """Attention and the hidden layer.
+
+    Behind the last block's attention the class token is left out.
+    """
+    path = f"blocks.{index}"
+    packed, takes = _normed(c, f"{path}.norm1", f"{path}.attn.qkv")
+    scales_SH = _write_qkv(c, path, packed, takes)
+    if f"{path}.attn.query_patches" in c.labels:
+        c.first_row = 1
+    context = _attend(c, path, scales_SH)
+    step = c.input_step(f"{path}.attn.proj.input")
+    add_layer(c, f"{path}.attn.proj", context, step)
+    return write_hidden(c, index)
+
+
+def write_hidden(c: Context, index: int) -> tuple[int, Step]:
+    """GELU(fc1(norm2(x))): a buffer of codes and their step.
+
+    Notes the peak where one is wanted.
+    """
+    path = f"blocks.{index}"
+    normed, takes = _normed(c, f"{path}.norm2", f"{path}.mlp.fc1")
+    layer = c.module.get_submodule(f"{path}.mlp.fc1")
+    low, high = c.span(f"{path}.mlp.fc1")
+    low = max(low, -4.0)  # GELU is -0.0001 there
+    scale = (max(high, 0.1) - low) / 255.0
+    before = Step(scale=scale, zero=round(-low / scale))
+    step = c.hidden_step(f"{path}.mlp.fc2.input", high)
+    hidden = c.writer.buffer("hidden", U8, c.rows, len(layer.weight))
+    weight = as_array(layer.weight) * c.norm_scale(f"{path}.norm2", takes)
+    tensors, bits = scaled_layer(
+        weight, as_array(layer.bias), takes, np.array(before.scale), most=CODE_BITS, limit=c.limit
+    )
+    c.writer.add(
+        "linear",
+        normed,
+        hidden,
+        label=f"{path}.mlp.fc1",
+        tensors={**tensors, "table": gelu_table(before, step)},
+        scales={"takes": takes.scale, "gives": step.scale},
+        row=0,
+        target_row=0,
+        rows=c.rows,
+        mode=CODES,
+        bits=bits,
+        zero=before.zero,
+        table=1,
+    )
+    c.note_peak(index, hidden, step)
+    return hidden, step
+
+
+def _normed(c: Context, norm: str, reader: str) -> tuple[int, Step]:
+    """A LayerNorm in front of a linear: the buffer that it writes and its step.
+
+    16 bits where the decision says so.
+    """
+    wide = c.is_wide(reader)
+    kind, words = (I16, WORDS) if wide else (U8, CODES)
+    target = c.writer.buffer("normed", kind, c.all_rows if norm.endswith("norm1") else c.rows, c.width)
+    row = 0 if norm.endswith("norm1") else c.first_row
+    step = Step(scale=2.0**-c.norm_bits, wide=True) if wide else c.input_step(f"{reader}.input")
+    write_norm(c, norm, c.residual, target, step, row=row, mode=words)
+    return target, step
+
+
+def write_norm(c: Context, label: str, source: int, target: int, step: Step, *, row: int, mode: int) -> None:
+    """A LayerNorm.
+
+    Its scale, where equalisation gave it one, goes into the multipliers or is left to the reader.
+    """
+    layer = c.module.get_submodule(label)
+    if layer.bias is not None and as_array(layer.bias).any():
+        raise UnsupportedError(f"LayerNorm {label!r} has a shift of its own: fold it into what reads it")
+    width = c.width
+    root = round(np.sqrt(width) * 2.0 ** (15 + c.norm_bits))
+    epsilon = max(1, round(layer.eps * float(width) ** 3 * 4.0**c.residual_bits))
+    tensors, bits = {"constants": np.array([epsilon, root], "<i8")}, 0
+    if mode == CODES:
+        scale_D = np.ones(width) if layer.weight is None else as_array(layer.weight).astype(np.float64)
+        tensors["factor"], bits = plain_factors(scale_D / step.scale, c.norm_bits)
+    c.writer.add(
+        "norm",
+        source,
+        target,
+        label=label,
+        tensors=tensors,
+        scales={"gives": step.scale},
+        row=row,
+        rows=c.writer.shape(target)[0],
+        mode=mode,
+        bits=bits,
+        zero=step.zero,
+    )
+
+
+def _write_qkv(c: Context, path: str, normed: int, takes: Step) -> np.ndarray:
+    """Queries, keys and values with a scale per head; returns the scales, (3, S)."""
+    layer = c.module.get_submodule(f"{path}.attn.qkv")
+    scales_3S = np.array(
+        [[max(map(abs, c.span(f"{path}.attn.{part}.{s}"))) / 127.0 for s in range(c.heads)] for part in "qkv"]
+    )
+    step_O = np.repeat(np.maximum(scales_3S, 1e-6).reshape(-1), c.width // c.heads)
+    weight = as_array(layer.weight) * c.norm_scale(f"{path}.norm1", takes)
+    tensors, bits = scaled_layer(weight, as_array(layer.bias), takes, step_O, most=CODE_BITS, limit=c.limit)
+    target = c.writer.buffer("qkv", U8, c.all_rows, 3 * c.width)
+    c.writer.add(
+        "linear",
+        normed,
+        target,
+        label=f"{path}.attn.qkv",
+        tensors=tensors,
+        scales={"takes": takes.scale},
+        row=0,
+        target_row=0,
+        rows=c.all_rows,
+        mode=CODES,
+        bits=bits,
+        zero=128,
+        table=0,
+    )
+    return np.maximum(scales_3S, 1e-6)
+
+
+def _attend(c: Context, path: str, scales_3S: np.ndarray) -> int:
+    step = c.input_step(f"{path}.attn.proj.input")
+    tensors = softmax_factors(scales_3S[0] * scales_3S[1])
+    # a mix of values has seven fraction bits, of which it keeps as many as the last shift drops
+    tensors["out"], bits = plain_factors(scales_3S[2] / step.scale, 7)
+    target = c.writer.buffer("context", U8, c.rows, c.width)
+    c.writer.add(
+        "attention",
+        c.writer.buffer("qkv", U8, c.all_rows, 3 * c.width),
+        target,
+        label=f"{path}.attn",
+        tensors=tensors,
+        scales={"gives": step.scale},
+        heads=c.heads,
+        row=c.first_row,
+        bits=bits,
+        zero=step.zero,
+        drop=dropped_bits(c.all_rows),
+    )
+    return target
+
+
+def add_layer(c: Context, label: str, source: int, takes: Step) -> None:
+    """A linear whose outputs are added to the residual."""
+    layer = c.module.get_submodule(label)
+    add_to_residual(c, label, source, as_array(layer.weight), as_array(layer.bias), takes, first=c.first_row)
+
+
+def add_to_residual(
+    c: Context,
+    label: str,
+    source: int,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    takes: Step,
+    *,
+    first: int,
+    target: int | None = None,
+) -> None:
+    """Writes the linear of ``add_layer``."""
+    unit = 2.0**-c.residual_bits
+    reach = max(map(abs, c.span(label))) * 1.5 / unit
+    most = max(0, min(CODE_BITS, int(np.floor(np.log2(16384.0 / max(reach, 1.0))))))
+    tensors, bits = scaled_layer(weight, bias, takes, np.array(unit), most=most, limit=c.limit)
+    c.writer.add(
+        "linear",
+        source,
+        c.residual if target is None else target,
+        label=label,
+        tensors=tensors,
+        scales={"takes": takes.scale, "gives": unit},
+        row=0,
+        target_row=first,
+        rows=c.writer.shape(source)[0],
+        mode=ADD,
+        bits=bits,
+        zero=0,
+        table=0,
+    )
+
+
+def write_mean(c: Context, label: str, source: int, takes: Step, gives: float, *, row: int) -> int:
+    """Mean of a buffer's rows from ``row`` on, as 16-bit words; returns the buffer."""
+    rows, columns = c.writer.shape(source)
+    rows -= row
+    bits = 0
+    shift, factor = split_factor(takes.scale / rows / gives, bits)
+    target = c.writer.buffer(label, I16, 1, columns)
+    c.writer.add(
+        "mean",
+        source,
+        target,
+        label=label,
+        scales={"gives": gives},
+        row=row,
+        rows=rows,
+        bias=(1 << shift >> 1) - takes.zero * rows,
+        shift=shift,
+        factor=factor,
+        bits=bits,
+    )
+    return target
+
+
+def write_head(c: Context, *, norm: str, linear: str, source: int) -> tuple[int, float]:
+    """LayerNorm and linear on one token: a buffer of words and their step.
+
+    The step is a power of two.
+    """
+    normed = c.writer.buffer(f"{norm}.words", I16, 1, c.width)
+    takes = Step(scale=2.0**-c.norm_bits, wide=True)
+    write_norm(c, norm, source, normed, takes, row=0, mode=WORDS)
+    layer = c.module.get_submodule(linear)
+    bits_out = fraction_bits(max(map(abs, c.span(linear))), margin=2.0)
+    weight = as_array(layer.weight) * c.norm_scale(norm, takes)
+    # coarse accumulators would need a shift to the left: then the words are coarser instead
+    bits_out = min(bits_out, 12)
+    tensors, bits = scaled_layer(weight, as_array(layer.bias), takes, np.array(2.0**-bits_out), most=0, limit=c.limit)
+    target = c.writer.buffer(linear, I16, 1, len(weight))
+    c.writer.add(
+        "linear",
+        normed,
+        target,
+        label=linear,
+        tensors=tensors,
+        scales={"gives": 2.0**-bits_out},
+        row=0,
+        target_row=0,
+        rows=1,
+        mode=WORDS,
+        bits=bits,
+        zero=0,
+        table=0,
+    )
+    return target, 2.0**-bits_out
+
+
+def write_features(c: Context) -> None:
+    """The final LayerNorm with its scale and shift on the patch tokens, as a map."""
+    layer, rows = c.module.get_submodule("norm"), c.rows
+    words = c.writer.buffer("features.words", I16, rows, c.width)
+    root = round(np.sqrt(c.width) * 2.0 ** (15 + c.norm_bits))
+    epsilon = max(1, round(layer.eps * float(c.width) ** 3 * 4.0**c.residual_bits))
+    constants = np.array([epsilon, root], "<i8")
+    c.writer.add(
+        "norm",
+        c.residual,
+        words,
+        label="norm",
+        tensors={"constants": constants},
+        row=c.first_row,
+        rows=rows,
+        mode=WORDS,
+        bits=0,
+        zero=0,
+    )
+    scale_D, shift_D = as_array(layer.weight).astype(np.float64), as_array(layer.bias).astype(np.float64)
+    more = fraction_bits(max(float(np.abs(scale_D).max()), float(np.abs(shift_D).max()) / 32.0), reach=2.0**14)
+    more = min(more, 12)
+    tensors = {"factor": np.rint(scale_D * 2.0**more).astype("<i4")}
+    tensors["bias"] = np.rint(shift_D * 2.0 ** (more + c.norm_bits)).astype("<i4")
+    found = c.writer.buffer("features", I32, rows, c.width)
+    c.writer.add("affine", words, found, label="norm", tensors=tensors)
+    c.answers["logits"] = (found, 2.0 ** -(more + c.norm_bits), True)
+
+
+__all__ = [
+    "add_layer",
+    "add_to_residual",
+    "block_indices",
+    "write_block",
+    "write_features",
+    "write_head",
+    "write_hidden",
+    "write_input",
+    "write_mean",
+    "write_norm",
+    "write_pooled_block",
+]
