@@ -28,9 +28,9 @@ from tables import floors_ms, frontier, print_aims, print_card, print_engines, p
 from tinyusfm_edge import students
 from tinyusfm_edge.models.checkpoint import LoadedStudent, load_student_file
 from tinyusfm_edge.models.macs import static_card
-from tinyusfm_export.parity import compare_frame, read_output, summarise
-from tinyusfm_runtime.machine import machine_card
-from tinyusfm_runtime.preprocess import Placement
+from tinyusfm_export.verify.parity import compare_frame, read_output, summarise
+from tinyusfm_runtime.device.machine import machine_card
+from tinyusfm_runtime.numerics.preprocess import Placement
 from workers import Job, Measured, collect_logits, measure, started
 
 RIVALS = ("eager", "ort fp32")

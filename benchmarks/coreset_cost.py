@@ -2,9 +2,9 @@
 
 ``python benchmarks/coreset_cost.py`` writes clustered random vectors and gradient courses to memory-mapped files, lets
 each size be clustered and ranked in a process of its own, and prints seconds, peak memory beyond the start, and what
-the last size says of 2.2 million if the cost grows as pictures x clusters (marked as extrapolated). The budget is 10 %.
+the last size says of 2.2 million if the cost grows as images x clusters (marked as extrapolated). The budget is 10 %.
 
-Reading pictures, the proxy and the embedder are not in it: they cost one pass, and proxy epochs, per picture.
+Reading images, the proxy and the embedder are not in it: they cost one pass, and proxy epochs, per image.
 """
 
 from __future__ import annotations
@@ -77,14 +77,14 @@ def main() -> int:
         found.append(json.loads(done.stdout.splitlines()[-1]))
         embedded = 4 * WIDTH * count / 2**20
         print(
-            f"{count:>9} pictures: {found[-1]['seconds']:9.2f} s, {found[-1]['clusters']} clusters, "
+            f"{count:>9} images: {found[-1]['seconds']:9.2f} s, {found[-1]['clusters']} clusters, "
             f"{found[-1]['peak_mb']:.0f} MB beyond the start (the vectors themselves: {embedded:.0f} MB, mapped)",
             flush=True,
         )
     last = found[-1]
     growth = WHOLE * cluster_count(WHOLE) / (last["count"] * cluster_count(int(last["count"])))
     hours = last["seconds"] * growth / 3600
-    print(f"extrapolated, not measured: x{growth:.0f} as pictures x clusters grow, so {WHOLE} take about {hours:.1f} h")
+    print(f"extrapolated, not measured: x{growth:.0f} as images x clusters grow, so {WHOLE} take about {hours:.1f} h")
     print(json.dumps(found))
     return 0
 

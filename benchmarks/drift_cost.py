@@ -23,15 +23,16 @@ import torch
 
 import rounds
 from tinyusfm_edge import students
-from tinyusfm_export.checked import load_target
-from tinyusfm_export.engine_run import open_engine
-from tinyusfm_export.graph import build_graph
-from tinyusfm_export.ptq import PtqPolicy, decide
+from tinyusfm_export.graph.build import build_graph
+from tinyusfm_export.quantize.ptq import PtqPolicy, decide
+from tinyusfm_export.verify.artefact import load_target
+from tinyusfm_export.verify.engine_run import open_engine
 from tinyusfm_runtime import plugins
 from tinyusfm_runtime.drift import DriftMonitor
 from tinyusfm_runtime.errors import InputError
+from tinyusfm_runtime.numerics.order import wide
+from tinyusfm_runtime.numerics.preprocess import preprocess
 from tinyusfm_runtime.phantom import make_phantom
-from tinyusfm_runtime.preprocess import preprocess
 
 STUDENT = "fetal-head"
 
@@ -50,13 +51,13 @@ def observe_ms(statistic: Any, auxiliary: dict[str, np.ndarray], height: int, wi
     """Median time of the monitor on a frame of some size, ms."""
     monitor = DriftMonitor(statistic, tuple(auxiliary))
     frame = make_phantom(1, height=height, width=width).frame
-    said: Any = SimpleNamespace(auxiliary=auxiliary, valid=True)
+    prediction: Any = SimpleNamespace(auxiliary=auxiliary, valid=True, drift=None)
     times = []
     for _ in range(50):
         start = time.process_time_ns()
-        monitor.observe(said, frame)
+        monitor.observe(prediction, frame)
         times.append((time.process_time_ns() - start) / 1e6)
-    return float(np.median(times))
+    return float(np.median(wide(times)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,11 +97,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         samples = rounds.interleave(workers, rounds=options.rounds, seed=0)
         for name in [name.removesuffix(" without") for name in workers if name.endswith(" without")]:
             ratios = [
-                float(np.median(b) / np.median(a))
+                float(np.median(wide(b)) / np.median(wide(a)))
                 for a, b in zip(samples[f"{name} without"], samples[f"{name} with"], strict=True)
             ]
-            middle, low, high = np.percentile(ratios, (50, 10, 90))
-            p50 = float(np.median(np.concatenate(samples[f"{name} without"])))
+            middle, low, high = np.percentile(wide(ratios), (50, 10, 90))
+            p50 = float(np.median(wide(np.concatenate(samples[f"{name} without"]))))
             found.append({"artefact": name, "cpu_p50_ms": p50, "ratio": middle, "p10": low, "p90": high})
             print(f"{name:<16} {p50:7.2f} ms of CPU, with the outputs x {middle:.3f} ({low:.3f} to {high:.3f})")
     for height, width in ((256, 384), (1080, 1920)):

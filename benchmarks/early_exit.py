@@ -22,12 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from tinyusfm_runtime.bundle import Bundle
+from tinyusfm_runtime.bundle.reader import Bundle
+from tinyusfm_runtime.device.machine import machine_card
 from tinyusfm_runtime.early_exit import exit_names
 from tinyusfm_runtime.errors import InputError
 from tinyusfm_runtime.frame import Frame
-from tinyusfm_runtime.machine import machine_card
-from tinyusfm_runtime.session import Prediction, Session
+from tinyusfm_runtime.numerics.order import wide
+from tinyusfm_runtime.results import Prediction
+from tinyusfm_runtime.session import Session
 from tinyusfm_runtime.sources import open_source
 from tinyusfm_runtime.spec import ModelSpec
 
@@ -116,7 +118,7 @@ def summarise(samples: Sequence[Sample], products: Sequence[int]) -> dict[str, A
     report: dict[str, Any] = {}
     for side, clock in itertools.product(SIDES, ("wall_ms", "cpu_ms")):
         values = [getattr(sample, clock) for sample in of[side]]
-        report[f"{side}_{clock}"] = {f"p{p}": float(np.percentile(values, p)) for p in PERCENTILES} | {
+        report[f"{side}_{clock}"] = {f"p{p}": float(np.percentile(wide(values), p)) for p in PERCENTILES} | {
             "mean": float(np.mean(values))
         }
     first = [sample.exit_index for sample in of["early"] if sample.round == 0]
@@ -128,7 +130,7 @@ def summarise(samples: Sequence[Sample], products: Sequence[int]) -> dict[str, A
         full = {(s.frame, s.round): getattr(s, clock) for s in of["full"]}
         pairs = [(s.exit_index, getattr(s, clock) / max(full[s.frame, s.round], 1e-6)) for s in of["early"]]
         by_exit = [[ratio for index, ratio in pairs if index == wanted] for wanted in range(len(products))]
-        report[f"ratio_{clock}"] = [float(np.median(ratios)) if ratios else None for ratios in by_exit]
+        report[f"ratio_{clock}"] = [float(np.median(wide(ratios))) if ratios else None for ratios in by_exit]
         totals = [sum(getattr(s, clock) for s in of[side]) for side in SIDES]
         report[f"saved_{clock}"] = 1.0 - totals[0] / totals[1]
     return report
@@ -141,8 +143,8 @@ def products_of(spec: ModelSpec) -> list[int]:
         spec: of a student with early exits.
     """
     from tinyusfm_edge.models.student import StudentConfig, build_student
-    from tinyusfm_export.graph import build_graph
-    from tinyusfm_export.stages import stage_products
+    from tinyusfm_export.graph.build import build_graph
+    from tinyusfm_export.graph.stages import stage_products
 
     return stage_products(build_graph(build_student(StudentConfig.from_json(spec.architecture)).eval(), spec))
 

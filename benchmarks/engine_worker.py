@@ -5,8 +5,11 @@ samples in ms, ``{"do": "answers", "out": FILE}`` writes the logits of all frame
 engine, ``{"do": "cpu"}`` gives the CPU seconds used so far, and end of input ends the process. The kinds:
 
 * ``eager``: the student in PyTorch, normalised float input.
-* ``onnx``: any ONNX of the same net in ONNX Runtime, float32.
-* ``openvino``: any ONNX or IR of the same net in OpenVINO, precision named.
+* ``compiled``: the same by ``torch.compile``, compiled before the first answer.
+* ``litert``: a .tflite file in LiteRT, normalised float input.
+* ``ncnn``: a .param file with its .bin in ncnn, normalised float input.
+* ``onnx``: any ONNX of the same network in ONNX Runtime, float32.
+* ``openvino``: any ONNX or IR of the same network in OpenVINO, precision named.
 * ``artefact``: one artefact of a bundle in the runtime's own engine, uint8 input.
 * ``session``: whole 1080p RGB frames through ``Session.predict``, with every stage.
 * ``typical``: the same frames through OpenCV's area resize, numpy and ONNX Runtime float32.
@@ -83,12 +86,24 @@ def _codes(job: dict[str, Any]) -> list[np.ndarray]:
 
 def eager(job: dict[str, Any]) -> Case:
     """The student in PyTorch."""
+    return _by_torch(job, "eager", lambda module: module)
+
+
+def compiled(job: dict[str, Any]) -> Case:
+    """The student by torch.compile with its defaults."""
+    import torch
+
+    return _by_torch(job, "compile", torch.compile)
+
+
+def _by_torch(job: dict[str, Any], how: str, made: Callable[[Any], Any]) -> Case:
+    """The student's module in PyTorch, ``made`` into what is called."""
     import torch
 
     from tinyusfm_edge.models.checkpoint import load_student_file
 
     torch.set_num_threads(job["threads"])
-    module = load_student_file(job["student"]).module.eval()
+    module = made(load_student_file(job["student"]).module.eval())
 
     def call(value: torch.Tensor) -> np.ndarray:
         with torch.inference_mode():
@@ -96,7 +111,43 @@ def eager(job: dict[str, Any]) -> Case:
             return logits.numpy()
 
     inputs = [torch.from_numpy(value) for value in _normalised(job)]
-    return TensorCase(call, inputs, f"PyTorch {torch.__version__} eager float32")
+    return TensorCase(call, inputs, f"PyTorch {torch.__version__} {how} float32")
+
+
+def litert(job: dict[str, Any]) -> Case:
+    """A stock .tflite file."""
+    from importlib import metadata
+
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=job["model"], num_threads=job["threads"])
+    interpreter.allocate_tensors()
+    into, out = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+
+    def call(value: np.ndarray) -> np.ndarray:
+        interpreter.set_tensor(into["index"], value)
+        interpreter.invoke()
+        return np.asarray(interpreter.get_tensor(out["index"]))
+
+    return TensorCase(call, _normalised(job), f"ai-edge-litert {metadata.version('ai-edge-litert')}")
+
+
+def ncnn(job: dict[str, Any]) -> Case:
+    """A stock ncnn model: FILE.param with FILE.bin beside it."""
+    import ncnn as library
+
+    network = library.Net()
+    network.opt.num_threads = job["threads"]
+    path = Path(job["model"])
+    if network.load_param(str(path)) or network.load_model(str(path.with_suffix(".bin"))):
+        raise ValueError(f"ncnn cannot load {path.name}")
+
+    def call(value: np.ndarray) -> np.ndarray:
+        with network.create_extractor() as extractor:
+            extractor.input(network.input_names()[0], library.Mat(np.ascontiguousarray(value[0])).clone())
+            return np.array(extractor.extract(network.output_names()[0])[1])[None]
+
+    return TensorCase(call, _normalised(job), f"ncnn {library.__version__}")
 
 
 def onnx(job: dict[str, Any]) -> Case:
@@ -139,8 +190,9 @@ def openvino(job: dict[str, Any]) -> Case:
 def artefact(job: dict[str, Any]) -> Case:
     """An artefact of a bundle in the runtime's engine."""
     from tinyusfm_runtime import plugins
-    from tinyusfm_runtime.bundle import Bundle
-    from tinyusfm_runtime.engine import LOGITS_NAME, EngineConfig
+    from tinyusfm_runtime.bundle.reader import Bundle
+    from tinyusfm_runtime.engines import EngineConfig
+    from tinyusfm_runtime.spec import LOGITS_NAME
 
     bundle = Bundle.open(job["bundle"])
     found = next(a for a in bundle.manifest.artefacts if a.name == job["artefact"])
@@ -168,8 +220,8 @@ class FrameCase:
         raise ValueError("a pipeline gives masks; ask its engine for logits")
 
 
-def _pictures(job: dict[str, Any]) -> list[np.ndarray]:
-    with np.load(job["pictures"], allow_pickle=False) as arrays:
+def _images(job: dict[str, Any]) -> list[np.ndarray]:
+    with np.load(job["images"], allow_pickle=False) as arrays:
         return list(arrays["rgb_SHWC"])
 
 
@@ -178,8 +230,8 @@ def session(job: dict[str, Any]) -> Case:
     from tinyusfm_runtime.frame import Frame, PixelFormat
     from tinyusfm_runtime.session import Session
 
-    pictures = _pictures(job)
-    frames = [Frame(pixels=p, pixel_format=PixelFormat.RGB, spacing_mm=(0.1, 0.1)) for p in pictures]
+    images = _images(job)
+    frames = [Frame(pixels=p, pixel_format=PixelFormat.RGB, spacing_mm=(0.1, 0.1)) for p in images]
     target, _, precision = job["artefact"].partition("-")
     opened = Session.open(
         job["bundle"], target=target, precision=precision, threads=job["threads"], allow_unverified=True
@@ -199,11 +251,11 @@ def typical(job: dict[str, Any]) -> Case:
     cv2.setNumThreads(job["threads"])
     ort, name, version = _ort_session(job["model"], job["threads"])
     mean, std = (np.array(job[key], np.float32) for key in ("mean", "std"))
-    pictures = _pictures(job)
+    images = _images(job)
 
     def call(index: int) -> tuple[float, ...]:
         laps = [time.perf_counter()]
-        small = cv2.resize(pictures[index], (job["width"], job["height"]), interpolation=cv2.INTER_AREA)
+        small = cv2.resize(images[index], (job["width"], job["height"]), interpolation=cv2.INTER_AREA)
         value = ((small.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)[None]
         laps.append(time.perf_counter())
         logits = ort.run(None, {name: np.ascontiguousarray(value)})[0]
@@ -212,11 +264,14 @@ def typical(job: dict[str, Any]) -> Case:
         laps.append(time.perf_counter())
         return (*(1e3 * (b - a) for a, b in zip(laps, laps[1:], strict=False)), 1e3 * (laps[-1] - laps[0]))
 
-    return FrameCase(call, len(pictures), f"OpenCV {cv2.__version__} + onnxruntime {version}")
+    return FrameCase(call, len(images), f"OpenCV {cv2.__version__} + onnxruntime {version}")
 
 
 KINDS: dict[str, Callable[[dict[str, Any]], Case]] = {
     "eager": eager,
+    "compiled": compiled,
+    "litert": litert,
+    "ncnn": ncnn,
     "onnx": onnx,
     "openvino": openvino,
     "artefact": artefact,

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from experiment_table import RESULT_VERSION, Result, read_results, render
-from tinyusfm_edge.models.checkpoint import write_atomically
+from tinyusfm_edge.release.make_student import run_command
+from tinyusfm_runtime.atomic import write_file
 from tinyusfm_runtime.errors import EdgeError, InputError
 
 HERE = Path(__file__).parent
@@ -153,7 +151,15 @@ def commands(plan: Mapping[str, Any], row: Row, seed: int, places: Mapping[str, 
     )
 
 
-def run_row(plan: Mapping[str, Any], row: Row, seed: int, places: Mapping[str, str], results: Path) -> Path:
+def run_row(
+    plan: Mapping[str, Any],
+    row: Row,
+    seed: int,
+    places: Mapping[str, str],
+    results: Path,
+    *,
+    command: Callable[[Sequence[str]], float] = run_command,
+) -> Path:
     """Makes a row, or goes on with it, and writes its result.
 
     Args:
@@ -162,6 +168,7 @@ def run_row(plan: Mapping[str, Any], row: Row, seed: int, places: Mapping[str, s
         seed: of start and adaptation.
         places: ``data``, ``teacher`` and ``work``.
         results: folder of the results.
+        command: runs the words of a command, and says how many seconds it took.
 
     Returns:
         The result's file.
@@ -177,11 +184,11 @@ def run_row(plan: Mapping[str, Any], row: Row, seed: int, places: Mapping[str, s
     Path(places["work"]).mkdir(parents=True, exist_ok=True)
     seconds = {"start": 0.0}
     if steps.start_folder is not None and not (steps.start_folder / STUDENT_FILE).is_file():
-        seconds["start"] = sum(_call(words) for words in steps.start if not _made(words))
-    seconds["adapt"] = _call(steps.adapt)
-    seconds["evaluate"] = _call(steps.evaluate)
-    told = [*steps.start, steps.adapt, steps.evaluate]
-    shown = [[_anonymous(word, places) for word in words] for words in told]
+        seconds["start"] = sum(command(words) for words in steps.start if not _made(words))
+    seconds["adapt"] = command(steps.adapt)
+    seconds["evaluate"] = command(steps.evaluate)
+    steps_run = [*steps.start, steps.adapt, steps.evaluate]
+    shown = [[_anonymous(word, places) for word in words] for words in steps_run]
     grid = plan["grid"][row.grid]
     content = {
         "version": RESULT_VERSION,
@@ -194,7 +201,7 @@ def run_row(plan: Mapping[str, Any], row: Row, seed: int, places: Mapping[str, s
         **frame_scores(json.loads(steps.scores.read_text(encoding="utf-8"))),
     }
     results.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, (json.dumps(content, sort_keys=True) + "\n").encode())
+    write_file(out, (json.dumps(content, sort_keys=True) + "\n").encode())
     return out
 
 
@@ -222,16 +229,6 @@ def _anonymous(word: str, places: Mapping[str, str]) -> str:
     for name, place in sorted(places.items(), key=lambda item: -len(item[1])):
         word = word.replace(place, name.upper())
     return word
-
-
-def _call(words: Sequence[str]) -> float:
-    print("tinyusfm-edge " + " ".join(words), file=sys.stderr, flush=True)
-    started = time.monotonic()
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    done = subprocess.run([sys.executable, "-m", "tinyusfm_edge", *words], env=environment)
-    if done.returncode:
-        raise InputError(f"{words[0]} ended with exit code {done.returncode}: see above; the same command goes on")
-    return time.monotonic() - started
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

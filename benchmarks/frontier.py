@@ -29,17 +29,18 @@ from tinyusfm_calibration.methods import find_range
 from tinyusfm_calibration.ranges import Observer, Ranges
 from tinyusfm_calibration.sets import NamedFrame, phantom_frames
 from tinyusfm_edge.models.checkpoint import LoadedStudent
-from tinyusfm_export.checked import compare_outputs, load_target
-from tinyusfm_export.decision import QuantDecision
-from tinyusfm_export.engine_run import open_engine, run_engine
-from tinyusfm_export.expected import Expected, expect
-from tinyusfm_export.gate import Gate
-from tinyusfm_export.gate_frames import GateFrames
-from tinyusfm_export.graph import ExportGraph, build_graph
-from tinyusfm_export.ptq import PtqPolicy, activation_taps, decide
-from tinyusfm_export.reference import reference_mode, run_reference
-from tinyusfm_runtime.machine import machine_card
-from tinyusfm_runtime.preprocess import preprocess
+from tinyusfm_export.graph.build import ExportGraph, build_graph
+from tinyusfm_export.quantize.decision import QuantDecision
+from tinyusfm_export.quantize.ptq import PtqPolicy, activation_taps, decide
+from tinyusfm_export.verify.artefact import compare_outputs, load_target
+from tinyusfm_export.verify.engine_run import open_engine, run_engine
+from tinyusfm_export.verify.expected import Expected, expect
+from tinyusfm_export.verify.gate import Gate
+from tinyusfm_export.verify.gate_frames import GateFrames
+from tinyusfm_export.verify.reference import reference_mode, run_reference
+from tinyusfm_runtime.device.machine import machine_card
+from tinyusfm_runtime.numerics.order import wide
+from tinyusfm_runtime.numerics.preprocess import preprocess
 from tinyusfm_runtime.spec import ModelSpec
 
 METHODS = ("minmax", "percentile", "mse", "entropy")
@@ -112,7 +113,7 @@ def collect(graph: ExportGraph, data: Path | None, count: int) -> dict[str, Rang
     if data is None:
         frames = [named.frame for named in phantom_frames(range(CALIBRATION_SEED, CALIBRATION_SEED + count))]
     else:
-        from tinyusfm_edge.training.data import read_table
+        from tinyusfm_edge.data.table import read_table
 
         samples = read_table(data, "train")
         frames = [samples[i].frame for i in np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int)]
@@ -156,7 +157,7 @@ def reference_sets(loaded: LoadedStudent, options: argparse.Namespace) -> dict[s
     phantoms = phantom_frames(range(FIRST_SEED, FIRST_SEED + options.frames))
     frames = {"phantom": GateFrames(kind="phantom", frames=tuple(phantoms))}
     if options.data is not None:
-        from tinyusfm_edge.training.data import read_table
+        from tinyusfm_edge.data.table import read_table
 
         samples = read_table(options.data, "val", limit=options.frames)
         named = tuple(NamedFrame(id=sample.id, frame=sample.frame) for sample in samples)
@@ -177,7 +178,7 @@ def agreement(engine: Any, spec: ModelSpec, sets: Mapping[str, Expected]) -> dic
 
 
 def rivals(loaded: LoadedStudent, folder: Path, stack: ExitStack) -> dict[str, Runner]:
-    """Eager PyTorch and the unchanged net in ONNX Runtime float32, one thread each; both get codes and normalise."""
+    """Eager PyTorch and the unchanged network in ONNX Runtime float32, one thread each; both normalise."""
     import torch
 
     from tinyusfm_runtime.engines.ort import import_onnxruntime
@@ -217,11 +218,17 @@ def measure(runners: Mapping[str, Runner], tensors: Sequence[np.ndarray], option
 
 def report(rows: dict[str, dict[str, Any]], samples: Mapping[str, np.ndarray], options: argparse.Namespace) -> None:
     """Prints the table, fastest first, and the JSON line; writes everything to ``--out``."""
-    middle = {name: np.median(found, axis=1) for name, found in samples.items()}
+    middle = {name: np.median(wide(found), axis=1) for name, found in samples.items()}
     table: dict[str, dict[str, Any]] = {}
     for name, per_round in middle.items():
-        row = {"p50_ms": float(np.median(samples[name])), "min_ms": float(samples[name].min()), **rows.get(name, {})}
-        row |= {f"x {rival}": float(np.median(middle[rival] / per_round)) for rival in ("eager", "ort fp32 stock")}
+        row = {
+            "p50_ms": float(np.median(wide(samples[name]))),
+            "min_ms": float(samples[name].min()),
+            **rows.get(name, {}),
+        }
+        row |= {
+            f"x {rival}": float(np.median(wide(middle[rival] / per_round))) for rival in ("eager", "ort fp32 stock")
+        }
         table[name] = row
     ranked = sorted(table, key=lambda name: -table[name]["x ort fp32 stock"])
     closest = -1.0

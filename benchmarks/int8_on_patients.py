@@ -20,19 +20,19 @@ from typing import Any, Literal
 import numpy as np
 
 from tinyusfm_edge.cli import console
-from tinyusfm_edge.cli.student import load
+from tinyusfm_edge.cli.train.student import load
+from tinyusfm_edge.data.table import read_table
 from tinyusfm_edge.evaluation.bootstrap import Estimate, estimate_statistic, paired_difference
 from tinyusfm_edge.evaluation.classification import score_classifier
 from tinyusfm_edge.evaluation.metrics import auc
 from tinyusfm_edge.evaluation.segmentation import evaluate_split
-from tinyusfm_edge.training.data import read_table
-from tinyusfm_export.decision import float_decision
-from tinyusfm_export.engine_run import open_engine
-from tinyusfm_export.graph import build_graph
-from tinyusfm_export.ptq import decide
+from tinyusfm_export.graph.build import build_graph
+from tinyusfm_export.quantize.decision import float_decision
+from tinyusfm_export.quantize.ptq import decide
+from tinyusfm_export.verify.engine_run import open_engine
 from tinyusfm_runtime import plugins
+from tinyusfm_runtime.device.machine import machine_card
 from tinyusfm_runtime.errors import EdgeError
-from tinyusfm_runtime.machine import machine_card
 from tinyusfm_runtime.spec import Task
 
 AIMS = {"Dice": -0.002, "HC error mm": 0.1, "AUC": -0.002}

@@ -24,15 +24,15 @@ import numpy as np
 
 from rivals import write_nncf, write_stock_onnx
 from tinyusfm_edge.cli import console
-from tinyusfm_edge.cli.data_folder import read_data
-from tinyusfm_edge.cli.student import load
-from tinyusfm_export.confidence import probabilities
-from tinyusfm_export.engine_run import open_engine, preprocess_all
-from tinyusfm_export.graph import build_graph
-from tinyusfm_export.ptq import decide
+from tinyusfm_edge.cli.train.student import load
+from tinyusfm_edge.data.folder import read_data
+from tinyusfm_export.graph.build import build_graph
+from tinyusfm_export.quantize.ptq import decide
+from tinyusfm_export.verify.confidence import probabilities
+from tinyusfm_export.verify.engine_run import open_engine, preprocess_all
 from tinyusfm_runtime import plugins
+from tinyusfm_runtime.device.machine import machine_card
 from tinyusfm_runtime.errors import EdgeError
-from tinyusfm_runtime.machine import machine_card
 from tinyusfm_runtime.spec import ModelSpec, Task
 
 Run = Callable[[np.ndarray], np.ndarray]

@@ -20,10 +20,10 @@ class PacedSource:
     """A live source that shows some frames in turn.
 
     Args:
-        rate_hz: frames a second.
+        rate_hz: frames per second.
         frames: shown in turn.
         seconds: how long, None until closed.
-        leak_bytes: memory kept for ever with every frame: the control that a leak detector must catch.
+        leak_bytes: memory kept forever with every frame: the control that a leak detector must catch.
 
     Attributes:
         sent: frames given so far.

@@ -15,12 +15,12 @@ import numpy as np
 
 from rivals import write_nncf, write_stock_onnx
 from tinyusfm_edge.models.checkpoint import LoadedStudent
-from tinyusfm_export.gate_frames import shipped_gate_frames
 from tinyusfm_export.pipeline import ExportOptions, export_bundle
-from tinyusfm_runtime.bundle import Bundle
-from tinyusfm_runtime.machine import machine_card
+from tinyusfm_export.verify.gate_frames import shipped_gate_frames
+from tinyusfm_runtime.bundle.reader import Bundle
+from tinyusfm_runtime.device.machine import machine_card
+from tinyusfm_runtime.numerics.preprocess import preprocess
 from tinyusfm_runtime.phantom import make_phantom
-from tinyusfm_runtime.preprocess import preprocess
 from workers import Job
 
 FIRST_SEED = 200
@@ -29,7 +29,7 @@ CALIBRATION_SEED = 10_000
 """First phantom seed of NNCF's calibration where no data is given."""
 NUM_CALIBRATION = 300
 """NNCF's own default subset size."""
-NUM_PICTURES = 4
+NUM_IMAGES = 4
 """Whole frames that take turns."""
 
 
@@ -69,11 +69,11 @@ def prepare(
         num_frames: frames on which agreement is measured.
         threads: threads of every engine.
     """
-    np.savez(work / "inputs.npz", codes_SNCHW=_inputs(loaded, data, "val", num_frames, FIRST_SEED))
-    phantoms = [make_phantom(FIRST_SEED + i, height=1080, width=1920).frame.pixels for i in range(NUM_PICTURES)]
-    np.savez(work / "pictures.npz", rgb_SHWC=np.stack([np.stack([p] * 3, axis=-1) for p in phantoms]))
+    np.savez(work / "inputs.npz", codes_SNCHW=frames_of(loaded, data, "val", num_frames, FIRST_SEED))
+    phantoms = [make_phantom(FIRST_SEED + i, height=1080, width=1920).frame.pixels for i in range(NUM_IMAGES)]
+    np.savez(work / "images.npz", rgb_SHWC=np.stack([np.stack([p] * 3, axis=-1) for p in phantoms]))
     stock = write_stock_onnx(loaded.module, loaded.spec, work)
-    calibration = _inputs(loaded, data, "train", NUM_CALIBRATION, CALIBRATION_SEED)
+    calibration = frames_of(loaded, data, "train", NUM_CALIBRATION, CALIBRATION_SEED)
     nncf = write_nncf(stock, calibration, loaded.spec, work)
     rest = "bf16" if machine_card().has_bf16 else "f32"
     tensors: dict[str, Job] = {
@@ -96,7 +96,7 @@ def prepare(
     common: Job = {
         "threads": threads,
         "inputs": str(work / "inputs.npz"),
-        "pictures": str(work / "pictures.npz"),
+        "images": str(work / "images.npz"),
         "mean": pre.mean,
         "std": pre.std,
         "height": pre.height,
@@ -110,7 +110,7 @@ def prepare(
 
 
 def export_ours(loaded: LoadedStudent, work: Path) -> tuple[Path, ...]:
-    """Exports the student for OpenVINO and ONNX Runtime; the gate is judged on phantoms, told and not enforced."""
+    """Exports the student for OpenVINO and ONNX Runtime; the gate is judged on phantoms, reported and not enforced."""
     half = ("bf16",) if machine_card().has_bf16 else ()
     plan = {"openvino": ("int8", *half, "fp32"), "onnx": ("int8", "fp32")}
     gate_frames = shipped_gate_frames()
@@ -132,15 +132,32 @@ def export_ours(loaded: LoadedStudent, work: Path) -> tuple[Path, ...]:
     return tuple(paths)
 
 
-def _inputs(loaded: LoadedStudent, data: Path | None, split: str, count: int, seed: int) -> np.ndarray:
-    """Inputs SNCHW: frames of a labelled table's split, or phantoms from a seed on."""
+def frames_of(loaded: LoadedStudent, data: Path | None, split: str, count: int, seed: int) -> np.ndarray:
+    """Inputs SNCHW: frames of a labelled table's split, or phantoms from a seed on.
+
+    Args:
+        loaded: the student, for its preprocessing.
+        data: labelled folder, or None for phantoms.
+        split: of the table.
+        count: at most so many.
+        seed: of the first phantom.
+    """
     if data is None:
         frames = [make_phantom(seed + index).frame for index in range(count)]
     else:
-        from tinyusfm_edge.training.data import read_table
+        from tinyusfm_edge.data.table import read_table
 
         frames = [sample.frame for sample in read_table(data, split, limit=count)]
     return np.stack([preprocess(frame, loaded.spec.preprocess)[0] for frame in frames])
 
 
-__all__ = ["CALIBRATION_SEED", "FIRST_SEED", "NUM_CALIBRATION", "NUM_PICTURES", "Prepared", "export_ours", "prepare"]
+__all__ = [
+    "CALIBRATION_SEED",
+    "FIRST_SEED",
+    "NUM_CALIBRATION",
+    "NUM_IMAGES",
+    "Prepared",
+    "export_ours",
+    "frames_of",
+    "prepare",
+]

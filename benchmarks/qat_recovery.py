@@ -20,16 +20,16 @@ from typing import Any
 
 import numpy as np
 
-from tinyusfm_edge.cli.data_folder import evenly, read_data
-from tinyusfm_edge.cli.student import load
+from tinyusfm_edge.cli.train.student import load
+from tinyusfm_edge.data.folder import evenly, read_data
 from tinyusfm_edge.evaluation.bootstrap import estimate_statistic
-from tinyusfm_edge.models.checkpoint import write_atomically
-from tinyusfm_export.engine_run import preprocess_all
-from tinyusfm_export.graph import build_graph
+from tinyusfm_export.graph.build import build_graph
 from tinyusfm_export.pipeline import ExportOptions, find_ranges
-from tinyusfm_export.ptq import PtqPolicy, decide
-from tinyusfm_export.qat import QatConfig, finetune
-from tinyusfm_export.sensitivity import MEASURES, frame_costs
+from tinyusfm_export.quantize.ptq import PtqPolicy, decide
+from tinyusfm_export.quantize.qat import QatConfig, finetune
+from tinyusfm_export.quantize.sensitivity import MEASURES, frame_costs
+from tinyusfm_export.verify.engine_run import preprocess_all
+from tinyusfm_runtime.atomic import write_file
 from tinyusfm_runtime.errors import EdgeError
 
 POLICIES = {
@@ -69,7 +69,7 @@ def recovery(data: Path, student: str, setting: str, wider: float, frames: int, 
     decision = decide(graph, "int8", ranges, policy=policy)
     taught = [tensor[0] for tensor, _ in preprocess_all([named.frame for named in folder.training], spec)]
     started = time.monotonic()
-    result = finetune(loaded.module, spec, decision, taught, config, progress=_told)
+    result = finetune(loaded.module, spec, decision, taught, config, progress=_print_progress)
     seconds = time.monotonic() - started
     chosen = evenly(folder.validation, frames)
     inputs = [tensor for tensor, _ in preprocess_all([item.frame for item in chosen], spec)]
@@ -105,7 +105,7 @@ def interval(ptq: np.ndarray, qat: np.ndarray, groups: Sequence[str]) -> tuple[f
     return found.low, found.high
 
 
-def _told(what: str, share: float) -> None:
+def _print_progress(what: str, share: float) -> None:
     print(f"\r{what} {share:4.0%}", end="", file=sys.stderr, flush=True)
 
 
@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             range_rate=options.range_rate, logit_weight=options.logit_weight, seed=options.seed,
         )  # fmt: skip
         found = recovery(options.data, options.student, options.setting, options.wider, options.frames, config)
-        write_atomically(options.out, (json.dumps(found, indent=1) + "\n").encode())
+        write_file(options.out, (json.dumps(found, indent=1) + "\n").encode())
     except EdgeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -1,4 +1,4 @@
-"""The rivals: the unchanged net as stock tools write it, on the same weights.
+"""The rivals: the unchanged network as stock tools write it, on the same weights.
 
 * ``stock.onnx``: ``torch.onnx.export`` of the student itself, three normalised channels, none of our rewrites.
 * ``nncf.xml``: ``nncf.quantize`` with its defaults on that ONNX, calibrated on the frames handed in. NNCF's
@@ -77,4 +77,65 @@ def write_nncf(stock: Path, codes_SNCHW: np.ndarray, spec: ModelSpec, out: Path)
     return path
 
 
-__all__ = ["OPSET", "write_nncf", "write_stock_onnx"]
+def write_ort_dynamic(stock: Path, out: Path) -> Path:
+    """Quantizes the stock ONNX with ONNX Runtime's dynamic quantizer and its defaults.
+
+    Args:
+        stock: the stock ONNX.
+        out: folder.
+
+    Returns:
+        Path of the ONNX.
+    """
+    from onnxruntime.quantization import quantize_dynamic
+
+    path = out / "dynamic.onnx"
+    quantize_dynamic(str(_prepared(stock, out)), str(path))
+    return path
+
+
+def write_ort_static(stock: Path, codes_SNCHW: np.ndarray, spec: ModelSpec, out: Path) -> Path:
+    """Quantizes the stock ONNX with ONNX Runtime's static quantizer, all defaults.
+
+    Args:
+        stock: the stock ONNX.
+        codes_SNCHW: uint8 calibration inputs, one grey channel.
+        spec: gives mean and std.
+        out: folder.
+
+    Returns:
+        Path of the ONNX.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantFormat, quantize_static
+
+    prepared, path = _prepared(stock, out), out / "static.onnx"
+    name = onnx.load(str(prepared)).graph.input[0].name
+    mean, std = (np.array(v, np.float32).reshape(3, 1, 1) for v in (spec.preprocess.mean, spec.preprocess.std))
+    inputs = ({name: ((code.astype(np.float32).repeat(3, axis=1) / 255 - mean) / std)} for code in codes_SNCHW[:, None])
+
+    class Reader:
+        """Calibration inputs, one after the other."""
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            """The next input, or None."""
+            return next(inputs, None)
+
+    quantize_static(str(prepared), str(path), Reader(), quant_format=QuantFormat.QDQ)
+    return path
+
+
+def _prepared(stock: Path, out: Path) -> Path:
+    """The stock ONNX after ONNX Runtime's own preparation for quantization, made once."""
+    from tinyusfm_runtime.engines.ort import import_onnxruntime
+
+    import_onnxruntime()
+    from onnxruntime.quantization import quant_pre_process
+
+    path = out / "prepared.onnx"
+    if not path.is_file():
+        quant_pre_process(str(stock), str(path))
+    return path
+
+
+__all__ = ["OPSET", "write_nncf", "write_ort_dynamic", "write_ort_static", "write_stock_onnx"]

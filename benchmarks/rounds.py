@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tinyusfm_runtime.numerics.order import wide
+
 QUIET = 1.05
 """Largest slowdown of a quiet round."""
 MIN_QUIET = 3
@@ -80,8 +82,8 @@ def interleave(workers: Mapping[str, Callable[[], list[float]]], *, rounds: int,
 
 def slowdowns(samples: Mapping[str, Samples]) -> list[float]:
     """Slowdown of each round: median over workers of its median over that worker's best median."""
-    medians = np.array([[np.median(block) for block in blocks] for blocks in samples.values()])
-    return [float(value) for value in np.median(medians / medians.min(axis=1, keepdims=True), axis=0)]
+    medians = np.array([[np.median(wide(block)) for block in blocks] for blocks in samples.values()])
+    return [float(value) for value in np.median(wide(medians / medians.min(axis=1, keepdims=True)), axis=0)]
 
 
 def quiet_rounds(samples: Mapping[str, Samples]) -> list[int]:
@@ -105,10 +107,10 @@ def statistics(samples: Mapping[str, Samples], rivals: Sequence[str]) -> dict[st
     found = {}
     for name, blocks in samples.items():
         everything = np.concatenate([np.asarray(block) for block in blocks])
-        p50, p90, p99 = (float(v) for v in np.percentile(everything, (50, 90, 99)))
+        p50, p90, p99 = (float(v) for v in np.percentile(wide(everything), (50, 90, 99)))
         ratios = {rival: _ratio(samples[rival], blocks, quiet) for rival in rivals if rival in samples}
         found[name] = Statistics(
-            quiet_p50_ms=float(np.median(np.concatenate([np.asarray(blocks[index]) for index in quiet]))),
+            quiet_p50_ms=float(np.median(wide(np.concatenate([np.asarray(blocks[index]) for index in quiet])))),
             p50_ms=p50,
             p90_ms=p90,
             p99_ms=p99,
@@ -118,8 +120,8 @@ def statistics(samples: Mapping[str, Samples], rivals: Sequence[str]) -> dict[st
 
 
 def _ratio(rival: Samples, own: Samples, rounds: Sequence[int]) -> tuple[float, float, float]:
-    values = [float(np.median(rival[index]) / np.median(own[index])) for index in rounds]
-    middle, low, high = np.percentile(values, (50, 10, 90))
+    values = [float(np.median(wide(rival[index])) / np.median(wide(own[index]))) for index in rounds]
+    middle, low, high = np.percentile(wide(values), (50, 10, 90))
     return float(middle), float(low), float(high)
 
 

@@ -1,6 +1,6 @@
 """The live loop under load for an hour (``make soak``) or a minute (in the tests), and what became of every frame.
 
-A source of 60 frames a second, the real student, all fallbacks loaded. Watched in the same run: the book of frames, age
+A source of 60 frames per second, the real student, all fallbacks loaded. Watched in the same run: frame accounting, age
 at result against the engine's own time, every 10th result against PyTorch's answer to the same frame, memory, files,
 threads, and sockets, of which there must be none. ``--leak-bytes 1024`` is the control: it must fail.
 
@@ -27,16 +27,17 @@ from typing import Any
 import numpy as np
 
 from paced import PacedSource
-from tinyusfm_runtime.arrays import unpack_arrays
+from tinyusfm_runtime.bundle.arrays import unpack_arrays
+from tinyusfm_runtime.bundle.golden import DEFAULT_LIMITS
+from tinyusfm_runtime.bundle.manifest import gate_limits
+from tinyusfm_runtime.device.machine import machine_card
 from tinyusfm_runtime.frame import Frame
-from tinyusfm_runtime.ladder import Ladder, LadderOptions
-from tinyusfm_runtime.live import Live
-from tinyusfm_runtime.live_options import LiveOptions
-from tinyusfm_runtime.live_result import LiveResult
-from tinyusfm_runtime.machine import machine_card
-from tinyusfm_runtime.measure import dice
-from tinyusfm_runtime.selfcheck import DEFAULT_LIMITS
-from tinyusfm_runtime.session import gate_limits
+from tinyusfm_runtime.live.fallback import Fallback, FallbackOptions
+from tinyusfm_runtime.live.loop import Live
+from tinyusfm_runtime.live.options import LiveOptions
+from tinyusfm_runtime.numerics.measure import dice
+from tinyusfm_runtime.numerics.order import wide
+from tinyusfm_runtime.results import LiveResult
 
 VERSION = 1
 EVERY = 10
@@ -67,7 +68,7 @@ class Samples:
         """Median of the last seconds minus that of the first."""
         times, memory = np.array(self.t_s), np.array(self.rss_mb)
         first, last = memory[times < times[0] + _WINDOW_S], memory[times > times[-1] - _WINDOW_S]
-        return float(np.median(last) - np.median(first))
+        return float(np.median(wide(last)) - np.median(wide(first)))
 
     def slope_mb_h(self) -> float:
         """Slope of the least-squares line."""
@@ -84,7 +85,7 @@ class Sampler(threading.Thread):
         self._count = 0
 
     def run(self) -> None:
-        """Looks until it is told to end."""
+        """Looks until it is stopped."""
         while not self._over.wait(self._pause_s) and self._count < len(self._rows):
             files = sum(1 for _ in os.scandir("/proc/self/fd"))
             threads = sum(1 for _ in os.scandir("/proc/self/task"))
@@ -156,7 +157,7 @@ class Comparison:
             return ["no result was compared with the reference"]
         found = [f"{self.missing} compared results had no mask"] if self.missing else []
         mean, worst = float(self.dices.mean()), float(self.dices.min())
-        p95 = float(np.percentile(self.differences_mm, 95, method="higher"))
+        p95 = float(np.percentile(wide(self.differences_mm), 95, method="higher"))
         if mean < self.limits["dice_mean"] or worst < self.limits["dice_worst"]:
             found.append(f"Dice against the reference {mean:.4f}, worst {worst:.4f}: below the gate")
         if p95 > self.limits["hc_p95_mm"]:
@@ -192,9 +193,9 @@ def soak(
     frames, arrays = read_frames(folder)
     errors: list[str] = []
     source = PacedSource(rate_hz, frames, seconds, leak_bytes)
-    limits = LadderOptions(misses_in_a_row=0, threads=1)
-    with Ladder.open(bundle, advanced=limits) as ladder:
-        gate = {**DEFAULT_LIMITS, **gate_limits(ladder.manifest.artefacts[0])}
+    limits = FallbackOptions(misses_in_a_row=0, threads=1)
+    with Fallback.open(bundle, advanced=limits) as fallback:
+        gate = {**DEFAULT_LIMITS, **gate_limits(fallback.manifest.artefacts[0])}
         comparison = Comparison(
             masks=arrays["masks"], hc_mm=arrays["hc_mm"], limits=gate, most=int(seconds * rate_hz / EVERY) + 16
         )
@@ -202,7 +203,7 @@ def soak(
         options = LiveOptions(withhold_stale=False, give_up_ms=60_000, grace_ms=60_000)
         gc.collect()
         sampler, unbalanced = Sampler(seconds, 1.0 if seconds > 600 else 0.25), 0
-        with Live(ladder, source, budget_ms=budget_ms, advanced=options) as live:
+        with Live(fallback, source, budget_ms=budget_ms, advanced=options) as live:
             sampler.start()
             try:
                 for count, result in enumerate(live):
@@ -213,7 +214,7 @@ def soak(
                 errors.append(f"{type(error).__name__}: {error}")
             samples = sampler.end()
         counters, latency = live.counters, live.latency()
-        engine, rung = ladder.description, ladder.rung
+        engine, level = fallback.description, fallback.level
     settled = samples.between(warm_up_s, seconds)
     found = {
         "version": VERSION,
@@ -237,21 +238,21 @@ def soak(
     }
     faults = [*errors, *comparison.faults(), *_faults(found, settled)]
     if unbalanced or not counters.balanced or counters.waiting or counters.received != source.sent:
-        faults.append(f"the book of frames does not balance ({unbalanced} times while it ran)")
-    if rung != 0:
+        faults.append(f"frame accounting does not balance ({unbalanced} times while it ran)")
+    if level != 0:
         faults.append("a fallback answered at the end")
     return {**found, "faults": faults}
 
 
 def age_limit_ms(infer_ms: Sequence[float], period_ms: float) -> float | None:
     """What the age at result must not pass at the 99th percentile: 2 x engine p99 + a frame period."""
-    return 2 * float(np.percentile(infer_ms, 99)) + period_ms if infer_ms else None
+    return 2 * float(np.percentile(wide(infer_ms), 99)) + period_ms if infer_ms else None
 
 
 def _faults(found: Mapping[str, Any], settled: Samples) -> list[str]:
     faults = []
     ages = found["latency"]["age_ms"]
-    if not ages or float(np.percentile(ages, 99)) > found["age_limit_ms"]:
+    if not ages or float(np.percentile(wide(ages), 99)) > found["age_limit_ms"]:
         faults.append("age at result p99 is above 2 x engine p99 + a frame period")
     if found["latency"]["deepest"] > 1:
         faults.append("more than one frame waited")
@@ -265,7 +266,7 @@ def _faults(found: Mapping[str, Any], settled: Samples) -> list[str]:
     if found["seconds"] < LONG_S and found["growth_mb"] > MAX_GROWTH_MB:
         faults.append(f"memory grew by {found['growth_mb']:.2f} MB, more than {MAX_GROWTH_MB}")
     if found["seconds"] >= LONG_S and found["slope_mb_h"] >= MAX_SLOPE_MB_H:
-        faults.append(f"memory grows by {found['slope_mb_h']:.2f} MB an hour, not less than {MAX_SLOPE_MB_H}")
+        faults.append(f"memory grows by {found['slope_mb_h']:.2f} MB per hour, not less than {MAX_SLOPE_MB_H}")
     return faults
 
 
@@ -309,11 +310,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; the exit code is the verdict."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=60.0, help="how long")
-    parser.add_argument("--rate", type=float, default=60.0, help="frames a second")
+    parser.add_argument("--rate", type=float, default=60.0, help="frames per second")
     parser.add_argument("--budget-ms", type=float, default=100.0, help="age above which a result is stale")
     parser.add_argument("--warm-up-s", type=float, default=60.0, help="time that memory gets to settle")
     parser.add_argument("--leak-bytes", type=int, default=0, help="lose so much with every frame: the control")
-    parser.add_argument("--prepared", type=Path, help="folder of soak_prepare.py; made anew if not given")
+    parser.add_argument("--prepared", type=Path, help="folder of soak_prepare.py; made again if not given")
     parser.add_argument("--bundle", type=Path, help="bundle of the shipped student to use")
     parser.add_argument("--json", type=Path, help="keep everything here")
     options = parser.parse_args(argv)

@@ -16,10 +16,10 @@ import numpy as np
 
 from tinyusfm_calibration.sets import phantom_frames
 from tinyusfm_edge import students
-from tinyusfm_export.gate_frames import GateFrames
 from tinyusfm_export.pipeline import ExportOptions, export_bundle
-from tinyusfm_export.reference import reference_outputs
-from tinyusfm_runtime.arrays import pack_arrays
+from tinyusfm_export.verify.gate_frames import GateFrames
+from tinyusfm_export.verify.reference import reference_outputs
+from tinyusfm_runtime.bundle.arrays import pack_arrays
 from tinyusfm_runtime.phantom import make_phantom
 
 STUDENT = "fetal-head"
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for bundle and frames")
-    parser.add_argument("--targets", default="onnx,openvino", help="targets in the order of the fallback ladder")
+    parser.add_argument("--targets", default="onnx,openvino", help="targets in the order of the fallback order")
     parser.add_argument("--no-bundle", action="store_true", help="frames only, for a bundle that is there already")
     options = parser.parse_args(argv)
     prepare(options.out, () if options.no_bundle else options.targets.split(","))
@@ -56,12 +56,12 @@ def prepare(out: Path, targets: Sequence[str]) -> None:
             loaded.module, loaded.spec, targets=targets, precisions=["fp32"], out=out / BUNDLE, gate_frames=frames,
             advanced=ExportOptions(rounds=1, runs=1, compare=False),
         )  # fmt: skip
-    pictures = [make_phantom(FIRST_SEED + i, height=480, width=640).frame for i in range(NUM_FRAMES)]
-    answers = [output.answer for output in reference_outputs(loaded.module, loaded.spec, pictures)]
+    images = [make_phantom(FIRST_SEED + i, height=480, width=640).frame for i in range(NUM_FRAMES)]
+    answers = [output.answer for output in reference_outputs(loaded.module, loaded.spec, images)]
     readings = [0.0 if a.measurement is None else a.measurement.hc_mm or 0.0 for a in answers]
     arrays = {
-        "pixels": np.stack([picture.pixels for picture in pictures]),
-        "spacing_mm": np.array([picture.spacing_mm for picture in pictures]),
+        "pixels": np.stack([image.pixels for image in images]),
+        "spacing_mm": np.array([image.spacing_mm for image in images]),
         "masks": np.stack([answer.mask_HW for answer in answers if answer.mask_HW is not None]),
         "hc_mm": np.array(readings),
     }

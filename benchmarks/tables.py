@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rounds import Statistics
-from tinyusfm_runtime.machine import machine_card
+from tinyusfm_runtime.device.machine import machine_card
 from workers import Measured
 
 Agreement = Mapping[str, Mapping[str, float]]

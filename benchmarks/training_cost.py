@@ -1,12 +1,12 @@
-"""What a step of distillation costs here: images a second against the matrix floor, where the time goes, and an H200.
+"""What a step of distillation costs here: images per second against the matrix floor, where the time goes, and an H200.
 
 ``python benchmarks/training_cost.py --size 112 --batch 16`` times the parts of one optimiser step (views, teacher,
 student forward, backward, optimiser) in one process, takes the floor of gemm_floor.py in the same run, and prints a
-table and one JSON line. What 200K pictures x 100 epochs take on one H200 is **derived**, not measured: operations of
+table and one JSON line. What 200K images x 100 epochs take on one H200 is **derived**, not measured: operations of
 the step / (peak x share), with the share given (0.2 of 989 TFLOP/s dense BF16, by NVIDIA's data sheet, is about
 methods.md's 200 effective).
 
-It does not read pictures from a disk: decoding happens once, before training.
+It does not read images from a disk: decoding happens once, before training.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from gemm_floor import gemm_floor
 from tinyusfm_edge.models.macs import count_macs
 from tinyusfm_edge.models.student import StudentConfig, build_student
 from tinyusfm_edge.models.teachers.dinov2 import VARIANTS, Dinov2
-from tinyusfm_edge.training.distill import DistillObjective
-from tinyusfm_edge.training.distill_config import DistillConfig, read_config
-from tinyusfm_edge.training.loop import plain_groups
-from tinyusfm_edge.training.teacher_bank import FeatureConfig, TeacherFeatures
-from tinyusfm_edge.training.views import draw_views, masked
+from tinyusfm_edge.training.pretrain.config import DistillConfig, read_config
+from tinyusfm_edge.training.pretrain.distill import DistillObjective
+from tinyusfm_edge.training.pretrain.teacher_bank import FeatureConfig, TeacherFeatures
+from tinyusfm_edge.training.pretrain.views import draw_views, masked
+from tinyusfm_edge.training.trainer.loop import plain_groups
 
 H200_TFLOPS = 989.0
 """Dense BF16 of one H200 (data sheet; the 1979 there count sparsity)."""
-PICTURES, EPOCHS = 200_000, 100
+IMAGES, EPOCHS = 200_000, 100
 """The published coreset, and methods.md's epochs."""
 
 
@@ -44,10 +44,10 @@ def encoder_macs(tokens: int, width: int, depth: int, patch: int) -> float:
 
 
 def step_macs(config: DistillConfig, teacher: tuple[int, int, int] | None) -> dict[str, float]:
-    """Multiply-accumulates for one picture.
+    """Multiply-accumulates for one image.
 
     Args:
-        config: views and picture size.
+        config: views and image size.
         teacher: width, depth and patch, or None where features are cached.
 
     Returns:
@@ -63,7 +63,7 @@ def step_macs(config: DistillConfig, teacher: tuple[int, int, int] | None) -> di
 
 def h200_hours(macs: float, share: float) -> float:
     """Derived hours of one H200 for the whole training, at a share of its peak."""
-    return 2 * macs * PICTURES * EPOCHS / (H200_TFLOPS * 1e12 * share) / 3600
+    return 2 * macs * IMAGES * EPOCHS / (H200_TFLOPS * 1e12 * share) / 3600
 
 
 def time_step(config: DistillConfig, batch: int, rounds: int) -> dict[str, float]:
@@ -71,7 +71,7 @@ def time_step(config: DistillConfig, batch: int, rounds: int) -> dict[str, float
 
     Args:
         config: settings.
-        batch: pictures.
+        batch: images.
         rounds: repetitions.
 
     Returns:
@@ -143,7 +143,7 @@ def main() -> int:
     cached = whole - seconds["teacher, both views"]
     print(f"{options.size} px, batch {options.batch}, {options.threads} thread(s), fp32; matrices {gops:.0f} GOP/s")
     for name, value in seconds.items():
-        print(f"  {name:26} {1e3 * value / options.batch:8.2f} ms/picture  {value / whole:5.1%}")
+        print(f"  {name:26} {1e3 * value / options.batch:8.2f} ms/image  {value / whole:5.1%}")
     floors = {"live teacher": 2e-9 * sum(macs.values()) / gops, "cached features": 2e-9 * macs["student"] / gops}
     rates = {"live teacher": options.batch / whole, "cached features": options.batch / cached}
     for name, rate in rates.items():
@@ -154,7 +154,7 @@ def main() -> int:
         "DINOv2 ViT-S/14": h200_hours(sum(step_macs(base, (384, 12, 14)).values()), options.share),
         "cached features": h200_hours(step_macs(base, None)["student"], options.share),
     }
-    print(f"derived, not measured: {PICTURES} pictures x {EPOCHS} epochs at 224 px on one H200 at {options.share:.0%}:")
+    print(f"derived, not measured: {IMAGES} images x {EPOCHS} epochs at 224 px on one H200 at {options.share:.0%}:")
     for name, hours in derived.items():
         print(f"  teacher {name}: {hours:.1f} h")
     print(json.dumps({"seconds": seconds, "gops": gops, "rates": rates, "macs": macs, "derived_h200_hours": derived}))

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from rounds import MachineNoise, NoiseMeter, Samples, Statistics, interleave, quiet_rounds, slowdowns, statistics
+from tinyusfm_runtime.numerics.order import wide
 
 SCRIPT = Path(__file__).resolve().parent / "engine_worker.py"
 WARM = 4
@@ -54,7 +55,7 @@ class Measured:
     def stage_medians(self) -> dict[str, dict[str, float]]:
         """Worker -> stage -> median over the quiet rounds, ms."""
         return {
-            name: {stage: float(np.median([blocks[i] for i in self.quiet])) for stage, blocks in stages.items()}
+            name: {stage: float(np.median(wide([blocks[i] for i in self.quiet]))) for stage, blocks in stages.items()}
             for name, stages in self.stages_ms.items()
         }
 

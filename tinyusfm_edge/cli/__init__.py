@@ -1,1 +1,4 @@
-"""The command line: one command a file, put together in main.py. Importing it loads no engine and no torch."""
+"""The command line: one command a file, put together in main.py.
+
+Importing it loads no engine and no torch.
+"""

@@ -1,4 +1,6 @@
-"""``tinyusfm-edge sensitivity``: which layer costs how much in INT8, and accuracy against latency with fewer of them.
+"""``tinyusfm-edge sensitivity``: which layer costs how much in INT8.
+
+It also measures accuracy against latency with fewer INT8 layers.
 
 The JSON file is what ``export --mixed`` reads; a stopped measurement goes on from it.
 """
@@ -7,49 +9,83 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tinyusfm_edge.cli import console
-from tinyusfm_edge.cli.data_folder import evenly, read_data
-from tinyusfm_edge.cli.student import DEFAULT_STUDENT, load, require
-from tinyusfm_runtime.errors import CalibrationError, InputError
+from tinyusfm_edge.cli.data_options import reads_data
+from tinyusfm_edge.cli.output import SILENT, ReportOutput, reports
+from tinyusfm_edge.cli.train.student import DEFAULT_STUDENT, check_student, load
+from tinyusfm_edge.data.folder import evenly, read_data
+from tinyusfm_edge.data.given_ranges import given_ranges, prepared_graph
+from tinyusfm_edge.data.reading import AS_IT_IS, Reading
+from tinyusfm_edge.extras import require
+from tinyusfm_edge.training.trainer.lock import one_run
+from tinyusfm_runtime.errors import InputError
+from tinyusfm_runtime.strict_json import parse_json
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+
+    from tinyusfm_calibration.ranges import Ranges
+    from tinyusfm_edge.models.checkpoint import LoadedStudent
     from tinyusfm_export.frontier import FrontierPoint
-    from tinyusfm_export.sensitivity import Sensitivity
+    from tinyusfm_export.graph.build import ExportGraph
+    from tinyusfm_export.quantize.ptq import PtqPolicy
+    from tinyusfm_export.quantize.sensitivity import Sensitivity
+    from tinyusfm_export.verify.gate_frames import GateFrames
+    from tinyusfm_runtime.spec import ModelSpec
 
 COUNTS = (0, 1, 2, 4, 8, 16, 32)
 """Float layers at the points of the accuracy-latency plot."""
 
 
+@reports("sensitivity")
+@reads_data
 def sensitivity(
     student: Annotated[str, typer.Argument(help="Shipped student or weights file.")] = DEFAULT_STUDENT,
     data: Annotated[
-        Path | None, typer.Option(help="Pictures with a split.csv; the validation split measures. Default: phantoms.")
+        Path | None, typer.Option(help="Images with a split.csv; the validation split measures. Default: phantoms.")
     ] = None,
     out: Annotated[Path, typer.Option(help="JSON file to write or to go on with; a .html page beside it.")] = Path(
         "sensitivity.json"
     ),
-    frames: Annotated[int, typer.Option(min=1, help="Frames each layer is measured on.")] = 16,
+    frames: Annotated[int, typer.Option(min=1, max=console.MOST, help="Frames each layer is measured on.")] = 16,
     weight_bits: Annotated[int, typer.Option(min=4, max=8, help="Bits of the weights.")] = 8,
     target: Annotated[str, typer.Option(help="Target of the accuracy-latency plot.")] = "openvino",
     plot: Annotated[bool, typer.Option(help="Also build and time artefacts with 0, 1, 2, 4, ... float layers.")] = True,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the engine.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads of the engine.")] = 1,
+    calibration: Annotated[
+        str | None, typer.Option(help="SET.json of the calibrate command, or a declared set to draw (with --data).")
+    ] = None,
+    ranges: Annotated[Path | None, typer.Option(help="Activation ranges that qat wrote beside its student.")] = None,
+    reading: Reading = AS_IT_IS,
+    output: ReportOutput = SILENT,
 ) -> None:
     """Measure what each layer costs in INT8."""
-    from tinyusfm_export.gate_frames import choose_gate_frames
-    from tinyusfm_export.graph import build_graph
-    from tinyusfm_export.ptq import PtqPolicy, decide
-    from tinyusfm_export.sensitivity import measure_sensitivity
+    check_student(student)
+    console.check_writable(out, "the sensitivity file")
+    from tinyusfm_export.graph.build import build_graph
+    from tinyusfm_export.quantize.ptq import PtqPolicy, decide
+    from tinyusfm_export.quantize.sensitivity import measure_sensitivity
+    from tinyusfm_export.verify.gate_frames import choose_gate_frames
 
     require("sensitivity", ("torch", "safetensors", "onnx"), "export")
     loaded, shipped = load(student)
-    if loaded.ranges is None:
-        raise CalibrationError(f"{student} carries no activation ranges: tinyusfm-edge calibrate makes them")
-    folder = None if data is None else read_data(data, calibrate=False)
+    given = given_ranges(loaded, calibration, ranges)
+    loaded = given.student
+    folder = (
+        None
+        if data is None
+        else read_data(data, calibrate=given.from_data, calibration=given.declared, reading=reading)
+    )
+    for line in (folder.note, *folder.notes) if folder else ():
+        console.note(f"note: {line}")
     gate_frames = choose_gate_frames(
         data=folder.validation if folder else None,
         calibration=None,
@@ -57,23 +93,29 @@ def sensitivity(
         source=folder.name if folder else "",
     )
     console.check_writable(out, "the sensitivity file")
-    graph = build_graph(loaded.module.eval(), loaded.spec)
+    graph, used = prepared_graph(build_graph(loaded.module.eval(), loaded.spec), given, folder)
     policy = PtqPolicy(weight_limit=2 ** (weight_bits - 1) - 1, rest_precision="f32")
-    decision = decide(graph, "int8", loaded.ranges, policy=policy)
+    decision = decide(graph, "int8", used, policy=policy)
     inputs, identity = _inputs(gate_frames, loaded.spec, frames)
     started = _Started(out, {"frames_sha256": identity, "decision": decision.to_json()})
-    with console.progress() as told:
+    with one_run(out.absolute().parent, f".{out.name}.lock"), console.progress() as progress:
         found = measure_sensitivity(
-            graph, decision, inputs, frames_sha256=identity, known=started.known, keep=started.keep, progress=told
+            graph, decision, inputs, frames_sha256=identity, known=started.known, keep=started.keep, progress=progress
         )
-        points = _frontier(graph, target, loaded, found, gate_frames, policy, threads, told) if plot else ()
+        wanted = _Plot(
+            graph=graph, student=loaded, ranges=used, policy=policy, frames=gate_frames, target=target, threads=threads
+        )
+        points = _frontier(wanted, found, progress) if plot else ()
     console.write_json(str(out), {**found.to_json(), "frontier": [p.to_json() for p in points]}, "the sensitivity file")
     started.done()
     page = out.with_suffix(".html")
     console.write_file(page, _page(loaded.spec.name, found, points, target).encode(), "the sensitivity page")
     _print(found, points)
     console.say(f"\nfiles        {out}, {page}")
-    console.say(f"use it       tinyusfm-edge export {student} --int8 --mixed {out}")
+    output.result({**found.to_json(), "frontier": [point.to_json() for point in points]})
+    options = ["--calibration", calibration] if calibration else ["--ranges", ranges] if ranges else []
+    options += ["--data", data] if data is not None else []
+    output.end("export", student, "--int8", *options, "--mixed", out)
 
 
 class _Started:
@@ -83,7 +125,7 @@ class _Started:
         self.path, self.identity = out.with_name(f".{out.name}.part"), identity
         self.known: dict[str, dict[str, float]] = {}
         try:
-            stored = json.loads(self.path.read_text(encoding="utf-8"))
+            stored = parse_json(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return
         if stored.get("identity") == json.loads(json.dumps(identity)):
@@ -100,9 +142,9 @@ class _Started:
         self.path.unlink(missing_ok=True)
 
 
-def _inputs(gate_frames: Any, spec: Any, most: int) -> tuple[list[Any], str]:
+def _inputs(gate_frames: GateFrames, spec: ModelSpec, most: int) -> tuple[list[np.ndarray], str]:
     """Evenly spaced frames, preprocessed, and the hash of which ones."""
-    from tinyusfm_export.engine_run import preprocess_all
+    from tinyusfm_export.verify.engine_run import preprocess_all
 
     named = list(gate_frames.frames)
     if not named:
@@ -112,23 +154,47 @@ def _inputs(gate_frames: Any, spec: Any, most: int) -> tuple[list[Any], str]:
     return inputs, hashlib.sha256(b"".join(tensor.tobytes() for tensor in inputs)).hexdigest()
 
 
-def _frontier(
-    graph: Any, target: str, loaded: Any, found: Sensitivity, gate_frames: Any, policy: Any, threads: int, told: Any
-) -> tuple[FrontierPoint, ...]:
-    from tinyusfm_export.checked import Checks
-    from tinyusfm_export.expected import expect, expect_golden
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Plot:
+    """What the artefacts of the accuracy-latency plot are built of and judged on.
+
+    Attributes:
+        graph: the export graph as it becomes int8.
+        student: the float student, which the gate compares with.
+        ranges: activation ranges of the graph.
+        policy: what becomes int8 at first.
+        frames: the gate's frames.
+        target: which target builds the artefacts.
+        threads: of its engine.
+    """
+
+    graph: ExportGraph
+    student: LoadedStudent
+    ranges: Ranges
+    policy: PtqPolicy
+    frames: GateFrames
+    target: str
+    threads: int
+
+
+def _frontier(plot: _Plot, found: Sensitivity, progress: Callable[[str, float], None]) -> tuple[FrontierPoint, ...]:
+    """Artefacts with ever more expensive layers kept float, judged and timed."""
     from tinyusfm_export.frontier import measure_frontier
-    from tinyusfm_export.gate import Gate
-    from tinyusfm_export.golden import golden_frames
+    from tinyusfm_export.verify.artefact import Checks
+    from tinyusfm_export.verify.expected import expect, expect_golden
+    from tinyusfm_export.verify.gate import Gate
+    from tinyusfm_export.verify.golden import golden_frames
 
     checks = Checks(
         gate=Gate(),
-        frames=expect(loaded.module, loaded.spec, gate_frames),
-        golden=expect_golden(loaded.module, loaded.spec, golden_frames()[:1]),
-        threads=threads,
+        frames=expect(plot.student.module, plot.student.spec, plot.frames),
+        golden=expect_golden(plot.student.module, plot.student.spec, golden_frames()[:1]),
+        threads=plot.threads,
     )
     counts = [count for count in COUNTS if count < len(found.layers)]
-    return measure_frontier(graph, target, loaded.ranges, found, checks, counts, policy=policy, progress=told)
+    return measure_frontier(
+        plot.graph, plot.target, plot.ranges, found, checks, counts, policy=plot.policy, progress=progress
+    )
 
 
 FRONTIER_HEADER = ("artefact", "agreement", "worst", "MB", "p50", "p90", "p99", "gate")
@@ -143,14 +209,14 @@ def _print(found: Sensitivity, points: tuple[FrontierPoint, ...]) -> None:
 
 
 def _page(name: str, found: Sensitivity, points: tuple[FrontierPoint, ...], target: str) -> str:
-    from tinyusfm_edge.report.charts import scatter, strip
+    from tinyusfm_edge.report.charts import bars, scatter
     from tinyusfm_edge.report.page import Block, Chart, Page, Table, render
 
     passed = [point for point in points if point.report and point.kept_float >= 0]
     headline = (
         f"The gate holds with {min(p.kept_float for p in passed)} layers kept float."
         if passed
-        else "No INT8 artefact was measured."
+        else "Costs of layers alone: no INT8 artefact was built and timed."
         if not points
         else "The gate is missed whatever was kept float."
     )
@@ -165,13 +231,14 @@ def _page(name: str, found: Sensitivity, points: tuple[FrontierPoint, ...], targ
             )
         )
         blocks.append(Table(title="Artefacts", header=FRONTIER_HEADER, rows=[point.row() for point in points]))
-    costs = {"cost": [row.cost for row in found.layers]}
-    blocks.append(
-        Chart(
-            title="Cost of each layer, most expensive first", note=found.measure, svg=strip(costs, "cost", axis="layer")
-        )
-    )
+    costs = [(row.layer, row.cost) for row in found.layers]
+    blocks.append(Chart(title="Cost of each layer, most expensive first", note=found.measure, svg=bars(costs, "cost")))
     blocks.append(Table(title="Layers", header=("layer", "cost", "logits"), rows=found.table()))
     return render(
-        Page(title=f"INT8 sensitivity of {name}", passed=bool(passed) or not points, headline=headline, blocks=blocks)
+        Page(
+            title=f"INT8 sensitivity of {name}",
+            passed=bool(passed) if points else None,
+            headline=headline,
+            blocks=blocks,
+        )
     )

@@ -1,4 +1,6 @@
-"""Means with confidence intervals from whole patients: frames of one patient are not independent.
+"""Means with confidence intervals from whole patients.
+
+Frames of one patient are not independent.
 
 Percentile bootstrap (B. Efron, Bootstrap methods, Ann. Statist. 1979) over groups: groups are drawn with replacement
 and the mean is taken over all frames of the groups drawn. It does not know what the values are.
@@ -16,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from tinyusfm_runtime.errors import InputError
+from tinyusfm_runtime.numerics.order import wide
 
 RESAMPLES = 2000
 """Resamples of an interval; the 2.5 % ends then rest on 50 resamples each."""
@@ -62,7 +65,7 @@ def estimate_mean(
     """Mean of the values with a 95 % interval over groups.
 
     Args:
-        values_N: one a frame.
+        values_N: one per frame.
         groups_N: the patient of each frame.
         resamples: number of draws.
         seed: of the draws.
@@ -78,7 +81,7 @@ def estimate_mean(
     counts_G = np.bincount(index)
     draws_RG = np.random.default_rng(seed).integers(0, len(sums_G), (resamples, len(sums_G)))
     means_R = sums_G[draws_RG].sum(1) / counts_G[draws_RG].sum(1)
-    low, high = np.percentile(means_R, [2.5, 97.5])
+    low, high = np.percentile(wide(means_R), [2.5, 97.5])
     return Estimate(
         mean=float(values.mean()), low=float(low), high=float(high), num_values=len(values), num_groups=len(sums_G)
     )
@@ -111,7 +114,7 @@ def estimate_statistic(
         return None
     draws = np.random.default_rng(seed).integers(0, len(members), (resamples, len(members)))
     found = np.array([statistic(np.concatenate([members[group] for group in draw])) for draw in draws])
-    low, high = np.nanpercentile(found, [2.5, 97.5])
+    low, high = np.nanpercentile(wide(found), [2.5, 97.5])
     return Estimate(mean=value, low=float(low), high=float(high), num_values=len(index), num_groups=len(members))
 
 

@@ -1,4 +1,6 @@
-"""Accuracy of a classifier on a labelled split: several metrics, each with an interval over patients.
+"""Accuracy of a classifier on a labelled split.
+
+Several metrics, each with an interval over patients.
 
 Frames go through the runtime's own preprocessing and its softmax, so the numbers are those of live frames. The model is
 a callable from input tensor to logits: the PyTorch reference and an artefact in its engine are scored alike. It does
@@ -14,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from tinyusfm_edge.data.table import Sample
 from tinyusfm_edge.evaluation.bootstrap import Estimate, estimate_statistic
 from tinyusfm_edge.evaluation.metrics import CLASS_METRICS
 from tinyusfm_edge.models.checkpoint import LoadedStudent
-from tinyusfm_edge.training.data import Sample
-from tinyusfm_export.reference import reference_mode, run_reference
-from tinyusfm_runtime.answer import probabilities
+from tinyusfm_export.verify.reference import reference_mode, run_reference
 from tinyusfm_runtime.errors import InputError
-from tinyusfm_runtime.preprocess import preprocess
+from tinyusfm_runtime.numerics.postprocess import probabilities
+from tinyusfm_runtime.numerics.preprocess import preprocess
 from tinyusfm_runtime.spec import ModelSpec, Task
 
 
@@ -30,10 +32,10 @@ class FrameScore:
     """What a classifier said about one frame.
 
     Attributes:
-        sha256: hash of the picture file, hex.
+        sha256: hash of the image file, hex.
         group: patient.
         truth: index of the true class.
-        probabilities: one a class, summing to 1.
+        probabilities: one per class, summing to 1.
     """
 
     sha256: str
@@ -72,8 +74,8 @@ class ClassificationReport:
         for key, value in self.metrics.items():
             rows.append((names.get(key, "calibration error"), "undefined" if value is None else value.text(4)))
         for label, counts in zip(self.labels, self.confusion, strict=True):
-            said = ", ".join(f"{name} {count}" for name, count in zip(self.labels, counts, strict=True))
-            rows.append((f"true {label}, answered", said))
+            counted = ", ".join(f"{name} {count}" for name, count in zip(self.labels, counts, strict=True))
+            rows.append((f"true {label}, answered", counted))
         return rows
 
 

@@ -1,9 +1,11 @@
-"""Early exits measured and calibrated: how sure an exit must be so that accuracy falls by half a point at most.
+"""Early exits measured and calibrated.
 
-Thresholds are chosen on validation, one an exit, together with patience, to run as few blocks as possible
+How sure an exit must be so that accuracy falls by half a point at most.
+
+Thresholds are chosen on validation, one per exit, together with patience, to run as few blocks as possible
 (methods.md 7). It does not know how the student was trained.
 
-Shapes: E exits (the classifier at the end last), N pictures, K classes.
+Shapes: E exits (the classifier at the end last), N images, K classes.
 """
 
 from __future__ import annotations
@@ -16,14 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from tinyusfm_edge.data.table import Sample, class_indices
 from tinyusfm_edge.models.early_exit import all_exits
 from tinyusfm_edge.models.student import ClassificationStudent
-from tinyusfm_edge.training.data import Sample
-from tinyusfm_edge.training.task import class_indices
-from tinyusfm_export.reference import normalise, reference_mode
+from tinyusfm_export.verify.reference import normalise, reference_mode
 from tinyusfm_runtime.early_exit import normalised_entropy
 from tinyusfm_runtime.errors import InputError
-from tinyusfm_runtime.preprocess import preprocess
+from tinyusfm_runtime.numerics.preprocess import preprocess
 from tinyusfm_runtime.spec import ExitPolicy, ModelSpec
 
 MAX_DROP = 0.005
@@ -34,14 +35,14 @@ LEVELS = tuple(round(0.05 * level, 2) for level in range(21))
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExitReport:
-    """What stopping early does on a set of pictures.
+    """What stopping early does on a set of images.
 
     Attributes:
         accuracy: with the policy.
         full_accuracy: of the classifier at the end.
-        share: of the pictures that stop at each exit, the end last.
+        share: of the images that stop at each exit, the end last.
         mean_blocks: blocks that run on average.
-        depth: blocks of the net.
+        depth: blocks of the network.
     """
 
     accuracy: float
@@ -65,25 +66,29 @@ class ExitReport:
 
 
 def exit_probabilities(student: ClassificationStudent, spec: ModelSpec, samples: Sequence[Sample]) -> np.ndarray:
-    """Probabilities of every exit, ENK, in the PyTorch float32 reference, one picture at a time.
+    """Probabilities of every exit, ENK, one image at a time.
+
+    Computed by the PyTorch float32 reference.
 
     Raises:
         InputError: no samples, or a student without exits.
     """
     if not samples or not student.config.exits:
-        raise InputError("early exits need pictures and a student that has exits")
+        raise InputError("early exits need images and a student that has exits")
     found = []
     with reference_mode(student):
         for sample in samples:
             tensor = torch.from_numpy(preprocess(sample.frame, spec.preprocess)[0]).float()
-            found.append(all_exits(student, normalise(tensor, spec)).double().softmax(-1)[:, 0].numpy())
+            found.append(all_exits(student, normalise(tensor, spec.preprocess)).double().softmax(-1)[:, 0].numpy())
     return np.stack(found, 1)
 
 
 def choose_exits(
     student: ClassificationStudent, spec: ModelSpec, samples: Sequence[Sample]
 ) -> tuple[ExitPolicy, ExitReport]:
-    """Chooses a student's thresholds on labelled validation pictures (``calibrate_exits``).
+    """Chooses a student's exit thresholds (``calibrate_exits``).
+
+    On labelled validation images.
 
     Raises:
         InputError: no samples, a label that is not among the spec's, or a student without exits.
@@ -99,7 +104,7 @@ def measure_exits(policy: ExitPolicy, probabilities_ENK: np.ndarray, truth_N: np
         policy: thresholds and patience.
         probabilities_ENK: of every exit.
         truth_N: true classes.
-        depth: blocks of the net.
+        depth: blocks of the network.
     """
     return _measure(policy, _entropies(probabilities_ENK), probabilities_ENK.argmax(-1), truth_N, depth)
 
@@ -140,15 +145,15 @@ def calibrate_exits(
     """Chooses thresholds and patience on validation.
 
     Args:
-        probabilities_ENK: of every exit, on validation pictures.
+        probabilities_ENK: of every exit, on validation images.
         truth_N: true classes.
         blocks: of the exits.
-        depth: blocks of the net.
+        depth: blocks of the network.
         max_drop: largest loss of accuracy against the classifier at the end, 0..1.
 
     Returns:
         The policy that runs the fewest blocks (among equals the more accurate, then the stricter one), and what it
-        does on these pictures. Never stopping early always qualifies.
+        does on these images. Never stopping early always qualifies.
     """
     entropy_EN, answer_EN = _entropies(probabilities_ENK), probabilities_ENK.argmax(-1)
     best: tuple[tuple[float, ...], ExitPolicy, ExitReport] | None = None

@@ -1,16 +1,18 @@
-"""Accuracy of masks and of class scores against the truth, one picture or one split at a time.
+"""Accuracy of masks and of class scores against the truth.
+
+One image or one split at a time.
 
 Masks: Dice, IoU and the 95 % Hausdorff distance in pixels and, with a spacing, in millimetres. Where both masks are
 empty the answer is right: Dice and IoU are 1, the distance is not defined and the case is counted by its caller. Where
 one is empty Dice is 0 and there is no distance. ``paper`` repeats the official repository instead (methods.md 1.7):
-medpy 0.4.0 gives Dice 0 for two empty masks, and its wrapper a distance of 0 there and of the picture's side where one
+medpy 0.4.0 gives Dice 0 for two empty masks, and its wrapper a distance of 0 there and of the image's side where one
 is empty.
 
 Classes: accuracy, balanced accuracy, AUC (one against the rest, mean over classes), F1 and expected calibration error.
 
 It does not know models, tables or confidence intervals.
 
-Shapes: HW masks, N pictures, K classes, P and Q border pixels.
+Shapes: HW masks, N images, K classes, P and Q border pixels.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from tinyusfm_runtime.errors import InputError
+from tinyusfm_runtime.numerics.order import wide
 
 ECE_BINS = 15
 """Bins of equal width over the top probability (Guo et al. 2017, arXiv 1706.04599, section 2)."""
@@ -58,15 +61,17 @@ def hausdorff95(
     *,
     paper: bool = False,
 ) -> float | None:
-    """95th percentile of the distances between the borders of two masks, both directions pooled (medpy's hd95).
+    """95th percentile of the distances between the borders of two masks.
 
-    A border pixel is a foreground pixel with a 4-neighbour outside; beyond the picture is outside.
+    Both directions are pooled (medpy's hd95).
+
+    A border pixel is a foreground pixel with a 4-neighbour outside; beyond the image is outside.
 
     Args:
         predicted_HW: non-zero is foreground.
         truth_HW: of the same size.
         spacing: row and column spacing; the answer is in their unit.
-        paper: where one mask is empty give the picture's larger side, where both are, 0.
+        paper: where one mask is empty give the image's larger side, where both are, 0.
 
     Returns:
         The distance, or None where a mask is empty.
@@ -81,7 +86,7 @@ def hausdorff95(
         return 0.0 if predicted.any() == truth.any() else float(max(truth.shape))
     scale = np.asarray(spacing, np.float64)
     a_P2, b_Q2 = _border(predicted) * scale, _border(truth) * scale
-    return float(np.percentile(np.concatenate([_nearest(a_P2, b_Q2), _nearest(b_Q2, a_P2)]), 95))
+    return float(np.percentile(wide(np.concatenate([_nearest(a_P2, b_Q2), _nearest(b_Q2, a_P2)])), 95))
 
 
 def _pair(predicted_HW: np.ndarray, truth_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -105,20 +110,23 @@ def _nearest(a_P2: np.ndarray, b_Q2: np.ndarray) -> np.ndarray:
 
 
 def accuracy(scores_NK: np.ndarray, truth_N: np.ndarray) -> float:
-    """Fraction of pictures whose largest score is the true class."""
+    """Fraction of images whose largest score is the true class."""
     return float(np.mean(scores_NK.argmax(1) == truth_N))
 
 
 def balanced_accuracy(scores_NK: np.ndarray, truth_N: np.ndarray) -> float:
-    """Mean over the classes present of the fraction of their pictures that are found."""
+    """Mean over the classes present of the fraction of their images that are found."""
     predicted = scores_NK.argmax(1)
-    return float(np.mean([np.mean(predicted[truth_N == k] == k) for k in np.unique(truth_N)]))
+    return float(np.mean([np.mean(predicted[truth_N == k] == k) for k in np.unique(wide(truth_N))]))
 
 
 def f1(scores_NK: np.ndarray, truth_N: np.ndarray) -> float:
-    """F1: of class 1 where there are two classes, else the mean over the classes present or predicted."""
+    """F1: of class 1 for two classes, else the mean over the classes.
+
+    Classes that are present or predicted count.
+    """
     predicted = scores_NK.argmax(1)
-    classes = [1] if scores_NK.shape[1] == 2 else np.union1d(np.unique(truth_N), np.unique(predicted)).tolist()
+    classes = [1] if scores_NK.shape[1] == 2 else np.union1d(wide(truth_N), wide(predicted)).tolist()
     found = []
     for k in classes:
         hits = np.count_nonzero((predicted == k) & (truth_N == k))
@@ -128,9 +136,11 @@ def f1(scores_NK: np.ndarray, truth_N: np.ndarray) -> float:
 
 
 def auc(scores_NK: np.ndarray, truth_N: np.ndarray) -> float:
-    """Area under the ROC curve: of class 1 where there are two classes, else the mean of one against the rest.
+    """Area under the ROC curve: of class 1 for two classes, else one-vs-rest.
 
-    The area is the Mann-Whitney statistic, ties counted half. Classes without or with only positive pictures are left
+    For more classes it is the mean of one against the rest.
+
+    The area is the Mann-Whitney statistic, ties counted half. Classes without or with only positive images are left
     out; NaN where none remains.
     """
     classes = [1] if scores_NK.shape[1] == 2 else range(scores_NK.shape[1])
@@ -144,14 +154,16 @@ def _rank_auc(scores_N: np.ndarray, positive_N: np.ndarray) -> float:
     num_negative = len(positive_N) - num_positive
     if num_positive == 0 or num_negative == 0:
         return math.nan
-    _, inverse, counts = np.unique(scores_N, return_inverse=True, return_counts=True)
+    _, inverse, counts = np.unique(wide(scores_N), return_inverse=True, return_counts=True)
     mean_rank = np.cumsum(counts) - (counts - 1) / 2
     rank_sum = float(mean_rank[inverse][positive_N].sum())
     return (rank_sum - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative)
 
 
 def calibration_error(scores_NK: np.ndarray, truth_N: np.ndarray, *, bins: int = ECE_BINS) -> float:
-    """Expected calibration error: |accuracy - confidence| of the top class, by bins of confidence, weighted by size.
+    """Expected calibration error of the top class.
+
+    |accuracy - confidence| by bins of confidence, weighted by size.
 
     Args:
         scores_NK: probabilities, rows summing to 1.

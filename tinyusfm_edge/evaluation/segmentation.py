@@ -1,4 +1,6 @@
-"""Dice, IoU, border distance and circumference error of a mask model on a labelled split, intervals over patients.
+"""Accuracy of a mask model on a labelled split.
+
+Dice, IoU, border distance and circumference error, with intervals over patients.
 
 Frames and masks go through the runtime's own preprocessing and post-processing, so the numbers are those
 of live frames. Masks are compared in the model's input geometry, where the runtime measures. The model is a callable
@@ -17,17 +19,18 @@ from typing import Any
 
 import numpy as np
 
+from tinyusfm_edge.data.table import Sample, resize_mask
 from tinyusfm_edge.evaluation.bootstrap import Estimate, estimate_mean
+from tinyusfm_edge.evaluation.heads import shape_dice
 from tinyusfm_edge.evaluation.metrics import hausdorff95, overlap
 from tinyusfm_edge.models.checkpoint import LoadedStudent
-from tinyusfm_edge.training.data import Sample, resize_mask
-from tinyusfm_export.reference import reference_mode, run_reference
-from tinyusfm_runtime.answer import answer
-from tinyusfm_runtime.engine import LOGITS_NAME
+from tinyusfm_export.verify.reference import reference_mode, run_reference
 from tinyusfm_runtime.errors import InputError
-from tinyusfm_runtime.measure import binary_mask, largest_component, measure_head
-from tinyusfm_runtime.preprocess import Placement, preprocess
-from tinyusfm_runtime.spec import ModelSpec, Task
+from tinyusfm_runtime.numerics.measure import binary_mask, largest_component, measure_head
+from tinyusfm_runtime.numerics.order import wide
+from tinyusfm_runtime.numerics.postprocess import answer
+from tinyusfm_runtime.numerics.preprocess import Placement, preprocess
+from tinyusfm_runtime.spec import LOGITS_NAME, ModelSpec, Task
 
 Runner = Callable[[np.ndarray], np.ndarray]
 """uint8 NCHW input tensor -> float32 logits NKHW."""
@@ -55,7 +58,7 @@ class ImageScore:
     """Scores of one frame.
 
     Attributes:
-        sha256: hash of the picture file, hex.
+        sha256: hash of the image file, hex.
         group: patient.
         dice: 0..1.
         iou: 0..1.
@@ -64,9 +67,11 @@ class ImageScore:
         hc_mm: measured circumference, or None (nothing found, or no spacing).
         hc_error_mm: measured minus stated, or None.
         label_error_mm: circumference of the label mask's own ellipse minus stated, or None.
-        touches_border: the measured mask touches the border of the picture.
+        touches_border: the measured mask touches the border of the image.
         found: there is a mask at all.
         empty_truth: the label mask is empty.
+        ellipse_dice: overlap of the reported ellipse (or mask) with the head's own ellipse at the original image's
+            size, or None where the table names no ellipse.
     """
 
     sha256: str
@@ -81,6 +86,7 @@ class ImageScore:
     touches_border: bool
     found: bool
     empty_truth: bool
+    ellipse_dice: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,6 +111,7 @@ class SegmentationReport:
         border: fraction of frames whose mask touches the border.
         not_found: frames without any mask.
         images: scores of each frame.
+        ellipse_dice: mean overlap of the reported shapes with the heads' own ellipses, or None without those.
     """
 
     split: str
@@ -124,6 +131,7 @@ class SegmentationReport:
     border: float
     not_found: int
     images: tuple[ImageScore, ...]
+    ellipse_dice: Estimate | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, ready for ``json.dumps``."""
@@ -136,6 +144,8 @@ class SegmentationReport:
             ("Dice", f"{self.dice.text(4)}, worst {self.worst_dice:.4f}"),
             ("IoU", self.iou.text(4)),
         ]
+        if self.ellipse_dice:
+            rows.insert(1, ("Dice of the reported shape", f"{self.ellipse_dice.text(4)}, against the head's ellipse"))
         if self.paper:
             rows.insert(1, ("scored", "with the official repository's quirks"))
         if self.dice_non_empty and self.dice_non_empty.num_values < self.dice.num_values:
@@ -206,6 +216,7 @@ def score_case(case: Case, spec: ModelSpec, threshold: float, *, paper: bool = F
         touches_border=head is not None and head.touches_border,
         found=bool(mask.any()),
         empty_truth=not case.mask_HW.any(),
+        ellipse_dice=None if paper else shape_dice(case.sample, head, mask, case.placement),
     )
 
 
@@ -242,11 +253,12 @@ def summarise(images: Sequence[ImageScore], split: str, threshold: float, *, pap
         paper=paper,
         hc_mae_mm=_estimate(images, lambda image: None if image.hc_error_mm is None else abs(image.hc_error_mm)),
         hc_bias_mm=_estimate(images, lambda image: image.hc_error_mm),
-        hc_p95_mm=float(np.percentile(np.abs(errors), 95)) if errors else None,
+        hc_p95_mm=float(np.percentile(wide(np.abs(errors)), 95)) if errors else None,
         label_bias_mm=_estimate(images, lambda image: image.label_error_mm),
         border=float(np.mean([image.touches_border for image in images])),
         not_found=sum(not image.found for image in images),
         images=tuple(images),
+        ellipse_dice=_estimate(images, lambda image: image.ellipse_dice),
     )
 
 

@@ -1,1 +1,4 @@
-"""The student nets, their weights files and their cost; nothing here knows training, data or export."""
+"""The students, their weights files and their cost.
+
+Nothing here knows training, data or export.
+"""

@@ -1,4 +1,6 @@
-"""Weights files in and out: fill a student from a checkpoint, write and read student files.
+"""Weights files in and out.
+
+Fill a student from a checkpoint, write and read student files.
 
 A *student file* is a safetensors file whose metadata says what the tensors are: ``{"tinyusfm_edge": JSON}`` with
 ``{"version": 1, "spec": ModelSpec, "student": StudentConfig}``. The same JSON may lie beside a foreign file as
@@ -11,12 +13,10 @@ It does not know the shipped students (tinyusfm_edge/students) or how files are 
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,12 @@ from torch import Tensor
 
 from tinyusfm_edge.models.state_dict import Fit, find_tensors, fit
 from tinyusfm_edge.models.student import Student, StudentConfig, build_student
+from tinyusfm_edge.models.upstream import TRACE_KEY, read_stages, write_stages
 from tinyusfm_edge.models.weights_file import WeightsFile, check_finite, read_limited, read_weights_file
-from tinyusfm_runtime.errors import CheckpointError, InputError, OutputError
+from tinyusfm_runtime.atomic import write_file
+from tinyusfm_runtime.errors import CheckpointError, InputError
 from tinyusfm_runtime.spec import ModelSpec, PostProcess, PreprocessSpec, Task
+from tinyusfm_runtime.strict_json import parse_json
 
 METADATA_KEY = "tinyusfm_edge"
 """Key of the JSON in a student file's metadata."""
@@ -48,6 +51,9 @@ class LoadReport:
         missing_heads: head tensors that stayed as they were.
         unexpected: names in the file that the student has no place for.
         notes: what was done beyond plain copying; each is also a ``UserWarning``.
+        name: the student's name where the file says it, else the file's.
+        origin: where the weights come from, as the file says it, or empty.
+        stages: what it was made of, as the file says it: stage -> sha256 (hex), see upstream.py.
     """
 
     sha256: str
@@ -58,6 +64,22 @@ class LoadReport:
     missing_heads: tuple[str, ...]
     unexpected: tuple[str, ...]
     notes: tuple[str, ...]
+    name: str = ""
+    origin: str = ""
+    stages: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def random_head(self) -> str:
+        """A line where tensors of the head stayed as they were; else empty.
+
+        In a new student these are random.
+        """
+        if not self.missing_heads:
+            return ""
+        return (
+            f"{self.name}: the head is not in the file and stays random ({len(self.missing_heads)} tensors, first "
+            f"{self.missing_heads[0]}): train it before anything is read off it"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,8 +111,8 @@ def load_weights(
     Args:
         student: filled in place, in its own element type.
         path: official TinyUSFM file, MAE-Lite file, plain state dict or safetensors.
-        container: which net of a checkpoint that holds several (``teacher`` or ``student``).
-        resize_positions: interpolate a position table of another picture size.
+        container: which model of a checkpoint that holds several (``teacher`` or ``student``).
+        resize_positions: interpolate a position table of another image size.
 
     Returns:
         What was loaded, left out and not expected.
@@ -101,6 +123,35 @@ def load_weights(
     file = read_weights_file(Path(path))
     fitted, report = _fit_file(student, file, container, resize_positions)
     student.load_state_dict(fitted.state, strict=False)
+    return report
+
+
+def load_start(
+    student: Student,
+    path: Path | str,
+    *,
+    container: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> LoadReport:
+    """Fills a student from a checkpoint as the start of a training.
+
+    Returns what was done beyond plain copying.
+
+    Args:
+        student: filled in place.
+        path: as ``load_weights`` reads them; a position table of another size is interpolated.
+        container: which model of a checkpoint that holds several.
+        say: called with each note, and in one line that the head stays random where the file has none.
+
+    Raises:
+        CheckpointError: the file is unusable or hostile, or its backbone is not the student's.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        report = load_weights(student, path, container=container, resize_positions=True)
+    for line in (*report.notes, report.random_head):
+        if line:
+            say(line)
     return report
 
 
@@ -115,7 +166,11 @@ def _fit_file(
     check_finite(fitted.state, file.path)
     for note in fitted.notes:
         warnings.warn(f"{file.path}: {note}", stacklevel=3)
+    about = _about(file)
     report = LoadReport(
+        name=about[0],
+        origin=about[1],
+        stages=_stages(file),
         sha256=file.sha256,
         format=file.format,
         container=key,
@@ -126,6 +181,25 @@ def _fit_file(
         notes=fitted.notes,
     )
     return fitted, report
+
+
+def _stages(file: WeightsFile) -> dict[str, str]:
+    try:
+        return read_stages(file.metadata)
+    except InputError as error:
+        raise CheckpointError(f"{file.path}: {error}") from error
+
+
+def _about(file: WeightsFile) -> tuple[str, str]:
+    """Name and origin that a student file states of itself.
+
+    Else the file's name and nothing.
+    """
+    try:
+        spec = json.loads(file.metadata[METADATA_KEY])["spec"]
+        return str(spec["name"]), str(spec.get("origin", ""))
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return file.path.name, ""
 
 
 def load_student_file(
@@ -153,8 +227,8 @@ def load_student_file(
         name: short name of the model.
         postprocess: what is made of the logits: ``none``, ``mask`` or ``ellipse_hc``.
         config: architecture of a foreign file where it is not the published one (heads, image size, lite head).
-        container: which net of a checkpoint that holds several.
-        resize_positions: interpolate a position table of another picture size.
+        container: which model of a checkpoint that holds several.
+        resize_positions: interpolate a position table of another image size.
 
     Returns:
         The student, in float32 and evaluation mode, without ranges.
@@ -216,6 +290,18 @@ def _description(file: WeightsFile) -> tuple[ModelSpec, StudentConfig] | None:
     return None
 
 
+def describes_itself(path: Path) -> bool:
+    """Whether a weights file, or the description beside it, says what it is.
+
+    Args:
+        path: of the weights file.
+
+    Raises:
+        CheckpointError: the file cannot be used.
+    """
+    return _description(read_weights_file(path)) is not None
+
+
 def parse_description(text: str, path: Path) -> tuple[ModelSpec, StudentConfig]:
     """Reads a student's description.
 
@@ -227,7 +313,7 @@ def parse_description(text: str, path: Path) -> tuple[ModelSpec, StudentConfig]:
         InputError: not JSON, of another version, or its parts contradict each other.
     """
     try:
-        data = json.loads(text)
+        data = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: the student's description is not JSON: {error}") from error
     if not isinstance(data, dict) or set(data) != {"version", "spec", "student"}:
@@ -246,8 +332,9 @@ def _check_agreement(spec: ModelSpec, config: StudentConfig) -> None:
     size = (spec.preprocess.height, spec.preprocess.width)
     if spec.task.value != config.task:
         raise InputError(f"the spec says {spec.task.value}, the architecture {config.task}")
-    if size != (config.image_size, config.image_size):
-        raise InputError(f"the spec's input is {size[0]}x{size[1]}, the architecture's {config.image_size} squared")
+    if size != config.input_hw:
+        rows, cols = config.input_hw
+        raise InputError(f"the spec's input is {size[0]}x{size[1]}, the architecture's {rows}x{cols}")
     if config.task != "features" and len(spec.labels) != config.outputs:
         raise InputError(f"{len(spec.labels)} labels for {config.outputs} outputs")
     if spec.exits is not None and spec.exits.blocks != config.exits:
@@ -288,7 +375,7 @@ def _foreign_spec(
         name=stem,
         task=Task(config.task),
         labels=names,
-        preprocess=PreprocessSpec(height=config.image_size, width=config.image_size),
+        preprocess=PreprocessSpec(height=config.input_hw[0], width=config.input_hw[1]),
         postprocess=default,
     )
     return _renamed(spec, config, labels, name, postprocess)
@@ -320,7 +407,13 @@ def describe(spec: ModelSpec, config: StudentConfig) -> str:
     return json.dumps({"version": FORMAT_VERSION, "spec": spec.to_json(), "student": config.to_json()}, sort_keys=True)
 
 
-def save_student(path: Path | str, student: Student, spec: ModelSpec, dtype: torch.dtype = torch.float16) -> str:
+def save_student(
+    path: Path | str,
+    student: Student,
+    spec: ModelSpec,
+    dtype: torch.dtype = torch.float16,
+    stages: Mapping[str, str] | None = None,
+) -> str:
     """Writes a student file, whole or not at all.
 
     Args:
@@ -328,6 +421,7 @@ def save_student(path: Path | str, student: Student, spec: ModelSpec, dtype: tor
         student: the student.
         spec: what goes in and out.
         dtype: ``torch.float16`` or ``torch.float32``.
+        stages: what it was made of (upstream.py), or None.
 
     Returns:
         sha256 of the file, hex.
@@ -350,35 +444,25 @@ def save_student(path: Path | str, student: Student, spec: ModelSpec, dtype: tor
         if not k.endswith("num_batches_tracked")
     }
     check_finite(tensors, path)
-    data = save(tensors, metadata={METADATA_KEY: describe(spec, student.config)})
-    write_atomically(path, data)
+    metadata = {METADATA_KEY: describe(spec, student.config)}
+    if stages:
+        metadata[TRACE_KEY] = write_stages(stages)
+    data = _in_order(save(tensors, metadata=metadata))
+    write_file(path, data)
     return hashlib.sha256(data).hexdigest()
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file through a temporary sibling, flushed to the disk before it takes the name.
+def _in_order(data: bytes) -> bytes:
+    """The same file with its texts in the order of their keys.
 
-    Raises:
-        OutputError: no folder, no permission or no room; nothing is left behind.
+    The library keeps them in a hash table, so that two texts come in either order.
     """
-    temporary = None
-    try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.tmp-", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    length = int.from_bytes(data[:8], "little")
+    header = parse_json(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 __all__ = [
@@ -387,9 +471,10 @@ __all__ = [
     "LoadReport",
     "LoadedStudent",
     "describe",
+    "describes_itself",
+    "load_start",
     "load_student_file",
     "load_weights",
     "parse_description",
     "save_student",
-    "write_atomically",
 ]

@@ -1,13 +1,16 @@
-"""A pre-norm ViT encoder with what teachers need beyond the student's: LayerScale, q/v bias alone, relative positions.
+"""A pre-norm ViT encoder with what teachers need beyond the student's.
+
+LayerScale, bias on q and v alone, relative positions.
 
 Parameter names are timm's (``ls1.gamma``) or BEiT's (``gamma_1``, ``attn.q_bias``), so that official files fit as they
 are. It does not know which checkpoint is loaded, or training.
 
-Shapes: B batch, N tokens, D width, H heads; NCHW pictures.
+Shapes: B batch, N tokens, D width, H heads; NCHW images.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,8 +28,8 @@ class EncoderShape:
         depth: blocks.
         heads: attention heads.
         patch: rows and columns of a patch, pixels.
-        grid: patches a side of the position table, or of the relative table's window.
-        channels: of the picture; 1 for UltraDINO, 3 else.
+        grid: patches per side of the position table, or of the relative table's window.
+        channels: of the image; 1 for UltraDINO, 3 else.
         registers: tokens between the class token and the patches that have no position (DINOv2 with registers).
         scale: no LayerScale, timm's names or BEiT's.
         bias: on q, k and v, or on q and v alone (BEiT).
@@ -46,7 +49,10 @@ class EncoderShape:
 
 
 class EncoderAttention(nn.Module):
-    """Multi-head self-attention with a packed projection and an optional additive bias."""
+    """Multi-head self-attention with a packed projection.
+
+    An additive bias is optional.
+    """
 
     def __init__(self, shape: EncoderShape) -> None:
         super().__init__()
@@ -124,34 +130,53 @@ class EncoderBlock(nn.Module):
 
 
 class EncoderPatches(nn.Module):
-    """Cuts a picture into patches and embeds each."""
+    """Cuts an image into patches and embeds each."""
 
     def __init__(self, shape: EncoderShape) -> None:
         super().__init__()
         self.proj = nn.Conv2d(shape.channels, shape.width, shape.patch, shape.patch)
 
     def forward(self, image_NCHW: Tensor) -> Tensor:
-        """Picture -> patch tokens, row by row."""
+        """Image -> patch tokens, row by row."""
         return self.proj(image_NCHW).flatten(2).transpose(1, 2)
 
 
-def resize_positions(table_1ND: Tensor, grid: int, prefix: int, *, antialias: bool) -> Tensor:
-    """A position table for another number of patches a side, bicubic.
+def blocks_after(blocks: Iterable[nn.Module], x_BND: Tensor, layers: tuple[int, ...]) -> list[Tensor]:
+    """Runs blocks one after another and keeps what some of them give.
+
+    Args:
+        blocks: in order.
+        x_BND: tokens.
+        layers: which blocks' outputs are kept, counted from 1; none behind the last of them is run.
+    """
+    found = []
+    for number, block in enumerate(blocks, 1):
+        x_BND = block(x_BND)
+        if number in layers:
+            found.append(x_BND)
+        if number == max(layers):
+            break
+    return found
+
+
+def resize_positions(table_1ND: Tensor, grid: int | tuple[int, int], prefix: int, *, antialias: bool) -> Tensor:
+    """A position table for another number of patches, bicubic.
 
     Args:
         table_1ND: positions of ``prefix`` tokens and of a square of patches.
-        grid: patches a side wanted.
+        grid: patches per side wanted, or rows and columns of them.
         prefix: tokens in front that keep their positions.
         antialias: as timm does it and DINOv2 with registers; DINOv2 without them was evaluated without.
 
     Returns:
-        The table of ``prefix + grid * grid`` positions.
+        The table of ``prefix + rows * columns`` positions.
     """
+    wanted = (grid, grid) if isinstance(grid, int) else grid
     old = round((table_1ND.shape[1] - prefix) ** 0.5)
-    if old == grid:
+    if (old, old) == wanted:
         return table_1ND
     square = table_1ND[:, prefix:].float().transpose(1, 2).unflatten(2, (old, old))
-    square = F.interpolate(square, size=(grid, grid), mode="bicubic", align_corners=False, antialias=antialias)
+    square = F.interpolate(square, size=wanted, mode="bicubic", align_corners=False, antialias=antialias)
     return torch.cat([table_1ND[:, :prefix].float(), square.flatten(2).transpose(1, 2)], 1).to(table_1ND.dtype)
 
 
@@ -162,5 +187,6 @@ __all__ = [
     "EncoderPatches",
     "EncoderShape",
     "LayerScale",
+    "blocks_after",
     "resize_positions",
 ]

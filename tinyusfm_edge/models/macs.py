@@ -1,4 +1,6 @@
-"""Multiply-accumulates and parameters of a student, counted over forward hooks, and the static card they make.
+"""Multiply-accumulates and parameters of a student, and its static card.
+
+Counted over forward hooks.
 
 Counted are linears, convolutions and the two attention products (queries by keys, weights by values), one MAC a
 multiplication; biases, norms, softmax, GELU and interpolation are not. The published 2.16 GFLOPs of TinyUSFM are twice
@@ -41,13 +43,13 @@ class MacCount:
         return self.linear + self.convolution + self.attention
 
 
-def count_macs(module: nn.Module, image_size: int, *, batch: int = 1) -> MacCount:
+def count_macs(module: nn.Module, image_size: int | tuple[int, int], *, batch: int = 1) -> MacCount:
     """Counts the MACs of one forward pass.
 
     Args:
         module: a student or its backbone on the CPU; left as it is.
-        image_size: rows and columns of the input.
-        batch: pictures in the pass.
+        image_size: side of a square input, or its rows and columns.
+        batch: images in the pass.
 
     Returns:
         The count.
@@ -58,10 +60,11 @@ def count_macs(module: nn.Module, image_size: int, *, batch: int = 1) -> MacCoun
         kind = _kind(part)
         if kind is not None:
             handles.append(part.register_forward_hook(_counter(found, kind, name.split(".")[0])))
+    rows, cols = (image_size, image_size) if isinstance(image_size, int) else image_size
     training = module.training
     try:
         with torch.inference_mode():
-            module.eval()(torch.zeros(batch, 3, image_size, image_size))
+            module.eval()(torch.zeros(batch, 3, rows, cols))
     finally:
         module.train(training)
         for handle in handles:
@@ -117,9 +120,9 @@ def static_card(student: Student) -> dict[str, Any]:
         attention maps (what 12 heads of 16 cost over 3 of 64).
     """
     config = student.config
-    macs = count_macs(student, config.image_size)
+    macs = count_macs(student, config.input_hw)
     parameters = count_parameters(student)
-    tokens = (config.image_size // 16) ** 2 + 1
+    tokens = config.grid_hw[0] * config.grid_hw[1] + 1
     return {
         "task": config.task,
         "image_size": config.image_size,

@@ -1,8 +1,11 @@
-"""Names of foreign checkpoints -> names of our students: containers, prefixes, what may be missing.
+"""Names of foreign checkpoints -> names of our students.
 
-Read are the official TinyUSFM file (``model.blocks.0...``, flat), MAE-Lite's (``{"model": ...}``), the ``module.`` of
-data-parallel training, our own, and plain state dicts. Everything of the backbone must be there with equal shapes;
-only heads may be missing. The head count is never guessed: 12 heads of 16 and 3 of 64 have the same shapes.
+Containers, prefixes, what may be missing.
+
+Read are the official TinyUSFM file (``model.blocks.0...``, flat), what its train_cls.py and train_seg.py save
+(``decode_head.conv_seg`` and so on), MAE-Lite's (``{"model": ...}``), the ``module.`` of data-parallel training and the
+``_orig_mod.`` of torch.compile, our own, and plain state dicts. Everything of the backbone must be there with equal
+shapes; only heads may be missing. The head count is never guessed: 12 heads of 16 and 3 of 64 have the same shapes.
 
 It does not read files and does not know the student file's metadata.
 """
@@ -21,10 +24,26 @@ from torch import Tensor
 from tinyusfm_edge.models.student import Student
 from tinyusfm_runtime.errors import CheckpointError
 
-PREFIXES = ("module.model.", "module.", "model.", "backbone.", "")
-"""What may stand before ``blocks.0``, also with ``backbone.`` behind it (methods.md 1.6)."""
-CONTAINERS = ("state_dict", "model", "teacher", "student")
+WRAPPERS = ("module", "_orig_mod", "model", "net", "student", "backbone")
+"""Names that may stand before ``blocks.0``, in any order and number: wrappers of training code (methods.md 1.6)."""
+AVERAGES = ("model_ema", "ema", "ema_state_dict", "state_dict_ema", "ema_model")
+"""Keys of a checkpoint that may hold a moving average of the weights beside the weights themselves."""
+CONTAINERS = ("state_dict", "model", "model_state_dict", "teacher", "student", *AVERAGES)
 """Keys of a checkpoint that may hold the state dict (methods.md 1.6)."""
+RENAMES = (
+    ("neck.projections.", "neck.convs."),
+    ("decode_head.lateral_convs.", "head.lateral."),
+    ("decode_head.fpn_convs.", "head.smooth."),
+    ("decode_head.conv_seg.", "head.classifier."),
+)
+"""Parts of the official segmentation model (model/tinyusfm_seg.py) and their names here."""
+_TOKEN_NORMS = {kind: {f"norm.{kind}", f"backbone.norm.{kind}"} for kind in ("weight", "bias")}
+_NORMS = frozenset(
+    f"{place}{norm}.{kind}"
+    for place in ("", "backbone.")
+    for norm in ("norm", "fc_norm")
+    for kind in ("weight", "bias")
+)
 _ANCHOR = "blocks.0.attn.qkv.weight"
 _HEADS = {"segment": ("neck.", "head."), "classify": ("head.", "exits."), "features": ()}
 
@@ -67,7 +86,11 @@ def find_tensors(content: Mapping[str, Any], container: str | None = None) -> tu
             raise CheckpointError(f"the checkpoint has no weights under {container!r}; it has {holding or 'none'}")
         return container, _tensors(content[container])
     if len(holding) > 1:
-        raise CheckpointError(f"the checkpoint holds several nets, {', '.join(holding)}: choose with container=")
+        averaged = [key for key in holding if key in AVERAGES]
+        hint = f"; {', '.join(averaged)} is a moving average of the weights" if averaged else ""
+        raise CheckpointError(
+            f"the checkpoint holds several models, {', '.join(holding)}{hint}: choose one with container= (--container)"
+        )
     if holding:
         return holding[0], _tensors(content[holding[0]])
     found = _tensors(content)
@@ -88,20 +111,20 @@ def fit(student: Student, tensors: Mapping[str, Tensor], *, resize_positions: bo
     Args:
         student: the student to be filled; only its names and shapes are read, so it may be on the meta device.
         tensors: the file's tensors.
-        resize_positions: interpolate a position table of another picture size (bicubic) in place of refusing it.
+        resize_positions: interpolate a position table of another image size (bicubic) in place of refusing it.
 
     Returns:
         The fit; ``state`` lacks ``missing_heads`` and nothing else.
 
     Raises:
-        CheckpointError: another net, something of the backbone missing, or a position table of another size.
+        CheckpointError: another model, something of the backbone missing, or a position table of another size.
     """
     wanted = {k: v for k, v in student.state_dict().items() if not k.endswith("num_batches_tracked")}
     prefix = _find_prefix(tensors, len(wanted))
     named, unexpected = _rename(tensors, prefix, wanted)
     notes: list[str] = []
     _adopt_norm(named, unexpected, student.config.task, wanted, notes)
-    _fit_positions(named, wanted, resize_positions, notes)
+    _fit_positions(named, wanted, student.config.grid_hw, resize_positions, notes)
     deep = [key for key in unexpected if key.startswith(f"{prefix}blocks.")]
     if deep:
         raise CheckpointError(f"weights of a deeper net: this student has no place for {_some(deep)}")
@@ -120,15 +143,17 @@ def fit(student: Student, tensors: Mapping[str, Tensor], *, resize_positions: bo
 def _find_prefix(tensors: Mapping[str, Tensor], num_wanted: int) -> str:
     ends = [k[: -len(_ANCHOR)] for k in tensors if k.endswith(_ANCHOR)]
     found = [p for p in ends if p == "" or p.endswith(".")]
-    known = [p for p in found if p in PREFIXES or p.removesuffix("backbone.") in PREFIXES]
-    if len(known) == 1:
+    known = [p for p in found if set(p.split(".")[:-1]) <= set(WRAPPERS)]
+    if len(known) == 1 and len(found) == 1:
         return known[0]
-    if len(known) > 1:
-        raise CheckpointError(f"the file holds several nets, under {known}: save one of them alone")
+    if len(found) > 1:
+        raise CheckpointError(f"the file holds several models, under {found}: save one of them alone")
     if found:
-        raise CheckpointError(f"weights stand under the unknown prefix {found[0]!r}; known: {PREFIXES}")
+        raise CheckpointError(
+            f"weights stand under the unknown prefix {found[0]!r}; known: any of {', '.join(WRAPPERS)}"
+        )
     raise CheckpointError(
-        f"weights of another net: all {num_wanted} tensors of the student are missing; the file has {_some(tensors)}"
+        f"weights of another model: all {num_wanted} tensors of the student are missing; the file has {_some(tensors)}"
     )
 
 
@@ -140,20 +165,46 @@ def _rename(
     unexpected = []
     for key, tensor in tensors.items():
         inner = f"backbone.{key[len(prefix) :]}" if key.startswith(prefix) else ""
-        plain = key[len(outer) :] if key.startswith(outer) else ""
+        plain = _own_name(key[len(outer) :]) if key.startswith(outer) else ""
         name = inner if inner in wanted else plain
-        if name in wanted or name in ("norm.weight", "norm.bias", "backbone.norm.weight", "backbone.norm.bias"):
+        if name in wanted or name in _NORMS:
             named[name] = tensor
         elif not key.endswith("num_batches_tracked"):
             unexpected.append(key)
     return named, unexpected
 
 
+def _own_name(name: str) -> str:
+    """The official segmentation model's name of a tensor -> ours.
+
+    Other names as they are.
+    """
+    for theirs, ours in RENAMES:
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
+
+
 def _adopt_norm(
     named: dict[str, Tensor], unexpected: list[str], task: str, wanted: Mapping[str, Tensor], notes: list[str]
 ) -> None:
-    """Classification pools before its norm (``fc_norm``); a pre-trained file has the token norm instead."""
+    """Renames the norm: a file has ``fc_norm`` or ``norm``, never both.
+
+    Classification pools before its norm (``fc_norm``), other models norm each token.
+    """
     for kind in ("weight", "bias"):
+        pooled = [
+            named.pop(k) for k in (f"fc_norm.{kind}", f"backbone.fc_norm.{kind}") if k in named and k not in wanted
+        ]
+        if task == "classify" and pooled and f"fc_norm.{kind}" not in named:
+            named[f"fc_norm.{kind}"] = pooled[0]
+        elif task == "features" and pooled and not _TOKEN_NORMS[kind] & set(named):
+            named[f"backbone.norm.{kind}"] = pooled[0]
+            notes.append(
+                f"norm.{kind} starts from the file's fc_norm.{kind}: it was trained on mean tokens, not on each"
+            )
+        elif pooled:
+            unexpected.append(f"fc_norm.{kind}")
         held = [named.pop(k) for k in (f"norm.{kind}", f"backbone.norm.{kind}") if k in named and k not in wanted]
         if task == "classify" and held and f"fc_norm.{kind}" not in named:
             named[f"fc_norm.{kind}"] = held[0]
@@ -170,23 +221,27 @@ def _adopt_norm(
 
 
 def _fit_positions(
-    named: dict[str, Tensor], wanted: Mapping[str, Tensor], resize_positions: bool, notes: list[str]
+    named: dict[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    grid_hw: tuple[int, int],
+    resize_positions: bool,
+    notes: list[str],
 ) -> None:
     table, want = named.get("backbone.pos_embed"), wanted["backbone.pos_embed"].shape
     if table is None or table.shape == want or table.ndim != 3 or table.shape[::2] != want[::2]:
         return
-    old, new = math.isqrt(table.shape[1] - 1), math.isqrt(want[1] - 1)
+    old, (rows, cols) = math.isqrt(table.shape[1] - 1), grid_hw
     if old < 1 or old * old + 1 != table.shape[1] or not table.is_floating_point():
         return
     if not resize_positions:
         raise CheckpointError(
-            f"the position table is for pictures of {16 * old}x{16 * old} ({old}x{old} patches), the student takes "
-            f"{16 * new}x{16 * new}: set image_size={16 * old} or ask for resize_positions=True"
+            f"the position table is for images of {16 * old}x{16 * old} ({old}x{old} patches), the student takes "
+            f"{16 * rows}x{16 * cols}: set image_size={16 * old} or ask for resize_positions=True"
         )
     grid = table[:, 1:].float().transpose(1, 2).unflatten(2, (old, old))
-    grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+    grid = F.interpolate(grid, size=(rows, cols), mode="bicubic", align_corners=False)
     named["backbone.pos_embed"] = torch.cat([table[:, :1].float(), grid.flatten(2).transpose(1, 2)], 1)
-    notes.append(f"position table interpolated from {old}x{old} to {new}x{new} patches")
+    notes.append(f"position table interpolated from {old}x{old} to {rows}x{cols} patches")
 
 
 def _describe(problems: list[str], named: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
@@ -194,7 +249,7 @@ def _describe(problems: list[str], named: Mapping[str, Tensor], wanted: Mapping[
     for key in problems[:3]:
         have = tuple(named[key].shape) if key in named else "missing"
         lines.append(f"{key} is {have}, want {tuple(wanted[key].shape)}")
-    kind = "another net" if any(k in named for k in problems) else "an incomplete net"
+    kind = "another model" if any(k in named for k in problems) else "an incomplete model"
     return f"weights of {kind}: {len(problems)} of {len(wanted)} tensors do not fit; {'; '.join(lines)}"
 
 
@@ -203,4 +258,4 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(every[:3]) + (f" and {len(every) - 3} more" if len(every) > 3 else "")
 
 
-__all__ = ["CONTAINERS", "PREFIXES", "Fit", "find_tensors", "fit"]
+__all__ = ["AVERAGES", "CONTAINERS", "RENAMES", "WRAPPERS", "Fit", "find_tensors", "fit"]

@@ -1,6 +1,8 @@
-"""TinyUSFM: the compact ultrasound backbone, and its heads for segmentation, classification and features.
+"""TinyUSFM: the compact ultrasound backbone.
 
-The backbone is the published net (MacDunno/TinyUSFM, model/tinyusfm.py, timm 0.5.4 style; its MAE-Lite
+And its heads for segmentation, classification and features.
+
+The backbone is the published model (MacDunno/TinyUSFM, model/tinyusfm.py, timm 0.5.4 style; its MAE-Lite
 ancestor models_vit.py): pre-norm ViT, width 192, 12 blocks, 12 heads of 16, patch 16, one class token,
 learned positions, LayerNorm eps 1e-6, GELU (erf). Parameter names are the official file's. The segmentation model
 is MAE-Lite's semantic-FPN recipe as in model/tinyusfm_seg.py. Re-implemented from the description; no code copied.
@@ -10,7 +12,7 @@ official file's 2.16 GFLOPs leave the attention products out; models/macs.py cou
 
 It does not know training, checkpoints on disk or export.
 
-Shapes: B batch, N tokens, D width, H heads, K outputs; NCHW pictures.
+Shapes: B batch, N tokens, D width, H heads, K outputs; NCHW images.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyusfm_runtime.errors import InputError
+from tinyusfm_runtime.strict_json import refusing
 
 TAPS = (3, 5, 7, 11)
 """Blocks whose outputs feed the segmentation neck (out_indices of the published seg model)."""
@@ -41,12 +44,13 @@ _KINDS = ("segment", "classify", "features")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudentConfig:
-    """Architecture of a student; the defaults are the published net.
+    """Architecture of a student; the defaults are the published model.
 
     Attributes:
         task: which head.
         num_classes: outputs of the head; 2 classes in segmentation are one logit channel.
-        image_size: rows and columns of the input, a multiple of 16.
+        image_size: rows of the input, a multiple of 16, and columns too unless ``image_width`` says otherwise.
+        image_width: columns of the input, a multiple of 16; 0 is a square.
         width: embedding width.
         depth: blocks.
         heads: attention heads; 12 is published, 3 (head size 64) suits NPUs. Not interchangeable.
@@ -64,6 +68,7 @@ class StudentConfig:
     seg_head: Literal["fpn", "lite"] = "fpn"
     drop_path: float = 0.1
     exits: tuple[int, ...] = ()
+    image_width: int = 0
 
     def __post_init__(self) -> None:
         """Checks every value before anything is built, since configs also come from files.
@@ -85,8 +90,11 @@ class StudentConfig:
             raise InputError(f"drop_path {self.drop_path} must lie in [0, 1)")
         if self.width % self.heads or self.width % 4:
             raise InputError(f"width {self.width} must be a multiple of 4 and of {self.heads} heads")
-        if self.image_size % 16:
-            raise InputError(f"image size {self.image_size} must be a multiple of 16")
+        low, high = _LIMITS["image_size"]
+        if type(self.image_width) is not int or (self.image_width and not low <= self.image_width <= high):
+            raise InputError(f"image_width must be 0 or a whole number from {low} to {high}, not {self.image_width!r}")
+        if self.image_size % 16 or self.image_width % 16:
+            raise InputError(f"image size {self.image_size} must be a multiple of 16, and the width likewise")
         if self.task == "segment" and self.depth != 12:
             raise InputError("the segmentation head taps blocks 4, 6, 8 and 12: depth must be 12")
         if self.task == "segment" and self.num_classes < 2:
@@ -102,19 +110,38 @@ class StudentConfig:
             raise InputError(f"exits {self.exits} must rise and lie between 1 and {self.depth - 1}")
 
     @property
+    def input_hw(self) -> tuple[int, int]:
+        """Rows and columns of the input."""
+        return self.image_size, self.image_width or self.image_size
+
+    @property
+    def grid_hw(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.input_hw[0] // 16, self.input_hw[1] // 16
+
+    @property
     def outputs(self) -> int:
-        """Channels of the answer: one for a binary mask, the width for features, else one a class."""
+        """Channels of the answer.
+
+        One for a binary mask, the width for features, else one per class.
+        """
         if self.task == "features":
             return self.width
         return 1 if self.task == "segment" and self.num_classes == 2 else self.num_classes
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; ``exits`` only where there are any, so that files of students without stay as they were."""
+        """Plain data.
+
+        ``exits`` and ``image_width`` only where they are set, so that other files stay as they were.
+        """
         data = asdict(self)
         exits = data.pop("exits")
+        if not data["image_width"]:
+            del data["image_width"]
         return data | {"exits": list(exits)} if exits else data
 
     @classmethod
+    @refusing("the student's description", InputError)
     def from_json(cls, data: dict[str, Any]) -> StudentConfig:
         """Reads what ``to_json`` wrote.
 
@@ -131,14 +158,14 @@ class StudentConfig:
 
 
 class PatchEmbed(nn.Module):
-    """Cuts a picture into 16x16 patches and embeds each."""
+    """Cuts an image into 16x16 patches and embeds each."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, width, 16, 16)
 
     def forward(self, image_NCHW: Tensor) -> Tensor:
-        """Picture NCHW -> patch tokens BND, row by row."""
+        """Image NCHW -> patch tokens BND, row by row."""
         return self.proj(image_NCHW).flatten(2).transpose(1, 2)
 
 
@@ -203,14 +230,17 @@ class Block(nn.Module):
 
 
 class Backbone(nn.Module):
-    """The published TinyUSFM encoder: 5,524,416 parameters by default, final norm included, no head."""
+    """The published TinyUSFM encoder: 5,524,416 parameters by default.
+
+    Final norm included, no head.
+    """
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
-        self.grid = config.image_size // 16
+        self.grid_hw = config.grid_hw
         self.patch_embed = PatchEmbed(config.width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, self.grid**2 + 1, config.width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.num_patches + 1, config.width))
         rates = [config.drop_path * index / max(1, config.depth - 1) for index in range(config.depth)]
         self.blocks = nn.ModuleList(Block(config.width, config.heads, rate) for rate in rates)
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
@@ -218,14 +248,31 @@ class Backbone(nn.Module):
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         self.apply(_init_linear)
 
+    @property
+    def num_patches(self) -> int:
+        """Patches of an image."""
+        return self.grid_hw[0] * self.grid_hw[1]
+
     def embed(self, image_NCHW: Tensor) -> Tensor:
         """Tokens before the first block, BND with the class token first."""
         x = self.patch_embed(image_NCHW)
         return torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1) + self.pos_embed
 
-    def taps(self, image_NCHW: Tensor, indices: tuple[int, ...] = TAPS) -> list[Tensor]:
-        """Outputs (BND, class token included, no final norm) of the named blocks, in order."""
+    def taps(
+        self, image_NCHW: Tensor, indices: tuple[int, ...] = TAPS, *, kept_BV: Tensor | None = None
+    ) -> list[Tensor]:
+        """Outputs of the named blocks, in order.
+
+        BND, class token included, no final norm.
+
+        Args:
+            image_NCHW: normalised image.
+            indices: blocks, from 0.
+            kept_BV: patches that are looked at, each with its own position; None is all of them, row by row.
+        """
         x = self.embed(image_NCHW)
+        if kept_BV is not None:
+            x = torch.cat([x[:, :1], x[:, 1:].gather(1, kept_BV[..., None].expand(-1, -1, x.shape[-1]))], 1)
         out = []
         for index, block in enumerate(self.blocks):
             x = block(x)
@@ -248,7 +295,7 @@ class Neck(nn.Module):
         self.convs = nn.ModuleList(nn.Conv2d(width, width // 4, 1) for _ in self.scales)
 
     def forward(self, taps_NCHW: list[Tensor]) -> list[Tensor]:
-        """Four maps at 1/16 -> four maps at 1/4, 1/8, 1/16 and 1/32 of the picture."""
+        """Four maps at 1/16 -> four maps at 1/4, 1/8, 1/16 and 1/32 of the image."""
         return [
             x if s == 1.0 else F.interpolate(x, scale_factor=s, mode="bilinear", align_corners=False)
             for s, x in zip(self.scales, (c(t) for c, t in zip(self.convs, taps_NCHW, strict=True)), strict=True)
@@ -267,7 +314,10 @@ def _conv_bn(c_in: int, c_out: int, kernel: int, *, separable: bool = False) -> 
 
 
 class FpnHead(nn.Module):
-    """Semantic FPN: lateral 1x1, top-down sum, 3x3 per level, sum at 1/4 resolution, 1x1 classifier."""
+    """Semantic FPN.
+
+    Lateral 1x1, top-down sum, 3x3 per level, sum at 1/4 resolution, 1x1 classifier.
+    """
 
     channels = 128
 
@@ -280,11 +330,18 @@ class FpnHead(nn.Module):
         self.classifier = nn.Conv2d(c, outputs, 1)
 
     def forward(self, levels_NCHW: list[Tensor]) -> Tensor:
-        """Four levels, finest first -> logits at a quarter of the picture's size."""
+        """Four levels, finest first -> logits at a quarter of the image's size."""
+        return self.fuse(self.smoothed(levels_NCHW))
+
+    def smoothed(self, levels_NCHW: list[Tensor]) -> list[Tensor]:
+        """Four levels, finest first -> the same sizes with context from the coarser ones."""
         x = [conv(level) for conv, level in zip(self.lateral, levels_NCHW, strict=True)]
         for i in range(len(x) - 1, 0, -1):
             x[i - 1] = x[i - 1] + F.interpolate(x[i], size=x[i - 1].shape[-2:], mode="bilinear", align_corners=False)
-        x = [conv(level) for conv, level in zip(self.smooth, x, strict=True)]
+        return [conv(level) for conv, level in zip(self.smooth, x, strict=True)]
+
+    def fuse(self, x: list[Tensor]) -> Tensor:
+        """Smoothed levels -> logits at a quarter of the image's size."""
         size = x[0].shape[-2:]
         fused = x[0]
         for level in x[1:]:
@@ -293,7 +350,10 @@ class FpnHead(nn.Module):
 
 
 class SegmentationStudent(nn.Module):
-    """TinyUSFM with the published segmentation head: 6,179,073 parameters for a binary mask."""
+    """TinyUSFM with the published segmentation head.
+
+    6,179,073 parameters for a binary mask.
+    """
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
@@ -303,19 +363,46 @@ class SegmentationStudent(nn.Module):
         self.head = FpnHead(config.width, config.outputs, lite=config.seg_head == "lite")
 
     def forward(self, image_NCHW: Tensor) -> Tensor:
-        """Normalised picture NCHW -> logits NKHW at the input's size."""
+        """Normalised image NCHW -> logits NKHW at the input's size."""
         return self.decode(self.backbone.taps(image_NCHW))
 
+    def scattered(self, taps_BVD: list[Tensor], kept_BV: Tensor) -> list[Tensor]:
+        """Tokens of some patches -> tokens of all, 0 for the patches that were left out.
+
+        Args:
+            taps_BVD: class token first, then the kept patches.
+            kept_BV: which patches those are.
+        """
+        full = []
+        for tap in taps_BVD:
+            index = kept_BV[..., None].expand(-1, -1, tap.shape[-1])
+            patches = tap.new_zeros(len(tap), self.backbone.num_patches, tap.shape[-1]).scatter(1, index, tap[:, 1:])
+            full.append(torch.cat([tap[:, :1], patches], 1))
+        return full
+
     def decode(self, taps_BND: list[Tensor]) -> Tensor:
-        """Tokens after the tapped blocks, class token included -> logits NKHW at the input's size."""
-        grid, size = self.backbone.grid, self.config.image_size
-        maps = [t[:, 1:].transpose(1, 2).unflatten(2, (grid, grid)) for t in taps_BND]
-        logits = self.head(self.neck(maps))
-        return F.interpolate(logits, size=(size, size), mode="bilinear", align_corners=False)
+        """Tokens after the tapped blocks -> logits NKHW at the input's size.
+
+        Class token included.
+        """
+        return self.enlarge(self.head(self.levels(taps_BND)))
+
+    def levels(self, taps_BND: list[Tensor]) -> list[Tensor]:
+        """Tokens after the tapped blocks -> the head's four maps, finest first."""
+        maps = [t[:, 1:].transpose(1, 2).unflatten(2, self.backbone.grid_hw) for t in taps_BND]
+        found: list[Tensor] = self.neck(maps)
+        return found
+
+    def enlarge(self, logits_NKhw: Tensor) -> Tensor:
+        """Logits at the input's size, bilinear."""
+        return F.interpolate(logits_NKhw, size=self.config.input_hw, mode="bilinear", align_corners=False)
 
 
 class ExitHead(nn.Module):
-    """An early answer: mean of the patch tokens, LayerNorm, linear (methods.md 7, our choice)."""
+    """An early answer: mean of the patch tokens, LayerNorm, linear.
+
+    Our choice (methods.md 7).
+    """
 
     def __init__(self, width: int, outputs: int) -> None:
         super().__init__()
@@ -329,9 +416,11 @@ class ExitHead(nn.Module):
 
 
 class ClassificationStudent(nn.Module):
-    """TinyUSFM with mean pooling of the patch tokens, ``fc_norm`` and a linear head, and early exits if asked for.
+    """TinyUSFM with mean pooling, ``fc_norm`` and a linear head.
 
-    ``exits`` holds a head a block by its number; ``forward`` does not look at them (models/early_exit.py does).
+    The mean is over the patch tokens; early exits if asked for.
+
+    ``exits`` holds a head per block by its number; ``forward`` does not look at them (models/early_exit.py does).
     """
 
     def __init__(self, config: StudentConfig) -> None:
@@ -345,7 +434,7 @@ class ClassificationStudent(nn.Module):
         self.exits = nn.ModuleDict({str(block): ExitHead(config.width, config.num_classes) for block in config.exits})
 
     def forward(self, image_NCHW: Tensor) -> Tensor:
-        """Normalised picture NCHW -> logits NK."""
+        """Normalised image NCHW -> logits NK."""
         return self.classify(self.backbone(image_NCHW))
 
     def classify(self, tokens_BND: Tensor) -> Tensor:
@@ -362,17 +451,16 @@ class FeatureStudent(nn.Module):
         self.backbone = Backbone(config)
 
     def forward(self, image_NCHW: Tensor) -> Tensor:
-        """Normalised picture NCHW -> patch features NDhw on the 1/16 grid."""
-        grid = self.backbone.grid
+        """Normalised image NCHW -> patch features NDhw on the 1/16 grid."""
         tokens = self.backbone.norm(self.backbone(image_NCHW))
-        return tokens[:, 1:].transpose(1, 2).unflatten(2, (grid, grid))
+        return tokens[:, 1:].transpose(1, 2).unflatten(2, self.backbone.grid_hw)
 
 
 Student = SegmentationStudent | ClassificationStudent | FeatureStudent
 
 
 def build_student(config: StudentConfig) -> Student:
-    """Builds the net of a config, randomly initialised."""
+    """Builds the network of a config, randomly initialised."""
     kinds: dict[str, Callable[[StudentConfig], Student]] = {
         "segment": SegmentationStudent,
         "classify": ClassificationStudent,

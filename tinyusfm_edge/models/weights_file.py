@@ -1,7 +1,9 @@
-"""Bytes of an untrusted weights file -> named tensors, with every size checked before anything is allocated.
+"""Bytes of an untrusted weights file -> named tensors.
 
-Two formats are read, told apart by content and never by suffix: safetensors, and torch's zip files (torch >= 1.6), the
-latter by ``torch.load(weights_only=True)`` and nothing else. Before torch sees a zip file, its pickle is walked by
+Every size is checked before anything is allocated.
+
+Two formats are read, distinguished by content and never by suffix: safetensors, and torch's zip files (torch >= 1.6),
+the latter by ``torch.load(weights_only=True)`` and nothing else. Before torch sees a zip file, its pickle is walked by
 a reader that builds nothing: it refuses every global outside ``ALLOWED_GLOBALS``, storages larger than their record
 and tensors larger than their storage. Refused as well: compressed or overlapping zip members, TorchScript archives,
 bare pickles, older torch files, files over 2 GiB, truncated files and tensors that are not finite.
@@ -9,7 +11,7 @@ bare pickles, older torch files, files over 2 GiB, truncated files and tensors t
 ``argparse.Namespace`` is on the list because many public training checkpoints (MAE, DINO and their heirs) keep their
 command line in one; it is data, has no code of its own, and is thrown away.
 
-It does not know which net the tensors belong to.
+It does not know which model the tensors belong to.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
-import json
 import math
 import os
 import pickle
@@ -33,11 +34,16 @@ import torch
 from torch import Tensor
 
 from tinyusfm_runtime.errors import CheckpointError
+from tinyusfm_runtime.strict_json import parse_json
 
 MAX_FILE_BYTES = 2 << 30
 """Largest weights file that is read: the largest teacher here (USFM, ViT-B) is 343 MB."""
 MAX_HEADER_BYTES = 8 << 20
-"""Largest safetensors header or zip pickle: a ViT of 48 blocks needs about 100 KB."""
+"""Largest safetensors header: a ViT of 48 blocks needs about 100 KB."""
+MAX_PICKLE_BYTES = 2 << 20
+"""Largest pickle of a zip file; walking one of this size takes about a second and 200 MB."""
+MAX_AXES = 8
+"""Axes of one tensor."""
 MAX_TENSORS = 20_000
 """Largest number of tensors in a file."""
 
@@ -126,11 +132,11 @@ def read_limited(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
                 raise CheckpointError(f"{path} is not a regular file: give a .safetensors or .pth file")
             if info.st_size > limit:
                 raise CheckpointError(f"{path} has {info.st_size} bytes, more than the {limit} that are read")
-            data = stream.read(limit + 1)
+            data = stream.read(info.st_size + 1)  # not the limit: that much memory would be asked for at once
     except OSError as error:
         raise CheckpointError(f"cannot read weights {path}: {error.strerror or error}") from error
-    if len(data) > limit:
-        raise CheckpointError(f"{path} grew beyond {limit} bytes while it was read")
+    if len(data) > info.st_size:
+        raise CheckpointError(f"{path} grew while it was read: wait until it is written")
     return data
 
 
@@ -173,7 +179,7 @@ def _read_header(path: Path, data: bytes) -> dict[str, Any]:
     if 8 + length > len(data):
         raise CheckpointError(f"{path} is truncated: the header claims {length} bytes, the file has {len(data)}")
     try:
-        header = json.loads(data[8 : 8 + length].decode("utf-8"))
+        header = parse_json(data[8 : 8 + length].decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: the safetensors header is not JSON: {error}") from error
     if not isinstance(header, dict):
@@ -182,7 +188,10 @@ def _read_header(path: Path, data: bytes) -> dict[str, Any]:
 
 
 def _check_entries(path: Path, header: Mapping[str, Any], room: int) -> None:
-    """Sizes against shapes and against the file, in Python integers, before the library allocates."""
+    """Sizes against shapes and against the file, before the library allocates.
+
+    Computed in Python integers.
+    """
     if len(header) > MAX_TENSORS:
         raise CheckpointError(f"{path} names {len(header)} tensors, {MAX_TENSORS} are allowed")
     total = 0
@@ -190,12 +199,15 @@ def _check_entries(path: Path, header: Mapping[str, Any], room: int) -> None:
         try:
             begin, end = entry["data_offsets"]
             shape, item = entry["shape"], _SAFETENSORS_ITEM_BYTES[entry["dtype"]]
-            want = math.prod(shape) * item
-            sane = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+            # kinds and counts first: a product of texts, or of a million numbers, is a bomb of its own
+            sane = isinstance(shape, list) and len(shape) <= MAX_AXES
+            sane = sane and all(type(n) is int and 0 <= n <= MAX_FILE_BYTES for n in (*shape, begin, end))
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: tensor {name!r} has an unusable or unknown header entry") from error
+        want = math.prod(shape) * item if sane else -1
         if not sane or end - begin != want or end > room:
-            raise CheckpointError(f"{path} is truncated or forged: tensor {name!r} of shape {shape} does not fit it")
+            stated = shape if sane else "that no tensor has"
+            raise CheckpointError(f"{path} is truncated or forged: tensor {name!r} of shape {stated} does not fit it")
         total += want
     if total != room:
         raise CheckpointError(f"{path} is truncated or forged: tensors take {total} bytes, the file holds {room}")
@@ -241,7 +253,7 @@ def _check_members(path: Path, members: list[zipfile.ZipInfo], file_bytes: int) 
     for member in members:
         if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
             raise CheckpointError(f"{path}: zip member {member.filename!r} is compressed; torch never writes that")
-        if member.filename.endswith(".pkl") and member.file_size > MAX_HEADER_BYTES:
+        if member.filename.endswith(".pkl") and member.file_size > MAX_PICKLE_BYTES:
             raise CheckpointError(f"{path}: {member.filename!r} has {member.file_size} bytes, too many for names")
     total = sum(m.file_size for m in members)
     if total > file_bytes:
@@ -255,8 +267,18 @@ def _records(path: Path, members: list[zipfile.ZipInfo]) -> tuple[str, dict[str,
         raise CheckpointError(f"{path} is a zip file without one data.pkl: not a torch checkpoint")
     if any(m.filename.startswith((f"{folders[0]}/code/", f"{folders[0]}/constants.pkl")) for m in members):
         raise CheckpointError(f"{path} is a TorchScript archive, which holds code: save model.state_dict() instead")
+    outside = (m.filename for m in members if not m.filename.startswith(f"{folders[0]}/") or ".." in m.filename)
+    if (stray := next(outside, None)) is not None:
+        raise CheckpointError(f"{path}: zip member {stray!r} lies outside the archive's folder; torch never does that")
     start = f"{folders[0]}/data/"
     return folders[0], {m.filename[len(start) :]: m.file_size for m in members if m.filename.startswith(start)}
+
+
+_NEVER = (
+    pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.BINUNICODE8, pickle.BINBYTES8,
+    pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET, pickle.DICT, pickle.DUP,
+)  # fmt: skip
+"""Instructions that torch never writes and that can ask for any amount of memory or time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +299,10 @@ class _Inert:
 
 
 class _EmptyOrderedDict(OrderedDict[Any, Any]):
-    """An OrderedDict that starts empty, as protocol 2 writes them: a pickle cannot make copies of big ones."""
+    """An OrderedDict that starts empty, as protocol 2 writes them.
+
+    A pickle cannot make copies of big ones.
+    """
 
     def __init__(self, *args: object) -> None:
         if any(args):
@@ -297,6 +322,30 @@ class _PickleScan(pickle._Unpickler):
     def __init__(self, path: Path, data: bytes, records: Mapping[str, int]) -> None:
         super().__init__(io.BytesIO(data))
         self._path, self._records = path, records
+
+    def refuse(self) -> None:
+        """An instruction that torch never writes; called by the unpickler."""
+        raise pickle.UnpicklingError("an instruction that torch never writes")
+
+    def set_items(self) -> None:
+        """Entries of a table: names are texts or numbers.
+
+        The hash of a nested tuple can take forever.
+        """
+        items = self.pop_mark()  # type: ignore[attr-defined]
+        self._put(items[::2], items[1::2])
+
+    def set_item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()  # type: ignore[attr-defined]
+        self._put([key], [value])
+
+    def _put(self, keys: list[Any], values: list[Any]) -> None:
+        if not all(isinstance(key, str | int | float) or key is None for key in keys):
+            raise pickle.UnpicklingError("a table with names that are neither texts nor numbers")
+        table = self.stack[-1]  # type: ignore[attr-defined]
+        if not isinstance(table, dict):
+            raise pickle.UnpicklingError("entries of something that is no table")
+        table.update(zip(keys, values, strict=True))
 
     def run(self) -> None:
         """Walks it.
@@ -330,6 +379,13 @@ class _PickleScan(pickle._Unpickler):
 
     def persistent_load(self, pid: Any) -> _Storage:
         """Checks a storage's claim against its record; called by the unpickler."""
+        if (
+            not isinstance(pid, tuple)
+            or len(pid) != 5
+            or not isinstance(pid[1], str)
+            or not isinstance(pid[2], str | int)
+        ):
+            raise CheckpointError(f"{self._path}: a storage is named in an unknown way")
         kind, storage, key, _, numel = pid
         item = _STORAGE_ITEM_BYTES.get(str(storage).removeprefix("torch."))
         if kind != "storage" or item is None or type(numel) is not int or numel < 0:
@@ -358,10 +414,20 @@ class _PickleScan(pickle._Unpickler):
             )
 
 
+_INSTRUCTIONS: dict[int, Any] = {
+    **dict.fromkeys((code[0] for code in _NEVER), _PickleScan.refuse),
+    pickle.SETITEM[0]: _PickleScan.set_item,
+    pickle.SETITEMS[0]: _PickleScan.set_items,
+    pickle.LONG4[0]: _PickleScan.refuse,
+}
+_PickleScan.dispatch = {**pickle._Unpickler.dispatch, **_INSTRUCTIONS}
+
 __all__ = [
     "ALLOWED_GLOBALS",
+    "MAX_AXES",
     "MAX_FILE_BYTES",
     "MAX_HEADER_BYTES",
+    "MAX_PICKLE_BYTES",
     "MAX_TENSORS",
     "WeightsFile",
     "check_finite",

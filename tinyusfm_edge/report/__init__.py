@@ -1,1 +1,4 @@
-"""Reports for people: one self-contained HTML page, pictures and charts inside it, nothing fetched from anywhere."""
+"""Reports for people: one self-contained HTML page.
+
+Images and charts inside it, nothing fetched from anywhere.
+"""

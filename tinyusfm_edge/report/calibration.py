@@ -1,6 +1,8 @@
-"""The page of ``tinyusfm-edge calibrate``: the frames as the model sees them, what they cover, how ranges were chosen.
+"""The page of ``tinyusfm-edge calibrate``.
 
-Pictures are the model's own cropped input, so that nothing which was cropped away gets into the page; frames are
+The frames as the model sees them, what they cover, how ranges were chosen.
+
+Images are the model's own cropped input, so that nothing which was cropped away gets into the page; frames are
 named by the beginning of their hash. It does not know where frames came from.
 
 Shapes: HW = rows, columns; N bins.
@@ -18,17 +20,17 @@ import numpy as np
 from tinyusfm_calibration.observe import Histogram
 from tinyusfm_calibration.sets import NamedFrame, pixels_sha256
 from tinyusfm_edge.report.charts import COLOURS
-from tinyusfm_edge.report.page import Block, Chart, Facts, Page, Pictures, Table
-from tinyusfm_export.calibration_file import CalibrationFile
-from tinyusfm_export.range_choice import RangeChoice
+from tinyusfm_edge.report.page import Block, Chart, Facts, Images, Page, Table
+from tinyusfm_export.quantize.calibration_file import CalibrationFile
+from tinyusfm_export.quantize.range_choice import RangeChoice
+from tinyusfm_runtime.numerics.preprocess import preprocess, resize
 from tinyusfm_runtime.overlay import encode_png
-from tinyusfm_runtime.preprocess import preprocess, resize
 from tinyusfm_runtime.spec import ModelSpec
 
 THUMBNAIL = 96
-"""Pixels of a picture's side in the montage."""
+"""Pixels of an image's side in the montage."""
 COLUMNS = 16
-"""Pictures in a row of the montage."""
+"""Images in a row of the montage."""
 PANEL_COLUMNS, PANEL_WIDTH, PANEL_HEIGHT = 4, 240, 96
 """Of the histograms, in the drawing's own units."""
 BARS = 60
@@ -48,14 +50,14 @@ def calibration_page(
     """
     lead = [file.summary + ".", *notes]
     blocks: list[Block] = [
-        Pictures(
+        Images(
             title="The frames, as the model sees them",
             note=f"{len(chosen)} frames in order of choice; what was cropped away is in no file.",
-            pictures=[("", montage([named for named in chosen], spec))],
+            images=[("", montage([named for named in chosen], spec))],
         ),
         Table(
             title="What they cover",
-            note="Chosen frames of those in the pool. Kinds with a star were measured on the pictures, as a proxy.",
+            note="Chosen frames of those in the pool. Kinds with a star were measured on the images, as a proxy.",
             header=("along", "kind", "pool", "chosen", "share of the pool", "share of the set"),
             rows=_coverage_rows(file.coverage, len(chosen)),
         ),
@@ -98,7 +100,7 @@ def calibration_page(
 
 
 def montage(frames: Sequence[NamedFrame], spec: ModelSpec) -> bytes:
-    """All frames in one picture, PNG.
+    """All frames in one image, PNG.
 
     Args:
         frames: in order.

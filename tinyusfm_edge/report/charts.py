@@ -1,4 +1,6 @@
-"""Charts as SVG text: a histogram of latencies, a strip of per-frame values and named points. Standard library only.
+"""Charts as SVG text, by the standard library only.
+
+A histogram of latencies, a strip of per-frame values, named bars and named points.
 
 They show what they are given and compute nothing beyond bins and scales. A colour goes with a
 name's position, so two charts with the same names in the same order agree.
@@ -11,8 +13,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 COLOURS = ("#0b7285", "#d9480f", "#5f3dc4", "#2b8a3e", "#a61e4d", "#495057")
-"""Dark enough on white for text; told apart by people who do not see red and green."""
+"""Dark enough on white for text; distinguished by people who do not see red and green."""
 WIDTH, HEIGHT = 720, 260
+BAR_STEP = 17
+"""Height of one row of a bar chart."""
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 34, 44
 """Margins of the plotting area, in the drawing's own units."""
 
@@ -94,30 +98,71 @@ def strip(
     return _frame([*parts, *_legend(list(values))], f"{label} of each {axis}: " + ", ".join(values))
 
 
-def scatter(points: Sequence[tuple[str, float, float, bool]], label_x: str, label_y: str) -> str:
+def bars(rows: Sequence[tuple[str, float]], unit: str) -> str:
+    """One named bar per row, from zero, in the order given.
+
+    Args:
+        rows: (name, value); a value that is not finite, or below zero, has no bar.
+        unit: of the values, for the axis.
+
+    Returns:
+        An ``<svg>`` element, higher the more rows there are.
+    """
+    if not rows:
+        return _frame([_words(WIDTH / 2, HEIGHT / 2, "nothing measured", anchor="middle")], "empty chart")
+    left, base = 240, 12 + BAR_STEP * len(rows)
+    high = max((value for _, value in rows if math.isfinite(value)), default=0.0) * 1.04
+    high = high if high > 0 else 1.0
+    scale = (WIDTH - RIGHT - left) / high
+    parts = []
+    for tick in _ticks(0.0, high):
+        x = left + tick * scale
+        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="8" y2="{base}" class="grid"/>')
+        parts.append(_words(x, base + 18, f"{tick:.4g}", anchor="middle"))
+    for index, (name, value) in enumerate(rows):
+        y = 12 + BAR_STEP * index
+        parts.append(_words(left - 8, y + 11, name, anchor="end"))
+        if math.isfinite(value) and value > 0:
+            wide = value * scale
+            parts.append(
+                f'<rect x="{left}" y="{y + 2}" width="{wide:.1f}" height="{BAR_STEP - 5}" fill="{COLOURS[0]}"/>'
+            )
+    parts.append(_words((left + WIDTH - RIGHT) / 2, base + 36, unit, anchor="middle"))
+    return _frame(parts, f"{unit} of " + ", ".join(name for name, _ in rows), height=base + BOTTOM)
+
+
+def scatter(
+    points: Sequence[tuple[str, float, float, bool]], label_x: str, label_y: str, *, limit_x: float | None = None
+) -> str:
     """Named points, good ones filled and the others hollow.
 
     Args:
-        points: (name, x, y, good).
+        points: (name, x, y, good); an empty name is not written.
         label_x: of the horizontal axis.
         label_y: of the vertical axis.
+        limit_x: where a line is drawn upwards, or None.
 
     Returns:
         An ``<svg>`` element.
     """
     if not points:
         return _frame([_words(WIDTH / 2, HEIGHT / 2, "nothing measured", anchor="middle")], "empty chart")
-    low_x, high_x = _padded([point[1] for point in points])
+    low_x, high_x = _padded([*(point[1] for point in points), *([] if limit_x is None else [limit_x])])
     low_y, high_y = _padded([point[2] for point in points])
     parts = _axes(low_x, high_x, low_y, high_y, label_x, label_y)
+    if limit_x is not None:
+        x = _x(limit_x, low_x, high_x)
+        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" class="limit"/>')
     for index, (name, x, y, good) in enumerate(points):
         place, colour = (_x(x, low_x, high_x), _y(y, low_y, high_y)), COLOURS[index % len(COLOURS)]
         fill = colour if good else "none"
         parts.append(f'<circle cx="{place[0]:.1f}" cy="{place[1]:.1f}" r="5" fill="{fill}" stroke="{colour}"/>')
-        right = place[0] < WIDTH - 120
+        if not name:
+            continue
+        right = place[0] + 7.2 * len(name) < WIDTH - RIGHT
         shift = 9 if right else -9
         parts.append(_words(place[0] + shift, place[1] + 4, name, anchor="start" if right else "end"))
-    return _frame(parts, f"{label_y} against {label_x}: " + ", ".join(point[0] for point in points))
+    return _frame(parts, f"{label_y} against {label_x}: " + ", ".join(point[0] for point in points if point[0]))
 
 
 def _padded(values: Sequence[float]) -> tuple[float, float]:
@@ -180,11 +225,24 @@ def _words(x: float, y: float, text: str, *, anchor: str = "start", kind: str = 
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}">{escape(text)}</text>'
 
 
-def _frame(parts: Sequence[str], about: str) -> str:
+def _frame(parts: Sequence[str], about: str, *, height: int = HEIGHT) -> str:
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(about, quote=True)}" '
+        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(about, quote=True)}" '
         f'xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
     )
 
 
-__all__ = ["BOTTOM", "COLOURS", "HEIGHT", "LEFT", "RIGHT", "TOP", "WIDTH", "histogram", "scatter", "strip"]
+__all__ = [
+    "BAR_STEP",
+    "BOTTOM",
+    "COLOURS",
+    "HEIGHT",
+    "LEFT",
+    "RIGHT",
+    "TOP",
+    "WIDTH",
+    "bars",
+    "histogram",
+    "scatter",
+    "strip",
+]

@@ -1,4 +1,6 @@
-"""A report as one HTML file: banner, tables, charts, pictures, facts. Everything is inside; nothing is fetched.
+"""A report as one HTML file: banner, tables, charts, images, facts.
+
+Everything is inside; nothing is fetched.
 
 Text is escaped here and nowhere else; charts are the SVG of charts.py. The page runs no script. It
 does not know what is reported; commands put the blocks together.
@@ -12,7 +14,7 @@ from dataclasses import dataclass
 from html import escape
 
 GOOD = frozenset({"passed", "yes", "holds", "verified"})
-BAD = frozenset({"missed", "no", "unverified", "failed"})
+BAD = frozenset({"missed", "no", "unverified", "failed", "worse"})
 """Cells of a table that are shown in green and red, in any case of letters."""
 
 
@@ -53,18 +55,18 @@ class Chart:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pictures:
-    """Pictures side by side.
+class Images:
+    """Images side by side.
 
     Attributes:
         title: heading.
         note: a sentence below it, or nothing.
-        pictures: (caption, PNG bytes).
+        images: (caption, PNG bytes).
     """
 
     title: str
     note: str = ""
-    pictures: Sequence[tuple[str, bytes]]
+    images: Sequence[tuple[str, bytes]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +84,22 @@ class Facts:
     facts: Sequence[tuple[str, str]]
 
 
-Block = Table | Chart | Pictures | Facts
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Links:
+    """Files beside the page.
+
+    Attributes:
+        title: heading.
+        note: a sentence below it, or nothing.
+        links: (file name, words).
+    """
+
+    title: str
+    note: str = ""
+    links: Sequence[tuple[str, str]]
+
+
+Block = Table | Chart | Images | Facts | Links
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,14 +108,14 @@ class Page:
 
     Attributes:
         title: of the page.
-        passed: colours the banner.
+        passed: colours the banner; None is no verdict.
         headline: the verdict, one sentence.
         lead: lines below it.
         blocks: in order.
     """
 
     title: str
-    passed: bool
+    passed: bool | None
     headline: str
     lead: Sequence[str] = ()
     blocks: Sequence[Block]
@@ -107,7 +124,8 @@ class Page:
 def render(page: Page) -> str:
     """The page as HTML text."""
     lead = "".join(f"<p>{escape(line)}</p>" for line in page.lead)
-    banner = f'<div class="banner {"good" if page.passed else "bad"}">{escape(page.headline)}</div>'
+    colour = "plain" if page.passed is None else "good" if page.passed else "bad"
+    banner = f'<div class="banner {colour}">{escape(page.headline)}</div>'
     body = "\n".join(_block(block) for block in page.blocks)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -135,9 +153,12 @@ def _content(block: Block) -> str:
         return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
     if isinstance(block, Chart):
         return block.svg
-    if isinstance(block, Pictures):
-        one = " one" if len(block.pictures) == 1 else ""
-        return f'<div class="pictures{one}">' + "".join(_picture(*picture) for picture in block.pictures) + "</div>"
+    if isinstance(block, Images):
+        one = " one" if len(block.images) == 1 else ""
+        return f'<div class="images{one}">' + "".join(_image(*image) for image in block.images) + "</div>"
+    if isinstance(block, Links):
+        items = (f'<li><a href="{escape(name, quote=True)}">{escape(text)}</a></li>' for name, text in block.links)
+        return "<ul>" + "".join(items) + "</ul>"
     return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in block.facts) + "</dl>"
 
 
@@ -156,7 +177,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _picture(caption: str, png: bytes) -> str:
+def _image(caption: str, png: bytes) -> str:
     source = base64.b64encode(png).decode("ascii")
     words = escape(caption, quote=True)
     below = f"<figcaption>{words}</figcaption>" if words else ""
@@ -169,7 +190,7 @@ body{margin:0;background:#f4f6f8;color:#1b2630;font:16px/1.5 system-ui,-apple-sy
 main{max-width:1000px;margin:0 auto;padding:20px 16px 60px}
 h1{font-size:1.5rem;margin:.4em 0}h2{font-size:1.1rem;margin:0 0 .4em}
 .banner{border-radius:10px;padding:16px 20px;font-size:1.15rem;font-weight:600;color:#fff;margin:.6em 0 1em}
-.banner.good{background:#1f7a3a}.banner.bad{background:#b02a2a}
+.banner.plain{background:#3e4c59}.banner.good{background:#1f7a3a}.banner.bad{background:#b02a2a}
 section{background:#fff;border:1px solid #dde3e8;border-radius:10px;padding:16px 18px;margin:16px 0}
 .note{margin:.1em 0 .8em;color:#52606d;font-size:.95rem}
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.9rem}
@@ -179,13 +200,18 @@ td.long{white-space:normal;min-width:8em}td.good{color:#1f7a3a;font-weight:600}t
 svg{width:100%;height:auto}svg text{font:12px system-ui,sans-serif;fill:#3e4c59}
 .grid{stroke:#e6ebef}.axis{stroke:#9aa5b1}.limit{stroke:#b02a2a;stroke-dasharray:5 4}
 svg .limit-label{fill:#b02a2a}
-.pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(280px,1fr));gap:14px}figure{margin:0}
-.pictures.one{grid-template-columns:1fr}
+.images{display:grid;grid-template-columns:repeat(auto-fill,minmax(280px,1fr));gap:14px}figure{margin:0}
+.images.one{grid-template-columns:1fr}.images.one img{width:auto;max-width:100%}
 img{width:100%;border-radius:6px;display:block;background:#000}figcaption{font-size:.9rem;color:#52606d;padding-top:4px}
 dl{display:grid;grid-template-columns:minmax(120px,max-content) 1fr;gap:4px 18px;margin:0;font-size:.92rem}
 dt{color:#52606d}dd{margin:0;overflow-wrap:anywhere;font-family:ui-monospace,Menlo,Consolas,monospace;font-size:.86rem}
+@media print{body{background:#fff;font-size:11pt}main{max-width:none;padding:0}
+section{border:0;padding:0;break-inside:auto}
+.banner{color:#000!important;background:none!important;border:2px solid #000}
+.wide{overflow:visible}th,td{white-space:normal}
+tr,figure,dl{break-inside:avoid}h2{break-after:avoid}a{color:#000;text-decoration:none}}
 @media (max-width:520px){dl{grid-template-columns:1fr}dd{margin-bottom:8px}}
 """
 
 
-__all__ = ["BAD", "GOOD", "LONG_CELL", "Block", "Chart", "Facts", "Page", "Pictures", "Table", "render"]
+__all__ = ["BAD", "GOOD", "LONG_CELL", "Block", "Chart", "Facts", "Images", "Links", "Page", "Table", "render"]

@@ -1,4 +1,6 @@
-"""Teachers: frozen nets whose patch tokens a student learns from; one file a format, found by the names it declares.
+"""Teachers: frozen models whose patch tokens a student learns from.
+
+One file a format, found by the names it declares.
 
 A teacher file has ``VARIANTS`` (name -> shape) and ``load(variant, weights)``; what that gives keeps the ``Teacher``
 protocol. A file's own checks refuse weights that lack any tensor, positions above all: a ViT without them still runs
@@ -18,7 +20,7 @@ from tinyusfm_runtime.errors import InputError
 
 @runtime_checkable
 class Teacher(Protocol):
-    """A frozen net: four members.
+    """A frozen model: four members.
 
     ``width`` is the tokens' width, ``depth`` the number of blocks, ``patch`` the side of a patch in pixels.
     """
@@ -28,7 +30,10 @@ class Teacher(Protocol):
     patch: int
 
     def tokens(self, image_NCHW: Tensor, layers: tuple[int, ...]) -> list[Tensor]:
-        """Patch tokens (NPD, row by row) after the named blocks, counted from 1; picture normalised as for ImageNet."""
+        """Patch tokens (NPD, row by row) after the named blocks, counted from 1.
+
+        Image normalised as for ImageNet.
+        """
         ...
 
 
@@ -57,7 +62,7 @@ def load_teacher(name: str, weights: Path) -> Teacher:
 
     Raises:
         InputError: no teacher of that name.
-        CheckpointError: the file is unusable or of another net.
+        CheckpointError: the file is unusable or of another model.
     """
     known = names()
     if name not in known:

@@ -1,7 +1,9 @@
-"""Teacher format DINOv2: ViT-S/B/L with 14-pixel patches and LayerScale; UltraDINO-style with 16-pixel ones.
+"""Teacher format DINOv2: ViT-S/B/L with 14-pixel patches and LayerScale.
+
+UltraDINO-style with 16-pixel ones.
 
 Names are timm's (``vit_small_patch14_dinov2``) or Meta's (the same but for ``register_tokens`` and ``mask_token``). The
-position table is resampled to the picture. UltraDINO takes one channel (methods.md 6): it is given the mean of three.
+position table is resampled to the image. UltraDINO takes one channel (methods.md 6): it is given the mean of three.
 
 It does not know training.
 """
@@ -13,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tinyusfm_edge.models.encoder import EncoderBlock, EncoderPatches, EncoderShape, resize_positions
+from tinyusfm_edge.models.encoder import EncoderBlock, EncoderPatches, EncoderShape, blocks_after, resize_positions
 from tinyusfm_edge.models.state_dict import find_tensors
 from tinyusfm_edge.models.weights_file import read_weights_file
 from tinyusfm_runtime.errors import CheckpointError, InputError
@@ -60,27 +62,20 @@ class Dinov2(nn.Module):
         """All tokens after the named blocks (from 1): class, registers, patches.
 
         Raises:
-            InputError: the picture is not a square of whole patches.
+            InputError: the image does not consist of whole patches.
         """
-        if image_NCHW.shape[-1] % self.patch or image_NCHW.shape[-2] != image_NCHW.shape[-1]:
-            raise InputError(f"the teacher takes squares of whole {self.patch}-pixel patches")
+        if image_NCHW.shape[-1] % self.patch or image_NCHW.shape[-2] % self.patch:
+            raise InputError(f"the teacher takes images of whole {self.patch}-pixel patches")
         if self.channels == 1:
             image_NCHW = image_NCHW.mean(1, keepdim=True)
         x = self.patch_embed(image_NCHW)
-        grid = image_NCHW.shape[-1] // self.patch
-        # Meta's hub turns antialiasing on for the nets with registers only (interpolate_antialias)
+        grid = (image_NCHW.shape[-2] // self.patch, image_NCHW.shape[-1] // self.patch)
+        # Meta's hub turns antialiasing on for the networks with registers only (interpolate_antialias)
         table = resize_positions(self.pos_embed, grid, 1, antialias=self.registers > 0)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + table
         if self.registers:
             x = torch.cat([x[:, :1], self.reg_token.expand(len(x), -1, -1), x[:, 1:]], 1)
-        found = []
-        for number, block in enumerate(self.blocks, 1):
-            x = block(x)
-            if number in layers:
-                found.append(x)
-            if number == max(layers):
-                break
-        return found
+        return blocks_after(self.blocks, x, layers)
 
     @torch.no_grad()
     def tokens(self, image_NCHW: Tensor, layers: tuple[int, ...]) -> list[Tensor]:
@@ -110,7 +105,7 @@ def load(variant: str, weights: Path) -> Dinov2:
 
 
 def fill(net: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
-    """Fills a frozen net; every tensor must be there, with its shape, and no other.
+    """Fills a frozen model; every tensor must be there, with its shape, and no other.
 
     Args:
         net: filled in place, then frozen and in evaluation mode.
@@ -128,7 +123,7 @@ def fill(net: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
         shown = "; ".join(f"{k} is {tuple(tensors[k].shape) if k in tensors else 'missing'}" for k in wrong[:3])
         raise CheckpointError(
             f"{what}: {len(wrong)} of {len(wanted)} tensors do not fit ({shown or 'none'}), "
-            f"{len(spare)} have no place ({', '.join(spare[:3]) or 'none'}): it is another net"
+            f"{len(spare)} have no place ({', '.join(spare[:3]) or 'none'}): it is another model"
         )
     net.load_state_dict({k: v.float() for k, v in tensors.items()})
     net.requires_grad_(False).eval()

@@ -1,17 +1,18 @@
-"""Teacher format feature bank: features that any foreign net computed, in its own environment, for a bank's views.
+"""Teacher format feature bank: features of a bank's views from elsewhere.
 
-``tinyusfm-edge bank`` writes a folder with ``bank.json`` and the very pictures a student will be shown
-(``pictures-VIEW.npy``, uint8, one a view). Whoever owns the teacher (OpenUS with its CUDA scans, say) adds
-``features-VIEW-N.npy`` for stages N = 1, 2, ...: float16 or float32, one row a picture, ``E x h x w x D`` on any square
+Any foreign model computed them, in its own environment.
+
+``tinyusfm-edge bank`` writes a folder with ``bank.json`` and the very images a student will be shown
+(``images-VIEW.npy``, uint8, one per view). Whoever owns the teacher (OpenUS with its CUDA scans, say) adds
+``features-VIEW-N.npy`` for stages N = 1, 2, ...: float16 or float32, one row per image, ``E x h x w x D`` on any square
 grid, each stage with its own width. Everything is memory-mapped and never unpickled. A bank answers for its own views
-only: it cannot be shown another picture.
+only: it cannot be shown another image.
 
 It does not know training. Shapes: E entries, hw grid, D width.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 from torch import Tensor
 
 from tinyusfm_runtime.errors import CheckpointError, InputError
+from tinyusfm_runtime.strict_json import parse_json
 
 VARIANTS = {"feature_bank": None}
 """Name -> nothing: the folder says the rest."""
@@ -46,7 +48,7 @@ class FeatureBankTeacher:
             found += 1
         if not found:
             raise CheckpointError(
-                f"{self.folder} holds no features yet: run the teacher on pictures-VIEW.npy and save its maps as "
+                f"{self.folder} holds no features yet: run the teacher on images-VIEW.npy and save its maps as "
                 f"features-{self.note['views'][0]}-1.npy and so on"
             )
         return found
@@ -65,7 +67,7 @@ class FeatureBankTeacher:
         return found
 
     def tokens(self, image_NCHW: Tensor, layers: tuple[int, ...]) -> list[Tensor]:
-        """A bank has no net.
+        """A bank has no network.
 
         Raises:
             InputError: always.
@@ -86,7 +88,7 @@ def read_note(folder: Path) -> dict[str, Any]:
         CheckpointError: no bank, or one of another version.
     """
     try:
-        note = json.loads((folder / "bank.json").read_text(encoding="utf-8"))
+        note = parse_json((folder / "bank.json").read_text(encoding="utf-8"))
         good = note["version"] == BANK_VERSION and note["views"] and note["entries"] > 0
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder} is no feature bank: write one with tinyusfm-edge bank") from error

@@ -1,11 +1,14 @@
-"""Teacher format USFM: a BEiT-style ViT-B/16 whose only positions are one shared table of relative position biases.
+"""Teacher format USFM: a BEiT-style ViT-B/16.
 
-``rel_pos_bias.relative_position_bias_table`` has (2 * 14 - 1)^2 + 3 = 732 rows, one column a head; q and v have biases,
-k has none; LayerScale under BEiT's names (methods.md 2.2 and 2.4). Loaded into a plain ViT such a file silently loses
-27 tensors with all position information, so nothing may be missing here. Pictures of other sizes get an interpolated
-table.
+Its only positions are one shared table of relative position biases.
 
-It does not know training. Shapes: N tokens, H heads, g patches a side.
+``rel_pos_bias.relative_position_bias_table`` has (2 * 14 - 1)^2 + 3 = 732 rows, one column per head; q and v have
+biases, k has none; LayerScale under BEiT's names (methods.md 2.2 and 2.4). Loaded into a plain ViT such a file
+silently loses 27 tensors with all position information, so nothing may be missing here. Fine-tuned files (SimMIM's
+code) hold a table in every block, and ``fc_norm`` in the place of ``norm``; both are read. Images of other sizes get an
+interpolated table.
+
+It does not know training. Shapes: N tokens, H heads, g patches per side.
 """
 
 from __future__ import annotations
@@ -24,14 +27,15 @@ from tinyusfm_runtime.errors import InputError
 
 VARIANTS = {"usfm_vitb16": EncoderShape(width=768, depth=12, heads=12, patch=16, grid=14, scale="beit", bias="qv")}
 """Name -> shape."""
-_SPARE = ("mask_token", "head.", "fc_norm.", "rel_pos_bias.relative_position_index")
+_SPARE = ("mask_token", "head.", "decode_head.", "neck.", "fpn", "rel_pos_bias.relative_position_index")
+_TABLE = "relative_position_bias_table"
 
 
 def relative_index(grid: int) -> Tensor:
     """Which row of the table serves each pair of tokens (Bao et al. 2021, BEiT).
 
     Args:
-        grid: patches a side.
+        grid: patches per side.
 
     Returns:
         int64, (g*g+1) x (g*g+1). Rows of the table: displacements (dy, dx) from (-(g-1), -(g-1)) on, then class to
@@ -57,7 +61,7 @@ class RelativeBias(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * grid - 1) ** 2 + 3, heads))
 
     def forward(self, grid: int) -> Tensor:
-        """Bias HNN for so many patches a side."""
+        """Bias HNN for so many patches per side."""
         table: Tensor = self.relative_position_bias_table
         if grid != self.grid:
             side, wanted = 2 * self.grid - 1, 2 * grid - 1
@@ -76,6 +80,7 @@ class UsfmBeit(nn.Module):
         self.patch_embed = EncoderPatches(shape)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, shape.width))
         self.rel_pos_bias = RelativeBias(shape.grid, shape.heads)
+        self.own_biases: nn.ModuleList | None = None
         self.blocks = nn.ModuleList(EncoderBlock(shape) for _ in range(shape.depth))
         self.norm = nn.LayerNorm(shape.width, eps=shape.eps)
 
@@ -83,16 +88,17 @@ class UsfmBeit(nn.Module):
         """All tokens after the named blocks (from 1), class token first.
 
         Raises:
-            InputError: the picture is not a square of whole patches.
+            InputError: the image is not a square of whole patches.
         """
         if image_NCHW.shape[-1] % self.patch or image_NCHW.shape[-2] != image_NCHW.shape[-1]:
             raise InputError(f"the teacher takes squares of whole {self.patch}-pixel patches")
         x = self.patch_embed(image_NCHW)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
-        bias = self.rel_pos_bias(image_NCHW.shape[-1] // self.patch)
+        grid = image_NCHW.shape[-1] // self.patch
+        shared = None if self.own_biases is not None else self.rel_pos_bias(grid)
         found = []
         for number, block in enumerate(self.blocks, 1):
-            x = block(x, bias)
+            x = block(x, shared if self.own_biases is None else self.own_biases[number - 1](grid))
             if number in layers:
                 found.append(x)
             if number == max(layers):
@@ -121,10 +127,42 @@ def load(variant: str, weights: Path) -> UsfmBeit:
     """
     file = read_weights_file(weights)
     _, tensors = find_tensors(file.content)
-    named = {k.removeprefix("module.").removeprefix("encoder."): v for k, v in tensors.items()}
+    named = {_bare(k): v for k, v in tensors.items()}
+    for kind in ("weight", "bias"):
+        pooled = named.pop(f"fc_norm.{kind}", None)
+        if pooled is not None and f"norm.{kind}" not in named:
+            named[f"norm.{kind}"] = pooled
     net = UsfmBeit(VARIANTS[variant])
-    fill(net, {k: v for k, v in named.items() if not k.startswith(_SPARE)}, f"{weights} as {variant}")
+    _split_tables(net, named, VARIANTS[variant])
+    kept = {k: v for k, v in named.items() if not k.startswith(_SPARE) and not k.endswith("relative_position_index")}
+    fill(net, kept, f"{weights} as {variant}")
     return net
+
+
+def _bare(name: str) -> str:
+    """A tensor's name without the wrappers of training code."""
+    parts = name.split(".")
+    while parts and parts[0] in ("module", "_orig_mod", "encoder", "backbone", "model", "net"):
+        parts = parts[1:]
+    return ".".join(parts)
+
+
+def _split_tables(net: UsfmBeit, named: dict[str, Tensor], shape: EncoderShape) -> None:
+    """One shared table where tables of single blocks are equal, else one each.
+
+    Names are changed in place.
+    """
+    own = [named.pop(f"blocks.{i}.attn.{_TABLE}", None) for i in range(shape.depth)]
+    tables = [table for table in own if table is not None]
+    if len(tables) != shape.depth:
+        return
+    if all(torch.equal(table, tables[0]) for table in tables):
+        named[f"rel_pos_bias.{_TABLE}"] = tables[0]
+        return
+    net.own_biases = nn.ModuleList(RelativeBias(shape.grid, shape.heads) for _ in tables)
+    del net.rel_pos_bias
+    named.pop(f"rel_pos_bias.{_TABLE}", None)
+    named |= {f"own_biases.{i}.{_TABLE}": table for i, table in enumerate(tables)}
 
 
 __all__ = ["VARIANTS", "RelativeBias", "UsfmBeit", "load", "relative_index"]

@@ -1,4 +1,6 @@
-"""Teacher format plain ViT: MAE and what came of it (USF-MAE, UltraFedFM), DINO; absolute positions, no LayerScale.
+"""Teacher format plain ViT: MAE and what came of it (USF-MAE, UltraFedFM), DINO.
+
+Absolute positions, no LayerScale.
 
 Names are timm's. A decoder, heads and mask tokens in the file are left out; everything of the encoder must be there,
 the position table above all (MAE's fixed sine table stands in its files like any other). ``fc_norm`` serves where a
@@ -14,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tinyusfm_edge.models.encoder import EncoderBlock, EncoderPatches, EncoderShape, resize_positions
+from tinyusfm_edge.models.encoder import EncoderBlock, EncoderPatches, EncoderShape, blocks_after, resize_positions
 from tinyusfm_edge.models.state_dict import find_tensors
 from tinyusfm_edge.models.teachers.dinov2 import fill
 from tinyusfm_edge.models.weights_file import read_weights_file
@@ -48,26 +50,24 @@ class PlainVit(nn.Module):
         self.blocks = nn.ModuleList(EncoderBlock(shape) for _ in range(shape.depth))
         self.norm = nn.LayerNorm(shape.width, eps=shape.eps)
 
-    @torch.no_grad()
-    def tokens(self, image_NCHW: Tensor, layers: tuple[int, ...]) -> list[Tensor]:
-        """Patch tokens NPD after the named blocks, counted from 1.
+    def sequence(self, image_NCHW: Tensor, layers: tuple[int, ...]) -> list[Tensor]:
+        """All tokens after the named blocks (from 1), class token first.
 
         Raises:
-            InputError: the picture is not a square of whole patches.
+            InputError: the image does not consist of whole patches.
         """
-        if image_NCHW.shape[-1] % self.patch or image_NCHW.shape[-2] != image_NCHW.shape[-1]:
-            raise InputError(f"the teacher takes squares of whole {self.patch}-pixel patches")
+        if image_NCHW.shape[-1] % self.patch or image_NCHW.shape[-2] % self.patch:
+            raise InputError(f"the teacher takes images of whole {self.patch}-pixel patches")
         x = self.patch_embed(image_NCHW)
-        table = resize_positions(self.pos_embed, image_NCHW.shape[-1] // self.patch, 1, antialias=True)
+        grid = (image_NCHW.shape[-2] // self.patch, image_NCHW.shape[-1] // self.patch)
+        table = resize_positions(self.pos_embed, grid, 1, antialias=True)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + table
-        found = []
-        for number, block in enumerate(self.blocks, 1):
-            x = block(x)
-            if number in layers:
-                found.append(x[:, 1:])
-            if number == max(layers):
-                break
-        return found
+        return blocks_after(self.blocks, x, layers)
+
+    @torch.no_grad()
+    def tokens(self, image_NCHW: Tensor, layers: tuple[int, ...]) -> list[Tensor]:
+        """Patch tokens NPD after the named blocks, counted from 1."""
+        return [x[:, 1:] for x in self.sequence(image_NCHW, layers)]
 
 
 def load(variant: str, weights: Path) -> PlainVit:

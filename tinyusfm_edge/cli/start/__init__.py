@@ -1,0 +1,4 @@
+"""Commands that one starts with.
+
+The demonstration, what works here, a project of one's own.
+"""

@@ -1,0 +1,4 @@
+"""Commands that run a bundle on frames: ``run``, ``live``, ``replay``.
+
+One command per file.
+"""

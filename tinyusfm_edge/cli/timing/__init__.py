@@ -1,0 +1,1 @@
+"""What ``profile`` measures beside the stages, here or on a device over SSH."""

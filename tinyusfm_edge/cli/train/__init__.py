@@ -1,0 +1,1 @@
+"""Commands that train, select or evaluate students; one command per file."""

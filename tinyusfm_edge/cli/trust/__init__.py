@@ -1,0 +1,1 @@
+"""What an auditor asks of a bundle: its origin, what changed, its papers."""

@@ -1,0 +1,4 @@
+"""One resumable training loop for everything that is trained here.
+
+``loop`` runs steps over a task, ``checkpoints`` saves and restores its state, ``progress`` shows where it is.
+"""

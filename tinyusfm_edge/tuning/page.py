@@ -1,0 +1,175 @@
+"""What a run found: as rows for people, as plain data, as a page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tinyusfm_edge.report.charts import histogram, scatter
+from tinyusfm_edge.report.page import Block, Chart, Facts, Page, Table
+from tinyusfm_edge.tuning.choice import TuneChoice, TuneRow, accuracy_words
+from tinyusfm_edge.tuning.rounds import TuneState
+
+TUNE_VERSION = 1
+"""Version of the report."""
+HEADER = (
+    "variant",
+    "artefact",
+    "threads",
+    "pinning",
+    "p50 ms",
+    "p90 ms",
+    "p99 ms",
+    "network ms",
+    "agreement",
+    "gate",
+    "MB",
+)
+"""Columns of the table."""
+MOST_ROWS = 24
+"""Rows that are printed; page and JSON hold all."""
+SHOWN_AT_ONCE = 4
+"""Rows whose samples are drawn."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TuneReport:
+    """Everything that a run found.
+
+    Attributes:
+        rows: of all candidates that were tried.
+        choice: the pick.
+        state: every visit.
+        left_out: artefact or target -> why it was not tried.
+        host: device that measured, or empty for this machine.
+        recipe: text of the recipe, or empty.
+    """
+
+    rows: Sequence[TuneRow]
+    choice: TuneChoice
+    state: TuneState
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    host: str = ""
+    recipe: str = ""
+
+    @property
+    def machine(self) -> Mapping[str, Any]:
+        """Card of the machine that measured."""
+        found: Mapping[str, Any] = self.state.about.get("machine", {})
+        return found
+
+    @property
+    def busy(self) -> str:
+        """What must be known where other programs ran beside the measurement, or nothing."""
+        loads = [one["conditions"].get("load") for one in self.state.visits if "conditions" in one]
+        most, cpus = max((load for load in loads if load), default=0.0), int(self.machine.get("usable_cpus", 1))
+        if most <= cpus + 1.0:  # the measurement itself counts for about one
+            return ""
+        return f"the machine was busy (load up to {most:.0f} on {cpus} CPUs): measure again on a quiet one"
+
+    def ordered(self) -> list[TuneRow]:
+        """The pick, then by variant those that hold their gate, fastest first."""
+        pick = self.choice.pick
+        return sorted(
+            self.rows,
+            key=lambda row: (row is not pick, row.candidate.rank, bool(row.why_not), row.median_ms, row.candidate.key),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data with every sample."""
+        return {
+            "kind": "tinyusfm-edge tune",
+            "version": TUNE_VERSION,
+            "choice": self.choice.to_json(),
+            "rows": [row.to_json() for row in self.ordered()],
+            "left_out": dict(self.left_out),
+            "host": self.host,
+            "busy": self.busy,
+            "recipe": self.recipe,
+            "state": self.state.to_json(),
+        }
+
+
+def cells(row: TuneRow) -> tuple[str, ...]:
+    """One row of the table, see ``HEADER``.
+
+    Args:
+        row: with its figures.
+    """
+    one = row.candidate
+    p90 = row.p90.text() if row.p90.value is not None else "-"
+    p99 = f"{row.p99.value:.2f}" if row.p99.value is not None else "-"
+    gate = "MISSED" if row.why_not and row.samples_ms else "failed" if row.why_not else "holds"
+    return (
+        one.variant, one.artefact, str(one.threads), one.pinning,
+        f"{row.median_ms:.2f}" if row.samples_ms else "-", p90, p99,
+        f"{row.infer_ms:.2f}" if row.infer_ms is not None else "-",
+        accuracy_words(row.accuracy) or "-", gate, f"{row.rss_mb:.0f}" if row.rss_mb else "-",
+    )  # fmt: skip
+
+
+def tune_page(report: TuneReport) -> Page:
+    """The page: pick, table, accuracy against latency, samples, machine.
+
+    Args:
+        report: of a run.
+    """
+    choice, rows = report.choice, report.ordered()
+    note = (
+        "Frame to answer in a process of its own, all in turns; p90 with its 95 % interval. Agreement is with the "
+        "PyTorch reference. A row that misses its gate is never picked."
+    )
+    blocks: list[Block] = [Table(title="What was tried", note=note, header=HEADER, rows=[cells(row) for row in rows])]
+    if spots := _spots(rows):
+        words = (
+            "Filled: holds its gate. The dashed line is the budget." if choice.budget_ms else "Filled: holds its gate."
+        )
+        svg = scatter(spots, "p90 of frame to answer, ms", _axis(rows), limit_x=choice.budget_ms)
+        blocks.append(Chart(title="Accuracy against latency", note=f"Names stand at the fastest row. {words}", svg=svg))
+    shown = [row for row in rows if row.samples_ms and not row.why_not][:SHOWN_AT_ONCE]
+    if shown:
+        samples = {_short(row): list(row.samples_ms) for row in shown}
+        blocks.append(Chart(title="Every sample", note="Of the first rows.", svg=histogram(samples, "ms")))
+    if out := [*report.left_out.items(), *((row.name, row.why_not) for row in rows if row.why_not)]:
+        blocks.append(Table(title="Not picked, and why", header=("what", "why"), rows=out))
+    if report.recipe:
+        lines = [line.partition(" = ") for line in report.recipe.splitlines() if " = " in line]
+        blocks.append(Facts(title="The recipe", facts=[(name, value) for name, _, value in lines]))
+    machine = [(key.replace("_", " "), str(value)) for key, value in report.machine.items()]
+    setup = [(key, str(value)) for key, value in report.state.about.get("setup", {}).items()]
+    blocks.append(Facts(title="Machine", facts=[("measured on", report.host or "this machine"), *machine, *setup]))
+    return Page(
+        title="What runs best here" if not report.host else f"What runs best on {report.host}",
+        passed=bool(choice),
+        headline=choice.reason,
+        lead=[report.busy] if report.busy else [],
+        blocks=blocks,
+    )
+
+
+def _spots(rows: Sequence[TuneRow]) -> list[tuple[str, float, float, bool]]:
+    """Points of the chart; of each artefact the fastest one carries its name."""
+    found, named = [], set[tuple[str, str]]()
+    for row in sorted(rows, key=lambda row: row.median_ms):
+        x = row.p90.value if row.p90.value is not None else row.median_ms
+        if not math.isfinite(x) or not math.isfinite(row.agreement):
+            continue
+        what = (row.candidate.variant, row.candidate.artefact)
+        found.append(("" if what in named else " ".join(what), x, row.agreement, not row.why_not))
+        named.add(what)
+    return found
+
+
+def _axis(rows: Sequence[TuneRow]) -> str:
+    names = {"dice_mean": "mean Dice", "top1": "top-1 agreement", "cosine_mean": "cosine"}
+    found = [words for key, words in names.items() if any(key in row.accuracy for row in rows)]
+    return f"{' or '.join(found) or 'agreement'} against the reference"
+
+
+def _short(row: TuneRow) -> str:
+    return f"{row.candidate.artefact} x{row.candidate.threads}{'p' if row.candidate.cpus else ''}"
+
+
+__all__ = ["HEADER", "MOST_ROWS", "SHOWN_AT_ONCE", "TUNE_VERSION", "TuneReport", "cells", "tune_page"]
