@@ -1,35 +1,36 @@
 """What many tests share: a tiny segmentation model in every engine's form, and bundles made of it.
 
-The model blurs a 64x64 picture and asks where it is bright; it is computed in numpy too, so that a
+The model blurs a 64x64 image and asks where it is bright; it is computed in numpy too, so that a
 bundle, a session and their failures can be tested without any inference library (``plug_in``).
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tinyusfm_runtime.arrays import pack_arrays
-from tinyusfm_runtime.bundle import GOLDEN_FRAMES, GOLDEN_REFERENCE
-from tinyusfm_runtime.engine import EngineConfig
+from tests.plugged import plug_in_module, plugged
+from tinyusfm_runtime.bundle.arrays import pack_arrays
+from tinyusfm_runtime.bundle.golden import pack_golden
+from tinyusfm_runtime.bundle.manifest import Artefact, ArtefactState, file_entry
+from tinyusfm_runtime.bundle.reader import GOLDEN_FRAMES, GOLDEN_REFERENCE
+from tinyusfm_runtime.bundle.writer import write_bundle
+from tinyusfm_runtime.device.machine import machine_card
+from tinyusfm_runtime.engines import EngineConfig
 from tinyusfm_runtime.errors import EngineError
 from tinyusfm_runtime.frame import Frame
-from tinyusfm_runtime.machine import machine_card
-from tinyusfm_runtime.manifest import Artefact, ArtefactState, file_entry
+from tinyusfm_runtime.numerics.preprocess import preprocess
 from tinyusfm_runtime.phantom import make_phantom
-from tinyusfm_runtime.plugins import Probe
-from tinyusfm_runtime.preprocess import preprocess
-from tinyusfm_runtime.publish import write_bundle
 from tinyusfm_runtime.spec import ModelSpec, PostProcess, PreprocessSpec, Task
 
 # importing OpenVINO reports to a web analytics service (see engines/ov.py); tests import it in many places
@@ -43,9 +44,15 @@ REACH = 3
 """The blur averages a square of 2 * REACH + 1 pixels."""
 GOLDEN_SEEDS = tuple(range(8))
 """Phantoms in a test bundle; a real one holds 32 or more."""
-LIBRARY = {"ort": "onnxruntime", "ov": "openvino", "trt": "tensorrt-rtx", "coreml": "coremltools"}
-"""Engine -> distribution."""
-TARGET = {"ort": "onnx", "ov": "openvino", "trt": "tensorrt", "coreml": "coreml", "fake": "fake"}
+LIBRARY = {
+    "ort": "onnxruntime",
+    "ov": "openvino",
+    "trt": "tensorrt-rtx",
+    "coreml": "coremltools",
+    "litert": "ai_edge_litert",
+}
+"""Engine -> distribution; of those that tests can run, as it is imported."""
+TARGET = {"ort": "onnx", "ov": "openvino", "trt": "tensorrt", "coreml": "coreml", "litert": "litert", "fake": "fake"}
 """Engine -> target."""
 
 
@@ -75,6 +82,19 @@ def tiny_logits(tensor: np.ndarray) -> np.ndarray:
     windows = np.lib.stride_tricks.sliding_window_view(padded, (2 * REACH + 1, 2 * REACH + 1))
     blurred = np.einsum("hwij,ij->hw", windows, tiny_kernel()[0, 0])
     return ((blurred - np.float32(0.3)) * np.float32(20)).astype(np.float32)[None, None]
+
+
+def tiny_scores(tensor: np.ndarray) -> np.ndarray:
+    """A tiny classifier in numpy, no head or head by the brightest block of 8x8: uint8 NCHW -> float32 1x2."""
+    blocks = tensor[0, 0].astype(np.float32).reshape(SIDE // 8, 8, SIDE // 8, 8).mean(axis=(1, 3))
+    margin = (blocks.max() / np.float32(255) - np.float32(0.3)) * np.float32(20)
+    return np.array([[-margin, margin]], np.float32)
+
+
+def gate_spec(**changes: Any) -> ModelSpec:
+    """Spec of the tiny classifier."""
+    values = {"name": "gate", "task": Task.CLASSIFY, "labels": ("no head", "head"), "postprocess": PostProcess.NONE}
+    return tiny_spec(**{**values, **changes})
 
 
 def tiny_onnx() -> bytes:
@@ -125,6 +145,36 @@ def tiny_openvino(folder: Path) -> tuple[bytes, bytes]:
     return (folder / "model.xml").read_bytes(), (folder / "model.bin").read_bytes()
 
 
+def tiny_litert() -> bytes:
+    """The tiny model as LiteRT, with an auxiliary output ``pooled``."""
+    pytest.importorskip("tflite", reason="tflite is not installed: pip install 'tinyusfm-edge[litert]'")
+    from tinyusfm_export.targets.litert.flatbuffer import ModelFile
+
+    file, square, last = ModelFile("tiny"), (1, 1, SIDE, SIDE), (1, SIDE, SIDE, 1)
+    names = {"image": square, "floats": square, "map": last, "scaled": last, "blurred": last, "raised": last}
+    names |= {"large": last, "logits": square, "mean": (1, 1, 1, 1)}
+    t = {n: file.tensor(n, shape, "uint8" if n == "image" else "float32") for n, shape in names.items()}
+    file.tensors[t["mean"]].name = "pooled"
+
+    def number(value: float) -> int:
+        return file.constant("number", np.asarray([value], np.float32))
+
+    def whole(*values: int) -> int:
+        return file.constant("numbers", np.asarray(values, np.int32))
+
+    kernel, none = file.constant("kernel", tiny_kernel()[0, 0][None, :, :, None]), number(0.0)
+    sides = {"Padding": 0, "StrideW": 1, "StrideH": 1, "DilationWFactor": 1, "DilationHFactor": 1}
+    file.operator("CAST", [t["image"]], [t["floats"]])
+    file.operator("RESHAPE", [t["floats"], whole(*last)], [t["map"]])
+    file.operator("DIV", [t["map"], number(255.0)], [t["scaled"]])
+    file.operator("CONV_2D", [t["scaled"], kernel, none], [t["blurred"]], **sides)
+    file.operator("SUB", [t["blurred"], number(0.3)], [t["raised"]])
+    file.operator("MUL", [t["raised"], number(20.0)], [t["large"]])
+    file.operator("RESHAPE", [t["large"], whole(*square)], [t["logits"]])
+    file.operator("MEAN", [t["blurred"], whole(1, 2)], [t["mean"]], KeepDims=True)
+    return file.finish([t["image"]], [t["logits"], t["mean"]])
+
+
 class NumpyEngine:
     """An engine without a library: the tiny model in numpy. Attributes bend it for a test."""
 
@@ -136,6 +186,7 @@ class NumpyEngine:
         self.runs = 0
         self.files: Mapping[str, bytes] = {}
         self.config: EngineConfig | None = None
+        self.spec = tiny_spec()
         NumpyEngine.made.append(self)
 
     @property
@@ -143,19 +194,23 @@ class NumpyEngine:
         return f"numpy {np.__version__}"
 
     def load(self, files: Mapping[str, bytes], spec: ModelSpec, config: EngineConfig) -> None:
-        self.files, self.config = dict(files), config
+        self.files, self.spec, self.config = dict(files), spec, config
 
     def run(self, tensor: np.ndarray) -> dict[str, np.ndarray]:
         if self.closed:
             raise EngineError("used after close")
         self.runs += 1
-        return NumpyEngine.bend({"logits": tiny_logits(tensor)})
+        return NumpyEngine.bend({"logits": _answers(self.spec)(tensor)})
 
     def cancel(self) -> None:
         self.cancelled = True
 
     def close(self) -> None:
         self.closed = True
+
+
+def _answers(spec: ModelSpec) -> Callable[[np.ndarray], np.ndarray]:
+    return tiny_scores if spec.task is Task.CLASSIFY else tiny_logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +256,7 @@ def child_environment(**changes: str) -> dict[str, str]:
 
 
 def golden_frames() -> dict[str, np.ndarray]:
-    """Arrays of ``golden/frames.npz`` for the test bundles."""
+    """Arrays of ``golden/frames.safetensors`` for the test bundles."""
     phantoms = [make_phantom(seed, height=96, width=128) for seed in GOLDEN_SEEDS]
     return {
         "pixels": np.stack([phantom.frame.pixels for phantom in phantoms]),
@@ -211,7 +266,7 @@ def golden_frames() -> dict[str, np.ndarray]:
 
 
 def make_parts(artefact_files: Mapping[str, Mapping[str, bytes]], spec: ModelSpec | None = None) -> Parts:
-    """Parts of a bundle whose artefacts all compute the tiny model.
+    """Parts of a bundle whose artefacts all compute the tiny model, or the tiny classifier where the spec says so.
 
     Args:
         artefact_files: engine -> file name -> content, best first.
@@ -223,17 +278,18 @@ def make_parts(artefact_files: Mapping[str, Mapping[str, bytes]], spec: ModelSpe
         Frame(pixels=pixels, spacing_mm=tuple(mm))
         for pixels, mm in zip(arrays["pixels"], arrays["spacing_mm"], strict=True)
     ]
-    logits = np.concatenate([tiny_logits(preprocess(frame, spec.preprocess)[0]) for frame in frames])
+    prepared = [preprocess(frame, spec.preprocess) for frame in frames]
+    logits = np.concatenate([_answers(spec)(tensor) for tensor, _ in prepared])
     files = {
         GOLDEN_FRAMES: pack_arrays(arrays),
-        GOLDEN_REFERENCE: pack_arrays({"logits": logits}),
+        GOLDEN_REFERENCE: pack_golden(logits, spec, prepared),
         "reports/parity.json": b"{}\n",
     }
     artefacts = []
     for engine, content in artefact_files.items():
         artefact = _artefact(engine, content)
         files |= {path: content[path.rsplit("/", 1)[-1]] for path in artefact.files}
-        files[artefact.golden] = pack_arrays({"logits": logits.astype(np.float16)})
+        files[artefact.golden] = pack_golden(logits.astype(np.float16), spec, prepared)
         artefacts.append(artefact)
     return Parts(spec=spec, artefacts=tuple(artefacts), files=files)
 
@@ -252,10 +308,10 @@ def _artefact(engine: str, content: Mapping[str, bytes]) -> Artefact:
             "library": LIBRARY.get(engine, "numpy"),
             "library_version": _version(LIBRARY.get(engine, "numpy")),
         },
-        gate={"passed": True, "gate": {"dice_mean": 0.99}},
+        gate={"passed": True, "gate": {"dice_mean": 0.99, "hc_p95_mm": 10.0}},
         state=ArtefactState.VERIFIED,
-        golden=f"golden/{target}-fp32.npz",
-        tolerance={"logit_abs": 0.02, "differing_pixels": 0.005, "hc_mm": 1.0},
+        golden=f"golden/{target}-fp32.safetensors",
+        tolerance={"logit_abs": 0.02, "differing_pixels": 0.005, "hc_mm": 2.0},
     )
 
 
@@ -277,6 +333,8 @@ def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict
             elif engine == "ov":
                 xml, weights = tiny_openvino(tmp_path_factory.mktemp("ir"))
                 made[engine] = {"model.xml": xml, "model.bin": weights}
+            elif engine == "litert":
+                made[engine] = {"model.tflite": tiny_litert()}
             else:
                 pytest.skip(f"the tests have no tiny model for engine {engine!r}")
         return made[engine]
@@ -320,15 +378,8 @@ def fresh_bundle(fake_bundle: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def plug_in(monkeypatch: pytest.MonkeyPatch) -> type[NumpyEngine]:
-    """Registers the numpy engine as ``fake`` and gives its class, with a clean record."""
-    module = ModuleType("fake")
-    module.Engine = NumpyEngine  # type: ignore[attr-defined]
-    module.probe = lambda: Probe(works=True, reason="numpy", extra=None)  # type: ignore[attr-defined]
-    from tinyusfm_runtime import plugins, session
-
-    real_load, real_names = plugins.load, plugins.names
-    monkeypatch.setattr(session, "load", lambda kind, typed: module if typed == "fake" else real_load(kind, typed))
-    monkeypatch.setattr(session, "names", lambda kind: [*real_names(kind), "fake"])
+    """Registers the numpy engine as ``fake`` by an entry point and gives its class, with a clean record."""
+    plugged(monkeypatch, "engines", fake=plug_in_module("fake", Engine=NumpyEngine))
     monkeypatch.setattr(NumpyEngine, "made", [])
     monkeypatch.setattr(NumpyEngine, "bend", staticmethod(lambda outputs: outputs))
     return NumpyEngine
@@ -347,3 +398,9 @@ def shared_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data folder at {folder}: set TINYUSFM_SHARED")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def cache_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What a session remembers of this machine does not reach the next test, nor the user's own cache."""
+    monkeypatch.setenv("TINYUSFM_EDGE_CACHE", str(tmp_path_factory.getbasetemp() / f"cache-{secrets.token_hex(6)}"))

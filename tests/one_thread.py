@@ -1,4 +1,4 @@
-"""Small nets are fastest on one thread, and two threads fight with whatever else runs: a fixture for whole folders."""
+"""Small networks are fastest on one thread, and two threads fight with whatever else runs: a folder fixture."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ import torch
 
 from qat_recovery import POLICIES, interval, main
 from tests.export.students import make_student
+from tests.tables import phantom_table
 from tinyusfm_edge.models.checkpoint import save_student
-from tinyusfm_runtime.phantom import make_phantom
 
 cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed")
 
@@ -20,13 +20,8 @@ cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Phantoms with a table, and a small random student beside them."""
-    folder = tmp_path_factory.mktemp("frames")
-    rows = ["file,label,mask,split,group"]
-    for seed in range(30):
-        split = "train" if seed < 20 else "val" if seed < 26 else "test"
-        cv2.imwrite(str(folder / f"{seed}.png"), make_phantom(seed, height=96, width=128).frame.pixels)
-        rows.append(f"{seed}.png,head,,{split},g{seed}")
-    (folder / "split.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    splits = {"train": range(20), "val": range(20, 26), "test": range(26, 30)}
+    folder = phantom_table(tmp_path_factory.mktemp("frames"), splits, masks=False)
     module, spec = make_student()
     save_student(folder / "student.safetensors", module, spec, torch.float32)
     return folder

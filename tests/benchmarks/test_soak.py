@@ -1,4 +1,4 @@
-"""R1, R2 and R3 with the real student: a minute at 60 frames a second, three loads, and controls that must fail."""
+"""The live loop under load with the real student: a minute at 60 frames a second, three loads, broken controls."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ import pytest
 import soak
 from paced import PacedSource
 from tests.conftest import child_environment
-from tests.runtime.live_sources import pictures
-from tinyusfm_runtime.live import Live
-from tinyusfm_runtime.live_options import LiveOptions
-from tinyusfm_runtime.live_result import DropPolicy
+from tests.runtime.live_sources import images
+from tinyusfm_runtime.live.loop import Live
+from tinyusfm_runtime.live.options import LiveOptions
+from tinyusfm_runtime.numerics.order import wide
+from tinyusfm_runtime.results import DropPolicy
 from tinyusfm_runtime.session import Session
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,7 +51,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @needs_proc
 @pytest.mark.slow
-def test_r1_r3_a_minute_of_frames_and_a_leak_that_is_caught(prepared: Path, tmp_path: Path) -> None:
+def test_a_minute_of_frames_leaks_nothing_and_a_leak_is_caught(prepared: Path, tmp_path: Path) -> None:
     common = ["--prepared", str(prepared), "--minutes", str(SECONDS / 60), "--warm-up-s", "10"]
     children = {
         "sound": script("soak.py", *common, "--json", str(tmp_path / "sound.json")),
@@ -66,8 +67,8 @@ def test_r1_r3_a_minute_of_frames_and_a_leak_that_is_caught(prepared: Path, tmp_
     assert sound["growth_mb"] <= soak.MAX_GROWTH_MB and len(sound["threads"]) == len(sound["files"]) == 1
     leaks = read(tmp_path / "leaks.json")
     assert children["leaks"].returncode == 1 and any("memory grew" in fault for fault in leaks["faults"])
-    print(f"R1: growth {sound['growth_mb']:.2f} MB, of the control {leaks['growth_mb']:.2f} MB")
-    print(f"R3: {sound['compared']} compared, worst Dice {sound['dice_worst']:.4f}, HC {sound['hc_max_mm']:.3f} mm")
+    print(f"growth {sound['growth_mb']:.2f} MB, of the control {leaks['growth_mb']:.2f} MB")
+    print(f"{sound['compared']} compared, worst Dice {sound['dice_worst']:.4f}, HC {sound['hc_max_mm']:.3f} mm")
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -83,8 +84,8 @@ def student(prepared: Path) -> Iterator[Session]:
 
 def loaded(student: Session, factor: float, policy: DropPolicy) -> tuple[Live, PacedSource]:
     """Runs a loop whose source gives ``factor`` times as many frames as the engine can take, for 60 frames or 20 s."""
-    frames = pictures(4)
-    spent_ms = float(np.median([student.predict(frame).timings.total_ms for frame in frames * 3]))
+    frames = images(4)
+    spent_ms = float(np.median(wide([student.predict(frame).timings.total_ms for frame in frames * 3])))
     seconds = min(max(0.06 * spent_ms, 5.0), 20.0)
     source = PacedSource(1000 * factor / spent_ms, frames, seconds)
     options = LiveOptions(withhold_stale=False, give_up_ms=60_000, queue_places=100_000)
@@ -98,25 +99,25 @@ def loaded(student: Session, factor: float, policy: DropPolicy) -> tuple[Live, P
 
 @pytest.mark.slow
 @pytest.mark.parametrize("factor", [1, 2, 10])
-def test_r2_age_is_bounded_whatever_the_load(student: Session, factor: int) -> None:
+def test_age_is_bounded_whatever_the_load(student: Session, factor: int) -> None:
     live, source = loaded(student, factor, DropPolicy.NEWEST)
     latency, counters = live.latency(), live.counters
     limit_ms = soak.age_limit_ms(latency.infer_ms, source.period_s * 1e3)
-    age_ms = float(np.percentile(latency.age_ms, 99))
+    age_ms = float(np.percentile(wide(latency.age_ms), 99))
     assert limit_ms is not None
-    print(f"R2 at {factor}x: age p99 {age_ms:.0f} ms, limit {limit_ms:.0f} ms, {len(latency.age_ms)} results")
+    print(f"{factor}x: age p99 {age_ms:.0f} ms, limit {limit_ms:.0f} ms, {len(latency.age_ms)} results")
     assert age_ms <= limit_ms
     assert latency.deepest <= 1 and counters.balanced and counters.received == source.sent
     assert factor == 1 or counters.dropped["overtaken"] > 0
 
 
 @pytest.mark.slow
-def test_r2_a_queue_breaks_the_bound(student: Session) -> None:
+def test_a_queue_breaks_the_bound(student: Session) -> None:
     live, source = loaded(student, 10, DropPolicy.LOSSLESS)
     latency = live.latency()
     limit_ms = soak.age_limit_ms(latency.infer_ms, source.period_s * 1e3)
     assert limit_ms is not None and latency.deepest > 1
-    assert float(np.percentile(latency.age_ms, 99)) > limit_ms, "the control: ages grow with the queue"
+    assert float(np.percentile(wide(latency.age_ms), 99)) > limit_ms, "the control: ages grow with the queue"
 
 
 def sound_run() -> tuple[dict[str, Any], soak.Samples]:

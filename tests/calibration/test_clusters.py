@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.needs import needs
 from tinyusfm_calibration import embeddings as chunked
 from tinyusfm_calibration.clusters import Clusters, cluster, cluster_count
 from tinyusfm_calibration.embeddings import check_ids, fit_projection, gather, id_keys, unit_rows
 from tinyusfm_runtime.errors import CalibrationError, InputError, MissingExtra
 
-pytest.importorskip("sklearn", reason="install tinyusfm-edge[calibration]")
+needs("sklearn", reason="install tinyusfm-edge[calibration]")
 NO_FAISS = pytest.mark.skipif(find_spec("faiss") is None, reason="install tinyusfm-edge[faiss]")
 ALGORITHMS = ["sklearn", pytest.param("faiss", marks=NO_FAISS)]
 
@@ -28,15 +29,14 @@ def blobs(num_blobs: int, each: int, *, dim: int = 48, noise: float = 0.1, seed:
     return (np.repeat(centres, each, 0) + spread).astype(np.float32)
 
 
-def test_the_projection_is_the_svds_and_forgets_order_and_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_projection_is_the_svds_and_forgets_order_and_chunks() -> None:
     rows = blobs(6, 50, noise=0.5)
     found = fit_projection(rows, dim=10)
     centred = unit_rows(rows) - unit_rows(rows).mean(0)
     _, strengths, directions = np.linalg.svd(centred.astype(np.float64), full_matrices=False)
     assert np.abs(np.abs(np.sum(found.basis_DP.T * directions[:10], 1)) - 1.0).max() < 1e-4
     assert found.kept == pytest.approx((strengths[:10] ** 2).sum() / (strengths**2).sum(), abs=1e-5)
-    monkeypatch.setattr(chunked.chunks, "__defaults__", (7,))
-    again = fit_projection(rows[::-1], dim=10)
+    again = fit_projection(rows[::-1], dim=10, chunk=7)
     assert np.allclose(again.basis_DP, found.basis_DP, atol=1e-4)
 
 
@@ -77,8 +77,7 @@ def test_a_mapped_matrix_is_read_in_chunks_and_gives_the_same(tmp_path: Path, mo
     largest = []
     original = chunked.unit_rows
     monkeypatch.setattr(chunked, "unit_rows", lambda block: (largest.append(len(block)), original(block))[1])
-    monkeypatch.setattr(chunked.chunks, "__defaults__", (512,))
-    found: Clusters = cluster(mapped)
+    found: Clusters = cluster(mapped, chunk=512)
     assert max(largest) <= 1024, "a chunk or a mini-batch, never the pool"
     assert (found.labels_N == cluster(rows).labels_N).all()
 
@@ -111,7 +110,7 @@ def test_bad_rows_and_settings_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
 def test_gathering_keeps_vectors_alone_and_checks_names() -> None:
     alive: list[int] = []
 
-    class Picture:
+    class Image:
         def __init__(self, number: int) -> None:
             self.number = number
             alive.append(number)
@@ -121,15 +120,15 @@ def test_gathering_keeps_vectors_alone_and_checks_names() -> None:
 
     most = 0
 
-    def embed(batch: list[Picture]) -> np.ndarray:
+    def embed(batch: list[Image]) -> np.ndarray:
         nonlocal most
         most = max(most, len(alive))
         return np.array([[p.number, 1.0] for p in batch])
 
-    names, rows = gather((Picture(i) for i in range(50)), embed, lambda p: f"p{p.number}", batch=8)
+    names, rows = gather((Image(i) for i in range(50)), embed, lambda p: f"p{p.number}", batch=8)
     assert names == [f"p{i}" for i in range(50)] and (rows[:, 0] == np.arange(50)).all()
     assert most <= 17, "two batches at once at most"
-    with pytest.raises(CalibrationError, match="no pictures"):
+    with pytest.raises(CalibrationError, match="no images"):
         gather(iter(()), lambda batch: np.zeros((0, 2)), str)
     with pytest.raises(CalibrationError, match="shape"):
         gather([1, 2], lambda batch: np.zeros((1, 2)), str)

@@ -7,17 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.needs import needs
 from tinyusfm_calibration.clusters import Clusters, cluster
 from tinyusfm_calibration.coverage import Axis, choose_covering, coverage_report, describe_frame, find_axes
 from tinyusfm_calibration.embeddings import unit_rows
 from tinyusfm_runtime.errors import CalibrationError, InputError
 from tinyusfm_runtime.frame import Frame, PixelFormat
 
-pytest.importorskip("sklearn", reason="install tinyusfm-edge[calibration]")
+needs("sklearn", reason="install tinyusfm-edge[calibration]")
 
 
-def picture(level: int = 120, *, sector: bool = False) -> np.ndarray:
-    """A grey picture, as a linear probe or with the black corners of a sector."""
+def image(level: int = 120, *, sector: bool = False) -> np.ndarray:
+    """A grey image, as a linear probe or with the black corners of a sector."""
     pixels = np.full((80, 80), level, np.uint8)
     if sector:
         rows, cols = np.mgrid[:80, :80]
@@ -26,22 +27,22 @@ def picture(level: int = 120, *, sector: bool = False) -> np.ndarray:
 
 
 def test_what_a_table_says_stands_before_what_is_measured() -> None:
-    measured = describe_frame(Frame(pixels=picture(), spacing_mm=(0.5, 0.5)))
+    measured = describe_frame(Frame(pixels=image(), spacing_mm=(0.5, 0.5)))
     assert measured == {
         "gain*": pytest.approx(120 / 255),
         "probe*": "no black corners",
         "colour*": "grey",
         "depth_mm*": 40.0,
     }
-    said = describe_frame(Frame(pixels=picture()), {"probe": "convex", "label": "head", "gain": " ", "file": "x"})
+    said = describe_frame(Frame(pixels=image()), {"probe": "convex", "label": "head", "gain": " ", "file": "x"})
     assert said["probe"] == "convex" and said["label"] == "head" and "probe*" not in said and "gain*" in said
     assert "depth_mm*" not in said, "without spacing nobody knows the depth"
 
 
 def test_proxies_tell_sectors_and_colour() -> None:
-    assert describe_frame(Frame(pixels=picture(sector=True)))["probe*"] == "sector with black corners"
+    assert describe_frame(Frame(pixels=image(sector=True)))["probe*"] == "sector with black corners"
     assert describe_frame(Frame(pixels=np.zeros((80, 80), np.uint8)))["probe*"] == "no black corners"
-    doppler = np.repeat(picture()[:, :, None], 3, 2)
+    doppler = np.repeat(image()[:, :, None], 3, 2)
     assert describe_frame(Frame(pixels=doppler, pixel_format=PixelFormat.RGB))["colour*"] == "grey"
     doppler[:20, :20] = (255, 0, 0)
     assert describe_frame(Frame(pixels=doppler, pixel_format=PixelFormat.RGB))["colour*"] == "coloured"

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tinyusfm_calibration.embeddings import id_keys
 from tinyusfm_calibration.ranking import distance_rank, dual_rank, quality, quality_rank, rank_in_clusters
 from tinyusfm_runtime.errors import CalibrationError, InputError
+from tinyusfm_runtime.numerics.order import wide
 
 EPOCHS = np.arange(10)
 CURVES = np.stack(
@@ -30,18 +31,18 @@ def test_quality_gives_the_figures_order(seed: int, fading: float) -> None:
     order = rng.permutation(4)
     # all gradients shrink while the model learns; that must not count as oscillation
     course = CURVES[order] * np.exp(-fading * EPOCHS) * rng.normal(1.0, 0.01, (4, 10))
-    assert (order[np.argsort(-quality(course))] == np.arange(4)).all()
+    assert (order[np.argsort(wide(-quality(course)))] == np.arange(4)).all()
     among_many = np.concatenate([course, rng.normal(1.0, 0.05, (400, 10)) * np.exp(-fading * EPOCHS)])
-    assert (order[np.argsort(-quality(among_many)[:4])] == np.arange(4)).all()
+    assert (order[np.argsort(wide(-quality(among_many)[:4]))] == np.arange(4)).all()
 
 
 def test_without_the_oscillations_price_the_figures_order_is_lost() -> None:
     others = np.random.default_rng(0).normal(1.0, 0.3, (400, 10)).clip(0.01)
     course = np.concatenate([CURVES, others])
     course[2] += 0.02
-    control = np.argsort(-quality(course, weight=0.0)[:4]).tolist()
+    control = np.argsort(wide(-quality(course, weight=0.0)[:4])).tolist()
     assert control == [0, 2, 1, 3], "the mean alone takes the oscillating curve for better than the medium one"
-    assert np.argsort(-quality(course)[:4]).tolist() == [0, 1, 2, 3]
+    assert np.argsort(wide(-quality(course)[:4])).tolist() == [0, 1, 2, 3]
 
 
 def test_a_corrupt_frames_gradient_is_clipped() -> None:
@@ -60,11 +61,11 @@ def test_ranks_run_from_0_to_1_and_follow_the_values_alone(pairs: list[tuple[int
     values, labels = (np.array(column) for column in zip(*pairs, strict=True))
     ties = id_keys([f"frame-{i}" for i in range(len(values))])
     ranks = rank_in_clusters(values, labels, ties)
-    for label in np.unique(labels):
+    for label in np.unique(wide(labels)):
         mine = np.flatnonzero(labels == label)
         wanted = np.linspace(0.0, 1.0, len(mine)) if len(mine) > 1 else [0.0]
-        assert np.allclose(np.sort(ranks[mine]), wanted)
-        assert (np.diff(values[mine[np.argsort(ranks[mine])]]) >= 0).all()
+        assert np.allclose(np.sort(wide(ranks[mine])), wanted)
+        assert (np.diff(values[mine[np.argsort(wide(ranks[mine]))]]) >= 0).all()
     shuffled = list(range(len(values)))
     rng.shuffle(shuffled)  # type: ignore[attr-defined]
     assert (rank_in_clusters(values[shuffled], labels[shuffled], ties[shuffled]) == ranks[shuffled]).all()

@@ -1,4 +1,4 @@
-"""Choosing pictures: five methods behind one call, near-duplicates, order and budgets."""
+"""Choosing images: five methods behind one call, near-duplicates, order and budgets."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.needs import needs
 from tinyusfm_calibration.clusters import cluster
 from tinyusfm_calibration.embeddings import id_keys, unit_rows
-from tinyusfm_calibration.select import METHODS, SelectConfig, Selection, k_centre, parse_budget, select
+from tinyusfm_calibration.select import SELECTION_METHODS, SelectConfig, Selection, k_centre, parse_budget, select
 from tinyusfm_runtime.errors import CalibrationError, InputError
+from tinyusfm_runtime.numerics.order import wide
 
-pytest.importorskip("sklearn", reason="install tinyusfm-edge[calibration]")
+needs("sklearn", reason="install tinyusfm-edge[calibration]")
 
 
 def pool(count: int = 300, *, dim: int = 32, seed: int = 0) -> tuple[np.ndarray, list[str], np.ndarray]:
@@ -30,8 +32,8 @@ def chosen(method: str, *, budget: int = 40, config: SelectConfig | None = None)
     return select(rows, names, budget, method=method, gradients_NE=gradients, config=config)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_fills_the_budget_with_distinct_pictures_and_repeats_itself(method: str) -> None:
+@pytest.mark.parametrize("method", SELECTION_METHODS)
+def test_every_method_fills_the_budget_with_distinct_images_and_repeats_itself(method: str) -> None:
     found = chosen(method)
     assert len(set(found.ids)) == 40 and found.num_missing == 0
     assert found.ids == chosen(method).ids
@@ -44,16 +46,17 @@ def test_the_methods_differ_and_each_has_its_meaning() -> None:
     rows, names, gradients = pool()
     clusters = cluster(rows)
     found = {
-        method: select(rows, names, 40, method=method, gradients_NE=gradients, clusters=clusters) for method in METHODS
+        method: select(rows, names, 40, method=method, gradients_NE=gradients, clusters=clusters)
+        for method in SELECTION_METHODS
     }
-    assert len({frozenset(s.ids) for s in found.values()}) == len(METHODS)
+    assert len({frozenset(s.ids) for s in found.values()}) == len(SELECTION_METHODS)
     distance = {m: clusters.distances_N[s.rows_M].mean() for m, s in found.items()}
     assert min(distance, key=distance.get) == "distance"  # type: ignore[arg-type]
     rank = {m: np.nanmean(found[m].quality_rank_M) for m in ("dual", "distance", "gradient")}
     assert rank["gradient"] < rank["dual"] < rank["distance"]
     unit = unit_rows(rows)
     cover = {m: (unit @ unit[s.rows_M].T).max(1).min() for m, s in found.items()}
-    assert max(cover, key=cover.get) == "kcentre", "no picture is far from all chosen"  # type: ignore[arg-type]
+    assert max(cover, key=cover.get) == "kcentre", "no image is far from all chosen"  # type: ignore[arg-type]
 
 
 def test_quotas_follow_the_clusters_and_ranks_decide_inside() -> None:
@@ -65,7 +68,7 @@ def test_quotas_follow_the_clusters_and_ranks_decide_inside() -> None:
     assert (np.abs(shares - 60 * clusters.sizes_K / 300) < 1.0).all()
     every = select(rows, names, 300, method="dual", gradients_NE=gradients, clusters=clusters, config=config)
     for label in range(len(clusters.centres_KP)):
-        left_out = (every.labels_M == label) & ~np.isin(every.rows_M, found.rows_M)
+        left_out = (every.labels_M == label) & ~np.isin(wide(every.rows_M), wide(found.rows_M))
         worst = found.score_M[found.labels_M == label].max(initial=-1.0)
         assert (every.score_M[left_out] >= worst).all()
 
@@ -93,7 +96,7 @@ def test_no_two_chosen_are_near_duplicates_not_even_across_clusters(
         assert (rest.max(1) > 0.995 - 1e-5).all()
 
 
-def test_pictures_that_all_point_the_same_way_are_told_apart_around_their_mean() -> None:
+def test_images_that_all_point_the_same_way_are_told_apart_around_their_mean() -> None:
     rng = np.random.default_rng(0)
     rows = 10.0 * np.ones(16) + rng.normal(size=(60, 16)) * 0.3
     names = [f"f{i}" for i in range(60)]

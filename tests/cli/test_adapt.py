@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
-import cv2
 import pytest
 
 from tests.one_thread import one_thread
+from tests.tables import phantom_table
 from tinyusfm_edge.cli.main import main
 from tinyusfm_edge.models.checkpoint import load_student_file
-from tinyusfm_runtime.phantom import make_phantom
 from tinyusfm_runtime.spec import PostProcess
 
 __all__ = ["one_thread"]
@@ -22,17 +20,13 @@ SMALL = {"student": {"width": 48, "heads": 3}, "warmup": 1}
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """12 phantoms with masks and two labels, one a patient, and the settings of a small student."""
-    folder = tmp_path_factory.mktemp("data")
-    with (folder / "split.csv").open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(("file", "label", "mask", "split", "group"))
-        for index in range(12):
-            phantom = make_phantom(700 + index, height=48, width=64)
-            cv2.imwrite(str(folder / f"{index}.png"), phantom.frame.pixels)
-            cv2.imwrite(str(folder / f"{index}_m.png"), phantom.mask_HW * 255)
-            split = "train" if index < 6 else "val" if index < 9 else "test"
-            writer.writerow((f"{index}.png", ("a", "b")[index % 2], f"{index}_m.png", split, f"p{index}"))
+    """12 phantoms with masks and two labels, one per patient, and the settings of a small student."""
+    splits = {"train": range(700, 706), "val": range(706, 709), "test": range(709, 712)}
+    labels = {"pixel_size_mm": "", "head_circumference_mm": ""}  # no millimetres
+    folder = phantom_table(
+        tmp_path_factory.mktemp("data"), splits, height=48, width=64,
+        cells=lambda seed, _: {**labels, "label": "ab"[seed % 2], "group": f"p{seed - 700}"},
+    )  # fmt: skip
     (folder / "small.json").write_text(json.dumps(SMALL), encoding="utf-8")
     return folder
 
@@ -92,7 +86,7 @@ def test_classes_with_exits_start_from_a_run(data: Path, tmp_path: Path, capsys:
         (["--exits", "6"], "classifiers"),
         (["--exits", "six"], "--exits"),
         (["--postprocess", "magic"], "unknown"),
-        (["--precision", "int4"], "fp32 or bf16"),
+        (["--precision", "int4"], "fp32, bf16 or natural"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -114,4 +108,4 @@ def test_an_unknown_task_split_or_table_is_named(
     assert main(["evaluate", "fetal-head", "--data", str(data), "--split", "test", "--thresholds", "0.5"]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 4
-    assert "segment or classify" in errors[0] and "split.csv" in errors[1] and "train, val, test" in errors[2]
+    assert "segment, classify" in errors[0] and "split.csv" in errors[1] and "train, val, test" in errors[2]

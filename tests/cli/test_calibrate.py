@@ -2,64 +2,45 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.needs import needs
+from tests.tables import phantom_table, read_rows, write_rows
 from tinyusfm_calibration.sets import pixels_sha256
-from tinyusfm_edge.cli.calibration_pool import open_pool
 from tinyusfm_edge.cli.main import main
-from tinyusfm_export.calibration_file import CalibrationFile, read_calibration_file
+from tinyusfm_edge.data.calibration_pool import open_pool
+from tinyusfm_export.quantize.calibration_file import CalibrationFile, read_calibration_file
 from tinyusfm_runtime import plugins
-from tinyusfm_runtime.bundle import Bundle
+from tinyusfm_runtime.bundle.reader import Bundle
 from tinyusfm_runtime.drift import DRIFT_FILE
 from tinyusfm_runtime.errors import CalibrationError, FrameError, InputError
 from tinyusfm_runtime.overlay import encode_png
-from tinyusfm_runtime.phantom import make_phantom
 from tinyusfm_runtime.session import Session
 
-pytest.importorskip("sklearn", reason="install tinyusfm-edge[calibration]")
-pytest.importorskip("cv2", reason="install tinyusfm-edge[opencv]")
+needs("sklearn", reason="install tinyusfm-edge[calibration]")
+needs("cv2", reason="install tinyusfm-edge[opencv]")
 
 SPLITS = {"train": range(300, 400), "val": range(500, 536), "test": range(600, 603)}
 """Split -> phantom seeds."""
-Row = dict[str, str]
-
-
-def write_table(folder: Path, rows: list[Row]) -> None:
-    """Writes split.csv."""
-    with (folder / "split.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def read_table(folder: Path) -> list[Row]:
-    """Reads split.csv."""
-    with (folder / "split.csv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Phantoms with a table; the upper rows hold what is to be cropped away."""
-    folder = tmp_path_factory.mktemp("data")
-    rows = []
-    for split, seeds in SPLITS.items():
-        for seed in seeds:
-            pixels = make_phantom(seed, height=64, width=80).frame.pixels
-            banner = np.full((12, 80), 255, np.uint8)
-            banner[4:8, ::2] = 0  # stands for burnt-in text
-            (folder / f"{seed}.png").write_bytes(encode_png(np.concatenate([banner, pixels])))
-            rows.append({"file": f"{seed}.png", "split": split, "group": f"p{seed}", "probe": "ab"[seed % 8 == 0]})
-    write_table(folder, rows)
-    return folder
+    banner = np.full((12, 80), 255, np.uint8)
+    banner[4:8, ::2] = 0  # stands for burnt-in text
+    return phantom_table(
+        tmp_path_factory.mktemp("data"), SPLITS, height=64, width=80, masks=False, above=banner,
+        cells=lambda seed, _: {"group": f"p{seed}", "probe": "ab"[seed % 8 == 0]},
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +78,7 @@ def made(data: Path, student: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 def test_the_file_names_hashes_covers_and_keeps_no_pixels(made: Path, data: Path) -> None:
     file = read_calibration_file(made)
-    splits = {row["file"]: row["split"] for row in read_table(data)}
+    splits = {row["file"]: row["split"] for row in read_rows(data)}
     assert len(file.frames.ids) == 40 and {splits[name] for name in file.frames.ids} == {"train"}
     assert file.ranges.set_id == file.frames.id and file.ranges.method == "minmax"
     covered = {(e["axis"], e["kind"]): e for e in file.coverage}
@@ -138,7 +119,7 @@ def test_calibrating_again_gives_the_same_file(made: Path, data: Path, student: 
 @pytest.fixture(scope="module")
 def bundle(made: Path, data: Path, student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle made with the file, for an engine that is here."""
-    target = next((name for name in ("openvino", "onnx") if plugins.probe("targets", name).works), None)
+    target = next((name for name in ("openvino", "onnx") if plugins.available("targets", name).usable), None)
     if target is None:
         pytest.skip("no inference library is installed")
     out = tmp_path_factory.mktemp("bundle") / "small.bundle"
@@ -169,9 +150,14 @@ def test_the_int8_artefact_is_watched_by_features(bundle: Path, data: Path) -> N
     assert np.mean([r.strange for r in foreign]) >= 0.9 and foreign[-1].alarm
 
 
-def test_run_tells_drift_and_writes_it(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = tmp_path / "out.jsonl"
-    line = ["run", str(bundle), "phantom:0-29", "--allow-unverified"]
+def test_run_tells_drift_and_writes_it(
+    bundle: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines, frames = tmp_path / "out.jsonl", tmp_path / "frames"
+    frames.mkdir()
+    for image in sorted(data.glob("*.png"))[:30]:
+        shutil.copy(image, frames)
+    line = ["run", str(bundle), str(frames), "--allow-unverified"]
     assert main([*line, "--jsonl", str(lines)]) == 0
     assert "look unlike the calibration set, by features" in capsys.readouterr().out
     records = [json.loads(text) for text in lines.read_text(encoding="utf-8").splitlines()]
@@ -184,7 +170,7 @@ def test_a_bundle_without_a_statistic_says_so(
     student: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "plain.bundle"
-    target = next(name for name in ("openvino", "onnx") if plugins.probe("targets", name).works)
+    target = next(name for name in ("openvino", "onnx") if plugins.available("targets", name).usable)
     line = ["export", str(student), "--target", target, "--fp32", "--no-gate", "--no-compare", "--out", str(out)]
     assert main([*line, "--data", str(data)]) == 0
     assert DRIFT_FILE not in Bundle.open(out).manifest.files
@@ -201,44 +187,44 @@ def copied(data: Path, tmp_path: Path) -> Path:
 
 
 def spoil_test_copy(folder: Path) -> None:
-    """Every training picture stands in the test split too, stored as another file."""
-    rows = read_table(folder)
+    """Every training image stands in the test split too, stored as another file."""
+    rows = read_rows(folder)
     for row in [row for row in rows if row["split"] == "train"]:
         name = f"again-{row['file']}"
         (folder / name).write_bytes((folder / row["file"]).read_bytes() + b"\0")
         rows.append({**row, "file": name, "split": "test", "group": f"other-{row['group']}"})
-    write_table(folder, rows)
+    write_rows(folder, rows)
 
 
 def spoil_patients(folder: Path) -> None:
     """One patient stands in train and test."""
-    rows = read_table(folder)
+    rows = read_rows(folder)
     rows[-1]["group"] = rows[0]["group"]
-    write_table(folder, rows)
+    write_rows(folder, rows)
 
 
 def spoil_flat(folder: Path) -> None:
-    """Every training picture is of one colour."""
-    for row in read_table(folder):
+    """Every training image is of one colour."""
+    for row in read_rows(folder):
         if row["split"] == "train":
             (folder / row["file"]).write_bytes(encode_png(np.full((76, 80), 90, np.uint8)))
 
 
 def spoil_empty(folder: Path) -> None:
-    """A training picture without bytes."""
+    """A training image without bytes."""
     (folder / "300.png").write_bytes(b"")
 
 
 def spoil_few(folder: Path) -> None:
     """Fifteen training frames."""
-    rows = read_table(folder)
+    rows = read_rows(folder)
     train = [row for row in rows if row["split"] == "train"]
-    write_table(folder, [row for row in rows if row["split"] != "train"] + train[:15])
+    write_rows(folder, [row for row in rows if row["split"] != "train"] + train[:15])
 
 
 def spoil_val(folder: Path) -> None:
     """Nothing to judge on."""
-    write_table(folder, [row for row in read_table(folder) if row["split"] != "val"])
+    write_rows(folder, [row for row in read_rows(folder) if row["split"] != "val"])
 
 
 @pytest.mark.parametrize(
@@ -247,7 +233,7 @@ def spoil_val(folder: Path) -> None:
         (spoil_test_copy, "also stand in the test split"),
         (spoil_patients, "1 patients stand in the test split"),
         (spoil_flat, "of one colour"),
-        (spoil_empty, "picture"),
+        (spoil_empty, "image"),
         (spoil_few, "give at least 16"),
         (spoil_val, "val"),
     ],
@@ -298,7 +284,7 @@ def test_options_that_cannot_be_are_refused(
 
 def test_a_student_that_gives_nan_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch = pytest.importorskip("torch", reason="install tinyusfm-edge[export]")
-    from tinyusfm_edge.cli import calibrate as command
+    from tinyusfm_edge.calibrate import CalibrateOptions, calibrate_student
     from tinyusfm_edge.models.student import StudentConfig, build_student
     from tinyusfm_runtime.spec import ModelSpec, PreprocessSpec, Task
 
@@ -309,12 +295,10 @@ def test_a_student_that_gives_nan_is_refused(data: Path, tmp_path: Path, capsys:
         name="nan", task=Task.SEGMENT, labels=("head",), preprocess=PreprocessSpec(height=64, width=64),
         architecture=config.to_json(),
     )  # fmt: skip
-    loaded = type("Loaded", (), {"module": module, "spec": spec, "weights_sha256": "0" * 64})
+    loaded: Any = type("Loaded", (), {"module": module, "spec": spec, "weights_sha256": "0" * 64})
+    options = CalibrateOptions(count=16, methods=("minmax",), drift=False, false_alarms=0.2)
     with pytest.raises(CalibrationError, match="NaN"):
-        command.run(
-            open_pool(data, None), loaded, count=16, methods=("minmax",), drift=False, false_alarms=0.2, seed=0,
-            told=lambda what, share: None,
-        )  # fmt: skip
+        calibrate_student(loaded, open_pool(data, None), options)
 
 
 def test_a_file_edited_by_hand_or_of_another_student_is_refused(made: Path, data: Path, tmp_path: Path) -> None:
@@ -344,5 +328,5 @@ def test_a_plain_folder_calibrates_without_patients_and_says_what_is_missing(
     out = tmp_path / "set.json"
     assert main(["calibrate", str(student), str(folder), "--out", str(out), "--count", "16", "--method", "minmax"]) == 0
     captured = capsys.readouterr()
-    assert "no drift statistic: without a table" in captured.out and "every other frame" in captured.err
+    assert "no drift check fitted: without a table" in captured.out and "every other frame" in captured.err
     assert read_calibration_file(out).drift is None

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.cli.conftest import ENGINES
+from tests.runtime.test_sinks import predicted
 from tinyusfm_edge.cli import console
 from tinyusfm_edge.cli.main import main
+from tinyusfm_edge.cli.streams.run_counts import RunCounts
 from tinyusfm_runtime import plugins
-
-ENGINES = [name for name in plugins.names("engines") if plugins.probe("engines", name).works]
-
-
-@pytest.fixture(scope="module")
-def bundle(engine_parts: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle that the first working engine runs."""
-    if not ENGINES:
-        pytest.skip("no engine is installed: pip install 'tinyusfm-edge[onnxruntime]'")
-    path: Path = engine_parts(ENGINES[0]).publish(tmp_path_factory.mktemp("cli") / "tiny.bundle")
-    return path
+from tinyusfm_runtime.installation import pip_line
+from tinyusfm_runtime.numerics.order import wide
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,10 +61,10 @@ def test_run_crops_before_anything_is_stored(bundle: Path, tmp_path: Path) -> No
     from tinyusfm_runtime.phantom import make_phantom
 
     with av.open(str(place)) as container:
-        picture = next(container.decode(video=0)).to_ndarray(format="rgb24")
-    assert picture.shape == (180, 200, 3)
+        image = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    assert image.shape == (180, 200, 3)
     inside = make_phantom(3).frame.pixels[40:220, 60:260]
-    assert np.median(np.abs(picture[..., 1].astype(int) - inside)) < 6
+    assert np.median(wide(np.abs(image[..., 1].astype(int) - inside))) < 6
 
 
 def test_run_takes_the_artefact_it_is_told(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,7 +94,7 @@ def test_profile_json_on_standard_output(bundle: Path, capsys: pytest.CaptureFix
 
 
 def test_doctor_lists_every_plug_in(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor", "--json"]) == 0
+    assert main(["doctor", "--json", "-"]) == 0
     report = json.loads(capsys.readouterr().out)
     listed = {(row["kind"], row["name"]) for row in report["plugins"]}
     wanted = {(kind[:-1], plugins.public_name(name)) for kind in plugins.KINDS for name in plugins.names(kind)}
@@ -118,22 +110,31 @@ def test_doctor_gives_the_pip_line_for_what_is_missing(
 ) -> None:
     import sys
 
-    for name in ("cv2", "av", "pydicom", "onnxruntime"):
+    for name in ("cv2", "PIL", "av", "pydicom", "onnxruntime"):
         monkeypatch.setitem(sys.modules, name, None)
-    assert main(["doctor", "--json"]) == 0
+    assert main(["doctor", "--json", "-"]) == 0
     rows = {(row["kind"], row["name"]): row for row in json.loads(capsys.readouterr().out)["plugins"]}
     for kind, name, extra in (
-        ("source", "folder", "opencv"),
+        ("source", "folder", "images"),
         ("source", "video", "video"),
         ("source", "dicom", "dicom"),
         ("engine", "onnx", "onnxruntime"),
     ):
         row = rows[kind, name]
         assert not row["works"] and row["reason"]
-        assert row["install"] == f"pip install 'tinyusfm-edge[{extra}]'"
+        assert row["install"] == pip_line(extra)
     assert rows["source", "phantom"]["works"]
 
 
 def test_table_aligns_numbers_to_the_right() -> None:
     text = console.table(("name", "ms"), [("a", "1.5"), ("longer", "12.25")])
     assert text.splitlines() == ["name       ms", "------  -----", "a         1.5", "longer  12.25"]
+
+
+def test_a_summary_tells_how_probable_the_classes_were() -> None:
+    counts = RunCounts()
+    for share in (0.9, 0.8, 0.4):
+        scores = np.array([1.0 - share, share], np.float32)
+        counts.add(predicted(mask_HW=None, measurements=(), scores=scores)[1])
+    (line,) = [line for line in counts.lines("engine", ("benign", "malignant")) if line.startswith("labels")]
+    assert line.endswith("malignant 2 (mean probability 0.85), benign 1 (mean probability 0.60)")

@@ -10,20 +10,21 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import SPLITS
-from tinyusfm_edge.cli.data_folder import read_data
-from tinyusfm_edge.cli.export import bundle_place, make_plan
+from tests.tables import write_raw
 from tinyusfm_edge.cli.main import main
+from tinyusfm_edge.data.folder import read_data
+from tinyusfm_edge.export import bundle_place, make_plan, replaced
 from tinyusfm_runtime import plugins
-from tinyusfm_runtime.bundle import Bundle
+from tinyusfm_runtime.bundle.reader import Bundle
 from tinyusfm_runtime.errors import CalibrationError, InputError
 from tinyusfm_runtime.phantom import make_phantom
 
 
 @pytest.fixture(scope="module")
 def target() -> str:
-    """A target that can be built and run here."""
-    for name in plugins.names("targets"):
-        if plugins.probe("targets", name).works and plugins.probe("engines", name).works:
+    """A float32 target that can be built and run here (``integer``, for one, takes int8 only)."""
+    for name in ("ort", "ov"):
+        if plugins.available("targets", name).usable and plugins.available("engines", name).usable:
             return plugins.public_name(name)
     pytest.skip("no target works here: pip install 'tinyusfm-edge[export,onnxruntime]'")
 
@@ -41,7 +42,7 @@ def test_data_folder_knows_its_splits_and_spacing(data: Path) -> None:
     assert [named.id for named in found.validation] == [f"{seed}.png" for seed in SPLITS["val"]]
     assert {named.id for named in found.calibration} == {f"{seed}.png" for seed in SPLITS["train"]}
     assert found.test_sha256 == {hashlib.sha256((data / f"{s}.png").read_bytes()).hexdigest() for s in SPLITS["test"]}
-    truth = make_phantom(320, height=96, width=128).frame.spacing_mm
+    truth = make_phantom(320, height=120, width=160).frame.spacing_mm
     assert found.validation[0].frame.spacing_mm == pytest.approx(truth)
     assert read_data(data, calibrate=False).calibration == ()
 
@@ -57,14 +58,14 @@ def test_data_folder_without_a_table_is_dealt_out(data: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("row", ["../out.png,val", "/etc/passwd,val", "gone.png,val"])
 def test_table_that_points_elsewhere_is_refused(tmp_path: Path, row: str) -> None:
-    (tmp_path / "split.csv").write_text(f"file,split\n{row}\n", encoding="utf-8")
-    with pytest.raises(InputError, match="outside its folder|cannot be read"):
+    write_raw(tmp_path, f"file,split\n{row}\n")
+    with pytest.raises(InputError, match="outside its folder|absolute path|does not exist"):
         read_data(tmp_path, calibrate=False)
 
 
 @pytest.mark.parametrize("text", ["", "file,kind\na,b\n", "file,split\na.png\n", "\xff\n"])
 def test_table_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "split.csv").write_bytes(text.encode("latin-1"))
+    write_raw(tmp_path, text.encode("latin-1"))
     with pytest.raises(InputError, match=r"split\.csv"):
         read_data(tmp_path, calibrate=False)
 
@@ -79,6 +80,16 @@ def test_names_of_bundles_and_the_order_of_precisions() -> None:
     assert bundle_place(None, "fetal-head", ["openvino"], ["int8"]) == Path("fetal-head-openvino-int8.bundle")
     assert bundle_place(Path("build"), "a", ["x", "y"], ["fp16"]) == Path("build/a-x-y-fp16.bundle")
     assert bundle_place(Path("b/my.bundle"), "a", ["x"], ["fp16"]) == Path("b/my.bundle")
+    assert bundle_place(None, "qat", ["onnx"], ["int8", "fp16"], 4) == Path("qat-onnx-int8w4-fp16.bundle")
+
+
+def test_a_bundle_that_is_replaced_is_said(fake_bundle: Path, tmp_path: Path) -> None:
+    said = replaced(fake_bundle)
+    assert said is not None and fake_bundle.name in said and " UTC is replaced when the new one has passed" in said
+    assert replaced(tmp_path / "none.bundle") is None
+    (tmp_path / "odd.bundle").mkdir()
+    (tmp_path / "odd.bundle" / "manifest.json").write_bytes(b"[]")
+    assert "is there already: the bundle is replaced" in str(replaced(tmp_path / "odd.bundle"))
 
 
 def test_export_publishes_a_verified_bundle_of_these_frames(bundle: Path, data: Path, student: Path) -> None:
@@ -163,7 +174,7 @@ def test_no_gate_is_written_into_the_bundle_and_every_result(
     [
         (["--data", "{data}", "--out", "{data}/300.png/o"], "not a folder"),
         ([], "give --data DIR"),
-        (["--data", "gone"], "no such folder"),
+        (["--data", "gone"], "does not exist"),
         (["--int8", "--data", "{data}", "--method", "magic"], "magic"),
     ],
 )

@@ -11,34 +11,24 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.browser import chromium
+from tests.cli.conftest import ENGINES
 from tests.conftest import child_environment
-from tinyusfm_edge.cli import live, run
-from tinyusfm_edge.cli.live import Played
 from tinyusfm_edge.cli.main import main
+from tinyusfm_edge.cli.streams import live, run
 from tinyusfm_runtime import plugins
-from tinyusfm_runtime.audit_chain import verify_file
+from tinyusfm_runtime.replay.played import Played
 from tinyusfm_runtime.sinks import web
+from tinyusfm_runtime.sinks.audit.chain import verify_file
 from tinyusfm_runtime.sources import open_source
 
-if not web.probe().works:
-    pytest.skip(web.probe().reason, allow_module_level=True)
-ENGINES = [name for name in plugins.names("engines") if plugins.probe("engines", name).works]
-
-
-@pytest.fixture(scope="module")
-def bundle(engine_parts: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle that the first working engine runs."""
-    if not ENGINES:
-        pytest.skip("no engine is installed: pip install 'tinyusfm-edge[onnxruntime]'")
-    path: Path = engine_parts(ENGINES[0]).publish(tmp_path_factory.mktemp("cli") / "tiny.bundle")
-    return path
+if not web.available().usable:
+    pytest.skip(web.available().reason, allow_module_level=True)
 
 
 def test_a_file_is_played_and_every_sink_is_told(
@@ -49,7 +39,7 @@ def test_a_file_is_played_and_every_sink_is_told(
     assert main([*command, "--sink", f"audit:{log}", "--sink", f"jsonl:{lines}", "--sink", "igtl://:0"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"page +http://127\.0\.0\.1:\d+/\n", out)
-    received, answered = map(int, re.search(r"frames +(\d+) received, (\d+) answered", out).groups())  # type: ignore[union-attr]
+    received, answered = map(int, re.search(r"frames +(\d+) received = (\d+) answered", out).groups())  # type: ignore[union-attr]
     records = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
     results = [record for record in records if record["kind"] == "result"]
     assert received == 6 and len(results) == answered > 0
@@ -64,8 +54,14 @@ def test_fallback_smoothing_and_isolation_are_those_of_run(
 ) -> None:
     lines = tmp_path / "out.jsonl"
     command = ["live", str(bundle), "phantom:0-3", "--port", "0", "--once", "--fps", "10", "--budget-ms", "5000"]
-    assert main([*command, "--fallback", "--isolate", "--smooth", "--sink", f"jsonl:{lines}"]) == 0
-    assert "in a process of its own" in capsys.readouterr().out
+    recorded = tmp_path / "recorded"
+    line = [*command, "--fallback", "--isolate", "--smooth", "--sink", f"jsonl:{lines}", "--record", str(recorded)]
+    assert main(line) == 0
+    shown = capsys.readouterr()
+    assert "in a process of its own" in shown.out and "RECORDING IMAGES" in shown.err
+    assert f"tinyusfm-edge replay {recorded / 'clip.mha'}" in shown.out, "the command to type next plays it"
+    assert main(["run", str(bundle), str(recorded / "clip.mha")]) == 0
+    assert re.search(r"frames +[1-4], 0 invalid", capsys.readouterr().out)
     records = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
     smoothed = [record["smoothed"] for record in records if record["kind"] == "result"]
     assert smoothed and all(each is not None for each in smoothed)
@@ -73,7 +69,7 @@ def test_fallback_smoothing_and_isolation_are_those_of_run(
     assert main([*command, "--fallback", "--drift"]) == 2
     shared = {"fallback", "isolate", "smooth", "drift", "target", "precision", "threads", "crop", "spacing", "sink"}
     for name in shared | {"allow_unverified"}:
-        of_live, of_run = (inspect.signature(which).parameters[name] for which in (live.live, run.run))
+        of_live, of_run = (inspect.signature(inspect.unwrap(which)).parameters[name] for which in (live.live, run.run))
         assert of_live == of_run and str(of_live.annotation).startswith("loop_options."), "one definition"
 
 
@@ -86,7 +82,7 @@ def test_a_sink_over_the_source_or_over_another_is_refused(bundle: Path, tmp_pat
 
 
 def test_played_files_keep_their_rate_and_go_round() -> None:
-    source = Played(open_source("phantom:0-1"), lambda: open_source("phantom:0-1"), fps=50.0)
+    source = Played(open_source("phantom:0-1"), lambda: open_source("phantom:0-1"), rate_hz=50.0)
     begun = time.monotonic_ns()
     with source as playing:
         frames = [frame for _, frame in zip(range(6), playing, strict=False)]
@@ -99,7 +95,7 @@ def test_played_files_keep_their_rate_and_go_round() -> None:
 
 
 def test_a_played_file_that_is_left_ends_at_once() -> None:
-    source = Played(open_source("phantom:0-1"), None, fps=0.1)
+    source = Played(open_source("phantom:0-1"), None, rate_hz=0.1)
     seen: list[int] = []
 
     def read() -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 
+from tests.tables import change_rows
 from tinyusfm_edge.cli.main import main
-from tinyusfm_runtime.bundle import Bundle
+from tinyusfm_runtime.bundle.reader import Bundle
 
 torch = pytest.importorskip("torch", reason="install tinyusfm-edge[export]")
 
@@ -22,13 +22,7 @@ def labelled(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The phantoms with the classes a and b in turn."""
     folder = tmp_path_factory.mktemp("labelled") / "phantoms"
     shutil.copytree(data, folder)
-    with (folder / "split.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    with (folder / "split.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows({**row, "label": "ab"[index % 2]} for index, row in enumerate(rows))
-    return folder
+    return change_rows(folder, lambda number, row: {"label": "ab"[number % 2]})
 
 
 def test_what_it_says_and_writes(
@@ -39,10 +33,13 @@ def test_what_it_says_and_writes(
     assert main([*command, *SHORT]) == 0
     shown = capsys.readouterr().out
     ptq, qat = (float(line.split()[1]) for line in shown.splitlines() if line.startswith(("PTQ", "QAT")))
-    said = next(line for line in shown.splitlines() if line.startswith("recovered")).split()[1]
-    assert float(said.rstrip("%")) / 100 == pytest.approx((ptq - qat) / ptq, abs=0.02), (
-        "how much: tests/export/test_qat.py"
-    )
+    recovered = [line.split()[1] for line in shown.splitlines() if line.startswith("recovered")]
+    if qat < ptq:
+        assert float(recovered[0].rstrip("%")) / 100 == pytest.approx((ptq - qat) / ptq, abs=0.02), (
+            "how much: tests/export/test_qat.py"
+        )
+    else:
+        assert not recovered and "worse than PTQ" in shown, "a loss is not called a recovery"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["taught.ranges.json", "taught.safetensors"]
     ranges = json.loads((tmp_path / "taught.ranges.json").read_text(encoding="utf-8"))
     assert ranges["method"].endswith("learned")
@@ -55,9 +52,9 @@ def test_what_it_says_and_writes(
 def test_early_exits_learn_with_the_end_and_stop_by_new_thresholds(
     exits: Path, labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from tinyusfm_edge.data.table import read_table
     from tinyusfm_edge.evaluation.exits import choose_exits
     from tinyusfm_edge.models.checkpoint import load_student_file
-    from tinyusfm_edge.training.data import read_table
 
     out = tmp_path / "taught.safetensors"
     assert main(["qat", str(exits), "--data", str(labelled), "--out", str(out), *SHORT, "--learning-rate", "1e-3"]) == 0
@@ -80,3 +77,16 @@ def test_early_exits_without_labels_are_refused_before_any_work(
         shown = capsys.readouterr().err
         assert words in shown and "Traceback" not in shown and not out.exists()
     assert not list(tmp_path.glob(".*checkpoint"))
+
+
+def test_what_is_worse_is_called_worse_and_may_end_with_1(
+    exits: Path, labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "spoiled.safetensors"
+    command = ["qat", str(exits), "--data", str(labelled), "--out", str(out), *SHORT, "--learning-rate", "0.5"]
+    assert main([*command, "--require-better", "--json", "-"]) == 1
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert found["costs"]["QAT"]["cost"] > found["costs"]["PTQ"]["cost"] and found["recovered"] < 0
+    assert "QAT is worse than PTQ here" in printed.err and "recovered " not in printed.err
+    assert out.is_file(), "what was made is kept"

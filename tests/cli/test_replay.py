@@ -14,8 +14,8 @@ import pytest
 
 from tinyusfm_edge.cli.main import main
 from tinyusfm_runtime.phantom import make_phantom
-from tinyusfm_runtime.replay.shm_writer import FOLDER
 from tinyusfm_runtime.sources import open_source
+from tinyusfm_runtime.transport.shm_writer import FOLDER
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,6 +59,7 @@ def test_as_igtl(header: str) -> None:
         assert any(np.array_equal(frame.pixels, phantom.pixels) for phantom in phantoms)
         assert frame.spacing_mm == pytest.approx(phantoms[0].spacing_mm, rel=0.5)
     assert process.returncode == 0 and "60 frames" in out and "receivers     1" in out
+    assert "next          tinyusfm-edge run BUNDLE phantom:0-2" in out
 
 
 @pytest.mark.skipif(not FOLDER.is_dir(), reason="no /dev/shm here")
@@ -83,7 +84,7 @@ def test_as_shm_with_faults_until_it_is_told_to_stop() -> None:
         (["phantom:0", "--as", "camera", "--faults", "corrupt"], "no checksum", 2),
         (["phantom:0", "--listen", "nowhere"], "HOST:PORT", 2),
         (["phantom:0", "--as", "shm", "--name", "../x"], "a ring needs a name", 2),
-        (["no-such-thing.xyz"], "no source reads this location", 2),
+        (["no-such-thing.xyz"], "no-such-thing.xyz does not exist", 2),
         (["igtl://127.0.0.1:1"], "replay takes a clip", 2),
         (["phantom:0", "--as", "camera", "--device", "/dev/null"], "no Video4Linux output device", 3),
     ],

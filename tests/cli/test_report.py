@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from tinyusfm_edge.report import charts
-from tinyusfm_edge.report.page import Chart, Facts, Page, Pictures, Table, render
+from tinyusfm_edge.report.page import Chart, Facts, Images, Page, Table, render
 from tinyusfm_runtime.overlay import encode_png
 
 EVIL = '<script>alert("x")</script> & co'
-PICTURE = encode_png(np.zeros((8, 8, 3), np.uint8))
+IMAGE = encode_png(np.zeros((8, 8, 3), np.uint8))
 
 
 def page(passed: bool = True) -> Page:
@@ -29,7 +29,7 @@ def page(passed: bool = True) -> Page:
             Table(title=EVIL, note=EVIL, header=("a", EVIL), rows=[("1.5", "passed"), (EVIL, "MISSED")]),
             Chart(title="dice", svg=charts.strip({EVIL: [0.99, None, 0.98]}, "Dice", limit=0.95, limit_label=EVIL)),
             Chart(title="latency", svg=charts.histogram({EVIL: [1.0, 2.0, 3.0]}, "ms")),
-            Pictures(title="pictures", pictures=[(EVIL, PICTURE)]),
+            Images(title="images", images=[(EVIL, IMAGE)]),
             Facts(title="facts", facts=[(EVIL, EVIL)]),
         ),
     )
@@ -57,7 +57,7 @@ def test_page_is_self_contained_and_escaped() -> None:
     assert "@import" not in text and not re.search(r"url\(", text)
     assert EVIL not in text and text.count("&lt;script&gt;") >= 8
     found = re.search(r'src="data:image/png;base64,([^"]+)"', text)
-    assert found is not None and base64.b64decode(found[1]) == PICTURE
+    assert found is not None and base64.b64decode(found[1]) == IMAGE
     assert text.startswith("<!doctype html>") and 'name="viewport"' in text
 
 

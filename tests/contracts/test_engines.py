@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 from tests.conftest import LIBRARY, REACH, SIDE, Parts, child_environment, tiny_kernel, tiny_logits, tiny_spec
+from tinyusfm_export.targets.litert.flatbuffer import ModelFile
 from tinyusfm_runtime import plugins
-from tinyusfm_runtime.engine import Engine, EngineConfig
+from tinyusfm_runtime.device.machine import machine_card
+from tinyusfm_runtime.engines import Engine, EngineConfig
 from tinyusfm_runtime.errors import EngineError, FrameError, MissingExtra, UnsupportedError
-from tinyusfm_runtime.machine import machine_card
 from tinyusfm_runtime.phantom import make_phantom
 from tinyusfm_runtime.session import Session
 from tinyusfm_runtime.spec import PreprocessSpec, Task
@@ -39,8 +40,8 @@ def name(request: pytest.FixtureRequest) -> str:
         )
     if request.param == "coreml":
         pytest.skip("it predicts on macOS only: tests/runtime/test_coreml_engine.py has its contract")
-    answer = plugins.probe("engines", request.param)
-    if not answer.works:
+    answer = plugins.available("engines", request.param)
+    if not answer.usable:
         pytest.skip(answer.reason)
     return str(request.param)
 
@@ -77,9 +78,9 @@ def load_error(name: str, files: dict[str, bytes], error: type[Exception] = Engi
 
 @pytest.mark.parametrize("listed", ENGINES)
 def test_probe_answers_and_never_raises(listed: str) -> None:
-    answer = plugins.load("engines", listed).probe()
-    assert isinstance(answer, plugins.Probe)
-    assert answer.reason and answer.extra
+    answer = plugins.load("engines", listed).available()
+    assert isinstance(answer, plugins.Availability)
+    assert answer.reason and (answer.extra or answer.usable), "what does not work here names what brings it"
 
 
 def test_it_computes_the_model(engine: Engine, tensor: np.ndarray) -> None:
@@ -106,7 +107,7 @@ def test_outputs_belong_to_the_caller(engine: Engine, tensor: np.ndarray) -> Non
 
 def test_description_names_library_version_device_and_precision(engine: Engine) -> None:
     assert engine.description.count("\n") == 0
-    for word in ("CPU", "f32", "1 thread"):
+    for word in ("CPU", "float32", "1 thread"):
         assert word in engine.description
 
 
@@ -122,12 +123,12 @@ def test_bf16_runs_where_the_cpu_has_it_and_is_refused_elsewhere(
     name: str, tiny_files: Files, tensor: np.ndarray
 ) -> None:
     made, config = new(name), EngineConfig(threads=1, rest_precision="bf16")
-    if name == "ort" or not machine_card().has_bf16:
+    if name in ("ort", "litert") or not machine_card().has_bf16:
         with pytest.raises(UnsupportedError, match="bf16|in bf16"):
             made.load(tiny_files(name), tiny_spec(), config)
         return
     made.load(tiny_files(name), tiny_spec(), config)
-    assert "bf16" in made.description
+    assert "bfloat16" in made.description
     difference = np.abs(made.run(tensor)["logits"] - tiny_logits(tensor)).max()
     assert 1e-4 < difference < 0.2, "bf16 was really used, and is no more than roundings away"
 
@@ -204,7 +205,7 @@ def test_external_weights_are_not_read_and_nothing_is_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_files: Files, capfd: pytest.CaptureFixture[str]
 ) -> None:
     onnx = pytest.importorskip("onnx")
-    if not plugins.probe("engines", "ort").works:
+    if not plugins.available("engines", "ort").usable:
         pytest.skip("onnxruntime is not installed")
     model = onnx.load_from_string(tiny_files("ort")["model.onnx"])
     onnx.save(model, tmp_path / "out.onnx", save_as_external_data=True, location="out.bin", size_threshold=0)
@@ -226,13 +227,13 @@ def test_nothing_is_printed_and_no_socket_is_opened(name: str, tiny_files: Files
     import numpy as np
     from pathlib import Path
     from tinyusfm_runtime import plugins
-    from tinyusfm_runtime.engine import EngineConfig
+    from tinyusfm_runtime.engines import EngineConfig
     from tinyusfm_runtime.errors import EngineError
     from tinyusfm_runtime.spec import ModelSpec, PreprocessSpec, Task
     spec = ModelSpec(name="t", task=Task.SEGMENT, labels=("a",), preprocess=PreprocessSpec(height=64, width=64))
     files = {p.name: p.read_bytes() for p in Path(sys.argv[2]).iterdir()}
     module, config = plugins.load("engines", sys.argv[1]), EngineConfig(threads=1, rest_precision="f32")
-    assert module.probe().works
+    assert module.available().usable
     engine = module.Engine()
     engine.load(files, spec, config)
     engine.run(np.zeros((1, 1, 64, 64), np.uint8))
@@ -252,10 +253,10 @@ def test_nothing_is_printed_and_no_socket_is_opened(name: str, tiny_files: Files
 def test_a_missing_library_names_the_pip_line(name: str, tiny_files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     files = tiny_files(name)
     monkeypatch.setitem(sys.modules, LIBRARY[name], None)
-    with pytest.raises(MissingExtra, match=r"pip install 'tinyusfm-edge\[\w+\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install '.+\[\w+\]'"):
         new(name).load(files, tiny_spec(), EngineConfig(threads=1, rest_precision="f32"))
-    answer = plugins.probe("engines", name)
-    assert not answer.works and "not installed" in answer.reason
+    answer = plugins.available("engines", name)
+    assert not answer.usable and "not installed" in answer.reason
 
 
 VALUES = [float("nan"), float("inf"), -float("inf")]
@@ -297,6 +298,8 @@ def slow_model(name: str) -> dict[str, bytes]:
         return {"model.onnx": slow_onnx(pytest.importorskip("onnx"))}
     if name == "ov":
         return slow_openvino(pytest.importorskip("openvino"))
+    if name == "litert":
+        return {"model.tflite": slow_litert()}
     pytest.skip(f"the tests have no slow model for engine {name!r}")
 
 
@@ -329,13 +332,31 @@ def slow_openvino(ov: Any) -> dict[str, bytes]:
         return {name: (Path(folder) / name).read_bytes() for name in ("model.xml", "model.bin")}
 
 
+def slow_litert() -> bytes:
+    file, last = ModelFile("slow"), (1, SIDE, SIDE, 1)
+    image, value = file.tensor("image", (1, 1, SIDE, SIDE), "uint8"), file.tensor("x0", (1, 1, SIDE, SIDE))
+    kernel = file.constant("kernel", tiny_kernel()[0, 0][None, :, :, None])
+    none, shape = file.constant("none", np.zeros(1, np.float32)), file.constant("shape", np.asarray(last, np.int32))
+    file.operator("CAST", [image], [value])
+    before, value = value, file.tensor("map", last)
+    file.operator("RESHAPE", [before, shape], [value])
+    sides = {"Padding": 0, "StrideW": 1, "StrideH": 1, "DilationWFactor": 1, "DilationHFactor": 1}
+    for index in range(ROUNDS):
+        before, value = value, file.tensor(f"x{index + 1}", last)
+        file.operator("CONV_2D", [before, kernel, none], [value], **sides)
+    square = file.constant("square", np.asarray((1, 1, SIDE, SIDE), np.int32))
+    logits = file.tensor("logits", (1, 1, SIDE, SIDE))
+    file.operator("RESHAPE", [value, square], [logits])
+    return file.finish([image], [logits])
+
+
 def test_reused_outputs_are_right_every_time(name: str, tiny_files: Files, tensor: np.ndarray) -> None:
     made = new(name)
     made.load(tiny_files(name), tiny_spec(), EngineConfig(threads=1, rest_precision="f32", reuse_outputs=True))
-    for picture in (tensor, 255 - tensor, tensor):
-        outputs = made.run(picture)
+    for image in (tensor, 255 - tensor, tensor):
+        outputs = made.run(image)
         assert list(outputs) == ["logits", "pooled"]
-        np.testing.assert_allclose(outputs["logits"], tiny_logits(picture), atol=2e-5)
+        np.testing.assert_allclose(outputs["logits"], tiny_logits(image), atol=2e-5)
     made.close()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.fakes.live_rigs import RIGS, SPACING_MM, Rig, picture, until
+from tests.fakes.live_rigs import RIGS, SPACING_MM, Rig, image, until
 from tinyusfm_runtime.frame import Frame, FrameSource, LiveSource
 
 NUM_FRAMES = 4
@@ -29,12 +29,12 @@ every_rig = pytest.mark.parametrize("rig", list(RIGS), indirect=True)
 
 
 def take(rig: Rig, count: int, first: int = 0) -> list[Frame]:
-    """Sends pictures one by one, each after the one before it was received, inside an entered source."""
+    """Sends images one by one, each after the one before it was received, inside an entered source."""
     frames: list[Frame] = []
     iterator = iter(rig.source)
     for index in range(first, first + count):
         # cameras and links start with the iteration, so the sender runs beside it
-        sender = threading.Thread(target=rig.send, args=(index, picture(index)))
+        sender = threading.Thread(target=rig.send, args=(index, image(index)))
         sender.start()
         frames.append(next(iterator))
         sender.join()
@@ -55,7 +55,7 @@ def test_frames_arrive_whole_with_what_is_known_about_them(rig: Rig) -> None:
         frames = take(rig, NUM_FRAMES)
         contact = rig.source.last_contact_ns
     for index, frame in enumerate(frames):
-        np.testing.assert_array_equal(frame.pixels, picture(index))
+        np.testing.assert_array_equal(frame.pixels, image(index))
         assert frame.spacing_mm == SPACING_MM or frame.spacing_mm == (0.25, 0.25)
     assert [frame.seq for frame in frames] == sorted({frame.seq for frame in frames})
     received = [frame.t_recv_ns for frame in frames]
@@ -70,7 +70,7 @@ def test_frames_own_their_pixels(rig: Rig) -> None:
     with rig.source:
         frames = take(rig, NUM_FRAMES)
     for index, frame in enumerate(frames):
-        np.testing.assert_array_equal(frame.pixels, picture(index))
+        np.testing.assert_array_equal(frame.pixels, image(index))
 
 
 @every_rig
@@ -78,12 +78,12 @@ def test_a_late_reader_gets_the_newest(rig: Rig) -> None:
     with rig.source:
         take(rig, 1)
         for index in range(1, 4):
-            rig.send(index, picture(index))
+            rig.send(index, image(index))
         until(lambda: False, 0.3)
         iterator = iter(rig.source)
         shown = []
-        # a burst that arrives in parts may show more than its last picture, never an older one after a newer one
-        while not shown or not np.array_equal(shown[-1].pixels, picture(3)):
+        # a burst that arrives in parts may show more than its last image, never an older one after a newer one
+        while not shown or not np.array_equal(shown[-1].pixels, image(3)):
             shown.append(next(iterator))
         assert [frame.seq for frame in shown] == sorted({frame.seq for frame in shown})
         skipped = 3 - len(shown)
@@ -99,14 +99,14 @@ def test_what_is_refused_is_counted_and_the_stream_goes_on(rig: Rig) -> None:
         def send_both() -> None:
             rig.spoil()
             until(lambda: dict(rig.source.counters) != before)
-            rig.send(1, picture(1))
+            rig.send(1, image(1))
 
         sender = threading.Thread(target=send_both)
         sender.start()
         frame = next(iter(rig.source))
         sender.join()
         after = rig.source.counters
-    np.testing.assert_array_equal(frame.pixels, picture(1))
+    np.testing.assert_array_equal(frame.pixels, image(1))
     grown = {name: count - before.get(name, 0) for name, count in after.items() if count != before.get(name, 0)}
     assert sum(grown.values()) >= 1 and "overtaken" not in grown, grown
     assert all(isinstance(count, int) and count >= 0 for count in after.values())
@@ -130,7 +130,7 @@ def test_closing_from_another_thread_ends_the_iteration(rig: Rig) -> None:
         assert time.monotonic() - begun < 3
         timer.join()
         rig.source.close()
-        assert list(rig.source) == [], "closed for good"
+        assert list(rig.source) == [], "closed permanently"
 
 
 @every_rig
@@ -153,16 +153,16 @@ def test_leaving_while_another_thread_iterates(rig: Rig) -> None:
     with rig.source:
         thread = threading.Thread(target=watch)
         thread.start()
-        rig.send(0, picture(0))
+        rig.send(0, image(0))
         time.sleep(0.05)
     assert ended.wait(5)
     thread.join()
 
 
 @every_rig
-def test_a_sign_of_life_without_a_picture_counts_as_contact(rig: Rig) -> None:
+def test_a_sign_of_life_without_an_image_counts_as_contact(rig: Rig) -> None:
     if rig.alive is None:
-        pytest.skip("this transport has no sign of life but pictures")
+        pytest.skip("this transport has no sign of life but images")
     with rig.source:
         take(rig, 1)
         contact = rig.source.last_contact_ns

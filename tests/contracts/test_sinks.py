@@ -6,6 +6,9 @@ A new file in ``sinks/`` is picked up by itself.
 from __future__ import annotations
 
 import inspect
+import os
+import socket
+import stat
 import threading
 from pathlib import Path
 
@@ -16,9 +19,8 @@ from tests.runtime.test_sinks import leftovers, predicted
 from tinyusfm_runtime import plugins
 from tinyusfm_runtime.errors import InputError, OutputError
 from tinyusfm_runtime.frame import Frame
-from tinyusfm_runtime.live_result import LiveState, StateChange
-from tinyusfm_runtime.session import Prediction
-from tinyusfm_runtime.sinks import Sink, announce, deliver, open_sink
+from tinyusfm_runtime.results import LiveState, Prediction, StateChange
+from tinyusfm_runtime.sinks import RunFacts, Sink, announce, deliver, open_sink
 
 NAMES = plugins.names("sinks")
 SUFFIXES = {"jsonl": ".jsonl", "video": ".mp4"}
@@ -26,8 +28,8 @@ SUFFIXES = {"jsonl": ".jsonl", "video": ".mp4"}
 PLACES = {"callback": "tests.contracts.test_sinks:taken", "igtl": "//:0", "web": "//:0"}
 """Sinks that write no file -> where they are opened."""
 FILE_NAMES = [name for name in NAMES if name not in PLACES]
-ATOMIC_NAMES = [name for name in FILE_NAMES if name != "audit"]
-"""An audit log is written in place and kept whatever happens: that is what it is for."""
+RECORDS = ("audit", "csv", "jsonl")
+"""Sinks that append to their file as results come; the others take the file's name at the end."""
 
 
 def taken(*values: object) -> None:
@@ -39,8 +41,8 @@ FAKE_CHANGE = StateChange(before=LiveState.LIVE, after=LiveState.STALE, t_ns=1, 
 
 def opened(name: str, folder: Path) -> Sink:
     """A sink into a fresh file, or a skip with the probe's reason."""
-    probe = plugins.probe("sinks", name)
-    if not probe.works:
+    probe = plugins.available("sinks", name)
+    if not probe.usable:
         pytest.skip(probe.reason)
     place = PLACES.get(name, str(folder / f"out{SUFFIXES.get(name, '')}"))
     sink: Sink = plugins.load("sinks", name).open_sink(place)
@@ -48,14 +50,14 @@ def opened(name: str, folder: Path) -> Sink:
 
 
 def test_there_are_sinks() -> None:
-    assert {"audit", "callback", "csv", "dicom", "igtl", "jsonl", "video", "web"} <= set(NAMES)
+    assert {"audit", "callback", "csv", "dicom", "igtl", "jsonl", "masks", "record", "video", "web"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_probe_says_how_or_why_not(name: str) -> None:
-    probe = plugins.probe("sinks", name)
+    probe = plugins.available("sinks", name)
     assert probe.reason
-    assert probe.works or probe.extra
+    assert probe.usable or probe.extra
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -64,24 +66,75 @@ def test_shape_of_the_plug_in(name: str) -> None:
     assert next(iter(parameters)) == "location"
 
 
-@pytest.mark.parametrize("name", ATOMIC_NAMES)
+@pytest.mark.parametrize("name", FILE_NAMES)
 def test_a_closed_sink_leaves_one_whole_file(name: str, tmp_path: Path) -> None:
     with opened(name, tmp_path) as sink:
         assert isinstance(sink, Sink)
         for seed in range(3):
             sink.write(*predicted(seed))
-        assert not (tmp_path / f"out{SUFFIXES.get(name, '')}").exists(), "the name is taken before the file is whole"
+        there = (tmp_path / f"out{SUFFIXES.get(name, '')}").exists()
+        assert there is (name in RECORDS), "a record is where it belongs at once, the rest when it is whole"
     (only,) = leftovers(tmp_path)
     assert (tmp_path / only).stat().st_size > 0
     sink.close()
 
 
-@pytest.mark.parametrize("name", ATOMIC_NAMES)
-def test_an_error_leaves_no_file(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), opened(name, tmp_path) as sink:
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("name", FILE_NAMES)
+def test_an_error_keeps_what_was_recorded(name: str, error: type[BaseException], tmp_path: Path) -> None:
+    with pytest.raises(error), opened(name, tmp_path) as sink:
         sink.write(*predicted(1))
-        raise ZeroDivisionError
-    assert leftovers(tmp_path) == []
+        raise error
+    (only,) = leftovers(tmp_path)
+    assert (tmp_path / only).stat().st_size > 0
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device", "socket", "dangling"])
+@pytest.mark.parametrize("name", FILE_NAMES)
+def test_only_a_regular_file_is_ever_replaced(name: str, kind: str, tmp_path: Path) -> None:
+    place = tmp_path / f"out{SUFFIXES.get(name, '')}"
+    made = _irregular(place, kind)
+    before = place.lstat()
+    try:
+        with opened(name, tmp_path) as sink:
+            sink.write(*predicted(1))
+    except (OutputError, InputError) as error:
+        assert "\n" not in str(error)
+    after = place.lstat()
+    assert (before.st_ino, before.st_mode) == (after.st_ino, after.st_mode), "it is still what it was"
+    if isinstance(made, socket.socket):
+        made.close()
+
+
+def _irregular(place: Path, kind: str) -> object:
+    """Something at a place that is no regular file; what is returned keeps it alive."""
+    if kind == "folder":
+        place.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "device":
+        try:
+            os.mknod(place, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+        except OSError:
+            pytest.skip("device nodes cannot be made here")
+    elif kind == "socket":
+        made = socket.socket(socket.AF_UNIX)
+        made.bind(str(place))
+        return made
+    else:
+        place.symlink_to(place.parent / "elsewhere" / "nothing")
+    return None
+
+
+@pytest.mark.parametrize("name", [name for name in FILE_NAMES if name not in ("dicom", "masks", "record")])
+def test_a_link_stays_and_its_file_is_written(name: str, tmp_path: Path) -> None:
+    suffix = SUFFIXES.get(name, "")
+    (tmp_path / "real").mkdir()
+    (tmp_path / f"out{suffix}").symlink_to(tmp_path / "real" / f"file{suffix}")
+    with opened(name, tmp_path) as sink:
+        sink.write(*predicted(1))
+    assert (tmp_path / f"out{suffix}").is_symlink()
+    assert leftovers(tmp_path / "real") == [f"file{suffix}"]
 
 
 @pytest.mark.parametrize("name", FILE_NAMES)
@@ -95,7 +148,7 @@ def test_a_missing_folder_is_one_line(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_an_answer_that_is_not_valid_is_written_as_such(name: str, tmp_path: Path) -> None:
     with opened(name, tmp_path) as sink:
-        sink.write(*predicted(1, valid=False, mask_HW=None, measurement=None))
+        sink.write(*predicted(1, valid=False, mask_HW=None, measurements=()))
     assert len(leftovers(tmp_path)) == (name in FILE_NAMES)
 
 
@@ -106,7 +159,7 @@ def test_live_results_and_states_are_taken_whatever_they_say(name: str, tmp_path
         deliver(sink, live_result(2, stale=True, withheld=True, valid=False, state=LiveState.STALE))
         announce(sink, FAKE_CHANGE)
         deliver(sink, live_result(3, prediction=None, valid=False, degraded=True, error="the engine failed"))
-        frame, prediction = predicted(4, valid=False, mask_HW=None, measurement=None)
+        frame, prediction = predicted(4, valid=False, mask_HW=None, measurements=())
         deliver(sink, live_result(4, frame=frame, prediction=prediction, valid=False))
     announce(sink, FAKE_CHANGE)
     sink.close()
@@ -123,10 +176,10 @@ def test_no_thread_is_left(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_opened_by_its_name_and_refuses_options_that_it_does_not_know(name: str, tmp_path: Path) -> None:
-    if not plugins.probe("sinks", name).works:
-        pytest.skip(plugins.probe("sinks", name).reason)
+    if not plugins.available("sinks", name).usable:
+        pytest.skip(plugins.available("sinks", name).reason)
     place = PLACES.get(name, str(tmp_path / f"out{SUFFIXES.get(name, '')}"))
-    with open_sink(f"{name}:{place}", facts={"nobody_knows_this": 1}) as sink:
+    with open_sink(f"{name}:{place}", facts=RunFacts(title="a run", model="tiny", rate_hz=30.0)) as sink:
         assert isinstance(sink, Sink)
     with pytest.raises(InputError, match="no option 'nobody_knows_this'"):
         open_sink(f"{name}:{place}", nobody_knows_this=1)

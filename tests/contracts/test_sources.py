@@ -104,7 +104,7 @@ def test_every_source_has_a_sample() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_module_has_the_four_faces(name: str) -> None:
     module = plugins.load("sources", name)
-    assert isinstance(module.probe(), plugins.Probe)
+    assert isinstance(module.available(), plugins.Availability)
     assert list(inspect.signature(module.accepts).parameters) == ["location"]
     first, *options = inspect.signature(module.open_source).parameters.values()
     assert first.name == "location" and all(option.kind is option.KEYWORD_ONLY for option in options)
@@ -129,6 +129,7 @@ def test_frames_come_in_order_with_their_times(name: str, sample: str) -> None:
 def test_frames_own_their_pixels(name: str, sample: str) -> None:
     with open_source(sample) as source:
         copies = [(frame, frame.pixels.copy()) for frame in source]
+    assert len(copies) == NUM_FRAMES
     for frame, copy in copies:
         np.testing.assert_array_equal(frame.pixels, copy)
 
@@ -149,8 +150,8 @@ def test_the_source_is_chosen_by_its_own_word(name: str, sample: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_broken_location_is_one_clear_line(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    if not plugins.probe("sources", name).works and name not in RIGS:
-        pytest.skip(plugins.probe("sources", name).reason)
+    if not plugins.available("sources", name).usable and name not in RIGS:
+        pytest.skip(plugins.available("sources", name).reason)
     location = BROKEN[name]
     if ":" not in location:
         (tmp_path / location).write_bytes(b"\0" * 128 + b"DICM" + b"rubbish" * 40)

@@ -1,4 +1,4 @@
-"""Small nets are fastest on one thread, and two threads fight with whatever else runs."""
+"""Small networks are fastest on one thread, and two threads fight with whatever else runs."""
 
 from tests.one_thread import one_thread
 

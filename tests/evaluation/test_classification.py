@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tinyusfm_edge.data.table import Sample
 from tinyusfm_edge.evaluation.classification import ClassificationReport, score_classifier
-from tinyusfm_edge.training.data import Sample
 from tinyusfm_runtime.errors import InputError
 from tinyusfm_runtime.frame import Frame
 from tinyusfm_runtime.spec import ModelSpec, PreprocessSpec, Task
@@ -20,7 +20,7 @@ SPEC = ModelSpec(name="oracle", task=Task.CLASSIFY, labels=LABELS, preprocess=Pr
 
 
 def samples() -> list[Sample]:
-    """24 pictures whose brightness tells their class; two a patient."""
+    """24 images whose brightness tells their class; two a patient."""
     found = []
     for index in range(24):
         truth = index // 2 % 3

@@ -20,6 +20,7 @@ from tinyusfm_edge.evaluation.metrics import (
     overlap,
 )
 from tinyusfm_runtime.errors import InputError
+from tinyusfm_runtime.numerics.order import wide
 
 MASKS = hnp.arrays(np.uint8, (12, 15), elements=st.integers(0, 1))
 EMPTY = np.zeros((12, 15), np.uint8)
@@ -66,7 +67,7 @@ def brute_force(a: np.ndarray, b: np.ndarray, spacing: tuple[float, float]) -> f
         return min(math.hypot((p[0] - q[0]) * spacing[0], (p[1] - q[1]) * spacing[1]) for q in others)
 
     first, second = border(a), border(b)
-    return float(np.percentile([nearest(p, second) for p in first] + [nearest(p, first) for p in second], 95))
+    return float(np.percentile(wide([nearest(p, second) for p in first] + [nearest(p, first) for p in second]), 95))
 
 
 @given(MASKS, MASKS, st.floats(0.2, 3), st.floats(0.2, 3))

@@ -1,18 +1,16 @@
 """A target and an engine without a library, and a student of one convolution: a whole export in a second.
 
-The student asks where a picture is bright (tests/conftest.py computes the same in numpy). The target writes how far the
+The student asks where an image is bright (tests/conftest.py computes the same in numpy). The target writes how far the
 artefact shall be off into its file, and the engine obeys: ``shift`` is added to the logits, ``poison`` puts a NaN in.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,21 +19,21 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import REACH, tiny_kernel, tiny_logits, tiny_spec
+from tests.plugged import plug_in_module, plugged
 from tinyusfm_calibration.sets import NamedFrame, phantom_frames
-from tinyusfm_export import ladder, pipeline
-from tinyusfm_export.decision import QuantDecision, TensorQuant, float_decision
-from tinyusfm_export.gate_frames import GateFrames
-from tinyusfm_export.ptq import PtqPolicy
-from tinyusfm_export.target import BuiltArtefact, Requirements
-from tinyusfm_runtime import plugins
-from tinyusfm_runtime.engine import EngineConfig
+from tinyusfm_export.pipeline import ExportOptions, Stages
+from tinyusfm_export.quantize.decision import QuantDecision, TensorQuant, float_decision
+from tinyusfm_export.quantize.ptq import PtqPolicy
+from tinyusfm_export.targets import BuiltArtefact, Requirements
+from tinyusfm_export.verify.gate_frames import GateFrames
+from tinyusfm_runtime.device.machine import machine_card
+from tinyusfm_runtime.engines import EngineConfig
 from tinyusfm_runtime.frame import Frame
-from tinyusfm_runtime.machine import machine_card
-from tinyusfm_runtime.plugins import Probe
+from tinyusfm_runtime.plugins import Availability
 from tinyusfm_runtime.spec import IMAGENET_MEAN, IMAGENET_STD
 
 NAMES = ("fake", "other")
-"""Two targets, so that a ladder has two rungs."""
+"""Two targets, so that a fallback has two levels."""
 SPEC = tiny_spec(preprocess=tiny_spec().preprocess)
 GOLDEN = 8
 """Golden frames of a test bundle; a real one has 32."""
@@ -44,7 +42,7 @@ OFF = {"fp32": 0.0, "fp16": 0.001, "int8": 0.02}
 
 
 class Bright(nn.Module):
-    """Normalised picture N3HW -> logits N1HW, as ``tiny_logits`` has them."""
+    """Normalised image N3HW -> logits N1HW, as ``tiny_logits`` has them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,23 +76,14 @@ class World:
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> World:
-    """Registers the fake targets and engines and puts the student's graph in place of the real one."""
+    """Registers the fake targets and engines; ``options`` makes exports take the student's own graph."""
     world = World()
-    real = plugins._built_in
-    monkeypatch.setattr(plugins, "_built_in", lambda kind: sorted({*real(kind), *NAMES}))
-    for name in NAMES:
-        for package, attribute, made in (
-            ("tinyusfm_runtime.engines", "Engine", _engine(world, name)),
-            ("tinyusfm_export.targets", "Target", _target(world, name)),
-        ):
-            module = ModuleType(name)
-            setattr(module, attribute, made)
-            module.probe = _probe(world, name, attribute)  # type: ignore[attr-defined]
-            monkeypatch.setitem(sys.modules, f"{package}.{name}", module)
-    monkeypatch.setattr(pipeline, "_build_graph", lambda module, spec, options: Graph(spec=spec))
-    monkeypatch.setattr(ladder, "_decide", _decide)
-    monkeypatch.setattr(pipeline, "_taps", lambda graph: lambda tensor: {"blur.input": tensor / np.float32(255)})
-    monkeypatch.setattr(pipeline, "golden_frames", lambda: list(_golden()))
+    for kind, attribute, make in (("engines", "Engine", _engine), ("targets", "Target", _target)):
+        made = {}
+        for name in NAMES:
+            contents = {attribute: make(world, name), "available": _available(world, name, attribute)}
+            made[name] = plug_in_module(name, **contents)
+        plugged(monkeypatch, kind, **made)
     return world
 
 
@@ -104,6 +93,12 @@ class Graph:
 
     spec: Any
     linear_inputs: Mapping[str, str] = field(default_factory=lambda: {"blur.input": "blur"})
+    sector: str = ""
+
+
+def options(**changes: Any) -> ExportOptions:
+    """Options of an export of the student, by its own stages."""
+    return ExportOptions(stages=STAGES, **changes)
 
 
 @lru_cache(maxsize=1)
@@ -120,12 +115,12 @@ def calibration_phantoms() -> list[NamedFrame]:
 
 @lru_cache(maxsize=1)
 def _golden() -> tuple[Frame, ...]:
-    from tinyusfm_export.golden import golden_frames
+    from tinyusfm_export.verify.golden import golden_frames
 
     return tuple(golden_frames(range(GOLDEN)))
 
 
-def _decide(graph: Graph, precision: str, ranges: Any, policy: PtqPolicy) -> QuantDecision:
+def _decide(graph: Any, precision: str, ranges: Any, *, policy: PtqPolicy) -> QuantDecision:
     if precision != "int8":
         return float_decision(precision)
     tensors = {
@@ -138,13 +133,22 @@ def _decide(graph: Graph, precision: str, ranges: Any, policy: PtqPolicy) -> Qua
     )
 
 
-def _probe(world: World, name: str, attribute: str) -> Any:
-    def probe() -> Probe:
-        if attribute == "Engine" and name in world.missing:
-            return Probe(works=False, reason="fakelib is not installed", extra="fakelib")
-        return Probe(works=True, reason="numpy")
+STAGES = Stages(
+    build_graph=lambda module, spec, auxiliary: Graph(spec=spec),  # type: ignore[arg-type,return-value]
+    decide=_decide,
+    taps=lambda graph: lambda tensor: {"blur.input": tensor / np.float32(255)},
+    golden=lambda: list(_golden()),
+)
+"""The parts of an export that know this student."""
 
-    return probe
+
+def _available(world: World, name: str, attribute: str) -> Any:
+    def available() -> Availability:
+        if attribute == "Engine" and name in world.missing:
+            return Availability(usable=False, reason="fakelib is not installed", extra="fakelib")
+        return Availability(usable=True, reason="numpy")
+
+    return available
 
 
 def _target(world: World, target_name: str) -> type:

@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tinyusfm_calibration.methods import find_range
+from tests.phantoms import phantom
 from tinyusfm_calibration.ranges import Observer, Ranges
 from tinyusfm_edge.models.student import StudentConfig, build_student
-from tinyusfm_export.graph import ExportGraph, build_graph
-from tinyusfm_export.ptq import activation_taps
-from tinyusfm_runtime.phantom import make_phantom
-from tinyusfm_runtime.preprocess import preprocess
+from tinyusfm_export.graph.build import ExportGraph, build_graph
+from tinyusfm_export.quantize.spans import calibration_taps
+from tinyusfm_runtime.numerics.preprocess import preprocess
 from tinyusfm_runtime.spec import ModelSpec, PreprocessSpec, Task
 
 torch.set_num_threads(1)
@@ -58,7 +57,7 @@ def make_student(task: str = "segment", **changes: Any) -> tuple[nn.Module, Mode
         name=f"small-{task}",
         task=Task(task),
         labels=("head",),
-        preprocess=PreprocessSpec(height=config.image_size, width=config.image_size),
+        preprocess=PreprocessSpec(height=config.input_hw[0], width=config.input_hw[1]),
         architecture=config.to_json(),
     )
     return student, spec
@@ -66,7 +65,7 @@ def make_student(task: str = "segment", **changes: Any) -> tuple[nn.Module, Mode
 
 def phantom_inputs(spec: ModelSpec, count: int = 3) -> list[np.ndarray]:
     """uint8 NCHW inputs made of phantoms."""
-    return [preprocess(make_phantom(seed).frame, spec.preprocess)[0] for seed in range(count)]
+    return [preprocess(phantom(seed).frame, spec.preprocess)[0] for seed in range(count)]
 
 
 def normalised(tensor: np.ndarray, spec: ModelSpec) -> Tensor:
@@ -83,8 +82,7 @@ def small_graph(task: str = "segment", **changes: Any) -> ExportGraph:
 
 def observed(graph: ExportGraph, method: str = "minmax") -> Ranges:
     """Ranges of a graph on a few phantoms."""
-    observer, taps = Observer(), activation_taps(graph)
+    observer, taps = Observer(), calibration_taps(graph)
     for tensor in phantom_inputs(graph.spec):
         observer.add(taps(tensor))
-    tensors = {name: find_range(found, method) for name, found in observer.histograms.items()}
-    return Ranges(tensors=tensors, method=method, set_id="test", frame_sha256=("0" * 64,))
+    return Ranges(tensors=observer.tensors(method), method=method, set_id="test", frame_sha256=("0" * 64,))

@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyusfm_export.confidence import (
+from tinyusfm_export.verify.confidence import (
     confidence_drift,
     expected_calibration_error,
     flicker_excess,
     probabilities,
     threshold_shift,
 )
-from tinyusfm_export.parity import Output, read_output
-from tinyusfm_runtime.preprocess import Placement
+from tinyusfm_export.verify.parity import Output, read_output
+from tinyusfm_runtime.numerics.preprocess import Placement
 from tinyusfm_runtime.spec import ModelSpec, PostProcess, PreprocessSpec, Task
 
 SIDE = 32

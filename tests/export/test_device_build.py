@@ -14,14 +14,14 @@ from tests.conftest import Parts, make_parts
 from tests.fakes import tensorrt as fake_tensorrt
 from tests.fakes.tensorrt import World, real_module
 from tinyusfm_export.device_build import build_bundle
-from tinyusfm_export.gate import Gate
 from tinyusfm_export.targets.trt import PENDING, build_ahead
-from tinyusfm_runtime.engine_cache import EngineCache
+from tinyusfm_export.verify.gate import Gate
+from tinyusfm_runtime.bundle.manifest import ArtefactState
+from tinyusfm_runtime.engines.trt.build import BuildFlags
+from tinyusfm_runtime.engines.trt.cache import EngineCache
 from tinyusfm_runtime.errors import EngineError, InputError, TamperedError, UnsupportedError, UnverifiedError
-from tinyusfm_runtime.manifest import ArtefactState
 from tinyusfm_runtime.phantom import make_phantom
 from tinyusfm_runtime.session import Session
-from tinyusfm_runtime.trt_build import BuildFlags
 
 LIMITS = Gate(min_frames=1).to_json()
 
@@ -57,7 +57,7 @@ def test_before_building_the_session_says_what_to_run(world: World, bundle: Path
 def test_building_completes_the_gate_and_opens_the_session(world: World, bundle: Path) -> None:
     seen: list[tuple[str, float]] = []
     before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
-    report = build_bundle(bundle, told=lambda what, share: seen.append((what, share)))
+    report = build_bundle(bundle, progress=lambda what, share: seen.append((what, share)))
     assert report and report.builds[0].action == "built" and report.builds[0].report
     assert json.dumps(report.to_json()) and "GPU" in report.builds[0].engine
     shares = [share for _, share in seen]
@@ -122,7 +122,7 @@ def test_an_engine_out_of_the_bundle_is_taken(
     engines = build_ahead({"model.onnx": onnx}, "fp32", ["8.6"])
     (name,) = engines
     assert name == f"tensorrt-rtx-{real_module().__version__}-sm86.engine"
-    from tinyusfm_runtime.manifest import file_entry
+    from tinyusfm_runtime.bundle.manifest import file_entry
 
     folder = path.rpartition("/")[0]
     more = {f"{folder}/{name}": engines[name]}
@@ -169,7 +169,7 @@ def test_a_bundle_without_tensorrt_and_a_machine_without_a_gpu(
     with pytest.raises(InputError, match="no tensorrt artefact.*fake-fp32"):
         build_bundle(fake_bundle)
     world.cudart.devices = 0
-    with pytest.raises(UnsupportedError, match="no NVIDIA GPU can be used here"):
+    with pytest.raises(UnsupportedError, match="no NVIDIA GPU found on this machine"):
         build_bundle(bundle)
 
 

@@ -9,17 +9,18 @@ import pytest
 import torch
 
 from tests.export.students import make_student, observed, phantom_inputs, small_graph
-from tinyusfm_export.equalise import channel_peaks, equalisable, equalise, find_divisors, outlier_ratio
-from tinyusfm_export.fake_quant import float_net, int8_net
-from tinyusfm_export.graph import ExportGraph, build_graph
-from tinyusfm_export.ptq import PtqPolicy, activation_taps, decide
+from tinyusfm_export.graph.build import ExportGraph, build_graph
+from tinyusfm_export.onnx_files.writer import write_onnx
+from tinyusfm_export.quantize.equalise import channel_peaks, equalisable, equalise, find_divisors, outlier_ratio
+from tinyusfm_export.quantize.fake_quant import float_net, int8_net
+from tinyusfm_export.quantize.ptq import PtqPolicy, activation_taps, decide
 from tinyusfm_runtime.errors import InputError
 
 BLOCKS = PtqPolicy(decoder=False, rest_precision="f32")
 
 
 def outlier_graph() -> ExportGraph:
-    """A student with a few value channels 60 times the others, as large nets grow them; its function stays the same."""
+    """A student with a few value channels 60 times the others, as large networks grow them; its function stays."""
     student, spec = make_student()
     for block in student.backbone.blocks:  # type: ignore[union-attr]
         attn: Any = block.attn
@@ -93,7 +94,7 @@ def test_equalised_graphs_export_and_equalise_again() -> None:
     twice = equalise(equalise(graph, divisors), {name: 1.0 / value for name, value in divisors.items()})
     tensor = phantom_inputs(graph.spec)[0]
     assert np.allclose(float_net(twice)(tensor)["logits"], float_net(graph)(tensor)["logits"], atol=1e-4)
-    onnx.checker.check_model(onnx.load_from_string(equalise(graph, divisors).onnx_bytes), full_check=True)
+    onnx.checker.check_model(onnx.load_from_string(write_onnx(equalise(graph, divisors))), full_check=True)
     assert equalise(graph, {}) is graph
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tinyusfm_export.gate import Gate, judge
-from tinyusfm_export.parity import Comparison
+from tinyusfm_export.verify.gate import GATE_KEYS, Gate, gate_toml, judge
+from tinyusfm_export.verify.parity import Comparison
 from tinyusfm_runtime.errors import InputError
 from tinyusfm_runtime.spec import PostProcess, Task
 
@@ -172,3 +172,10 @@ def test_the_gate_round_trips_and_its_limits_stand_in_the_report() -> None:
     assert Gate.from_json(json.loads(json.dumps(gate.to_json()))) == gate
     limits: dict[str, Any] = judge(measured(), gate).summary()["limits"]
     assert limits == asdict(gate)
+
+
+def test_the_page_of_the_gate_shows_the_file_that_the_command_writes() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "reference" / "gate.md"
+    assert f"```toml\n{gate_toml()}```\n" in page.read_text(encoding="utf-8")
+    for key in GATE_KEYS:
+        assert f"\n{key} = " in gate_toml()

@@ -9,9 +9,15 @@ import numpy as np
 import pytest
 
 from tinyusfm_calibration.sets import NamedFrame, phantom_frames, pixels_sha256
-from tinyusfm_export import gate_frames
-from tinyusfm_export.gate_frames import GateFrames, choose_gate_frames, clip_frames, clip_path, shipped_gate_frames
-from tinyusfm_export.golden import GOLDEN_SEEDS
+from tinyusfm_export.verify import gate_frames
+from tinyusfm_export.verify.gate_frames import (
+    GateFrames,
+    choose_gate_frames,
+    clip_frames,
+    clip_path,
+    shipped_gate_frames,
+)
+from tinyusfm_export.verify.golden import GOLDEN_SEEDS
 from tinyusfm_runtime.errors import InputError, MissingExtra
 from tinyusfm_runtime.frame import Frame
 
@@ -45,7 +51,7 @@ def test_the_shipped_gate_is_phantoms_and_the_real_clip_of_30_frames() -> None:
     assert frames.frames[3].id == "examples_ybr_color.dcm#0"
     pixels = [named.frame.pixels for named in frames.frames[3:]]
     assert len({pixels_sha256(named.frame) for named in frames.frames[3:]}) > 1
-    assert all(picture.shape == (240, 320, 3) and picture.std() > 5 for picture in pixels)
+    assert all(image.shape == (240, 320, 3) and image.std() > 5 for image in pixels)
 
 
 def test_the_clip_is_read_inside_the_package_and_nothing_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +67,7 @@ def test_the_clip_is_read_inside_the_package_and_nothing_is_downloaded(monkeypat
 
 def test_without_pydicom_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate_frames.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtra, match=r"tinyusfm-edge\[dicom\]"):
+    with pytest.raises(MissingExtra, match=r"pip install .+\[dicom\]"):
         shipped_gate_frames(range(100, 101))
 
 
@@ -77,5 +83,5 @@ def test_the_provenance_names_and_hashes_every_frame_and_holds_no_pixels() -> No
     assert told["count"] == 2
     assert told["ids"] == ["phantom:100", "phantom:101"]
     assert told["pixels_sha256"] == [pixels_sha256(named.frame) for named in frames.frames]
-    assert "not on patients" in told["about"]
+    assert "not accuracy on patients" in told["about"]
     assert len(json.dumps(told)) < 1000

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 
-from tinyusfm_export.golden import (
+from tinyusfm_export.verify.golden import (
     CEILINGS,
     FLOORS,
     GOLDEN_SEEDS,
@@ -17,14 +20,15 @@ from tinyusfm_export.golden import (
     round_logits,
     stack_logits,
 )
-from tinyusfm_export.parity import Output, read_output
-from tinyusfm_runtime.arrays import unpack_arrays
-from tinyusfm_runtime.bundle import frames_from_arrays
+from tinyusfm_export.verify.parity import Output, read_output
+from tinyusfm_runtime.bundle.arrays import unpack_arrays, unpack_metadata
+from tinyusfm_runtime.bundle.golden import NUMBERS, SPEC_DIGEST, golden_check, spec_faults
+from tinyusfm_runtime.bundle.reader import frames_from_arrays
 from tinyusfm_runtime.errors import EngineError
 from tinyusfm_runtime.frame import Frame
-from tinyusfm_runtime.preprocess import Placement, preprocess
-from tinyusfm_runtime.selfcheck import golden_check
-from tinyusfm_runtime.spec import ModelSpec, PostProcess, PreprocessSpec, Task
+from tinyusfm_runtime.numerics.preprocess import Placement, preprocess
+from tinyusfm_runtime.reading_rules import Anatomy
+from tinyusfm_runtime.spec import ModelSpec, PostProcess, PreprocessSpec, SecondPass, Task
 
 SIDE = 64
 SPEC = ModelSpec(
@@ -35,7 +39,8 @@ SPEC = ModelSpec(
     postprocess=PostProcess.ELLIPSE_HC,
 )
 FRAMES = golden_frames(range(4))
-PLACEMENTS: list[Placement] = [preprocess(frame, SPEC.preprocess)[1] for frame in FRAMES]
+PREPARED = [preprocess(frame, SPEC.preprocess) for frame in FRAMES]
+PLACEMENTS: list[Placement] = [placement for _, placement in PREPARED]
 
 
 def answers(noise: float = 0.0, seed: int = 0) -> list[Output]:
@@ -66,22 +71,50 @@ def test_frames_come_back_as_they_were_and_pack_to_the_same_bytes() -> None:
 
 def test_the_reference_keeps_every_bit_of_its_logits_and_its_measurements() -> None:
     outputs = answers(0.3)
-    raw = pack_reference(outputs)
-    assert raw == pack_reference(answers(0.3))
+    raw = pack_reference(outputs, SPEC, PREPARED)
+    assert raw == pack_reference(answers(0.3), SPEC, PREPARED)
     arrays = unpack_arrays(raw, "reference")
     assert arrays["logits"].dtype == np.float32
     assert np.array_equal(arrays["logits"], stack_logits(outputs))
-    assert np.array_equal(arrays["masks"], np.stack([o.mask_HW for o in outputs if o.mask_HW is not None]))
     want = [o.answer.measurement.hc_mm for o in outputs if o.answer.measurement is not None]
-    assert arrays["hc_mm"].tolist() == want
-    assert arrays["found"].all()
+    assert arrays["readings"][:, NUMBERS.index("hc_mm")].tolist() == want
+    assert arrays["readings"][:, NUMBERS.index("found")].all()
+    assert unpack_metadata(raw, "reference") == {SPEC_DIGEST: SPEC.digest}
+
+
+EDITS: dict[str, dict[str, Any]] = {
+    "threshold": {"threshold": 0.95},
+    "labels": {"labels": ("fetal_abdomen",)},
+    "intended use": {"intended_use": "diagnosis"},
+    "post-processing": {"postprocess": PostProcess.MASK},
+    "least area": {"min_area": 0.9},
+    "second pass": {"second_pass": SecondPass.ALWAYS},
+    "anatomy": {"anatomy": Anatomy(name="head", size_mm=(1, 9))},
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS.keys())
+def test_answers_that_another_spec_reads_are_noticed(edit: dict[str, Any]) -> None:
+    raw = pack_own(answers(0.3), SPEC, PREPARED)
+    arrays, digest = unpack_arrays(raw, "own"), unpack_metadata(raw, "own")[SPEC_DIGEST]
+    assert spec_faults(arrays, digest, SPEC, PREPARED, range(4)) == ()
+    assert spec_faults(arrays, digest, replace(SPEC, **edit), PREPARED, range(4))
+
+
+def test_a_threshold_or_spacing_is_noticed_even_where_the_digest_was_forged() -> None:
+    arrays = unpack_arrays(pack_own(answers(0.3), SPEC, PREPARED), "own")
+    moved = replace(SPEC, threshold=0.95)
+    assert spec_faults(arrays, moved.digest, moved, PREPARED, range(4))
+    wider = [(tensor, replace(placement, spacing_mm=(9.0, 9.0))) for tensor, placement in PREPARED]
+    assert spec_faults(arrays, SPEC.digest, SPEC, wider, range(4))
+    assert spec_faults({"logits": arrays["logits"]}, SPEC.digest, SPEC, PREPARED, range(4)), "no readings at all"
 
 
 def test_a_head_that_was_not_found_is_stored_as_no_number() -> None:
     empty = read_output({"logits": np.full((1, 1, SIDE, SIDE), -1, np.float32)}, SPEC, PLACEMENTS[0])
-    arrays = unpack_arrays(pack_reference([empty]), "reference")
-    assert np.isnan(arrays["hc_mm"][0])
-    assert not arrays["found"][0]
+    arrays = unpack_arrays(pack_reference([empty], SPEC, PREPARED[:1]), "reference")
+    assert np.isnan(arrays["readings"][0, NUMBERS.index("hc_mm")])
+    assert not arrays["readings"][0, NUMBERS.index("found")]
 
 
 def test_rounding_the_own_logits_moves_no_pixel_of_a_mask() -> None:
@@ -89,7 +122,7 @@ def test_rounding_the_own_logits_moves_no_pixel_of_a_mask() -> None:
     rounded = round_logits(outputs)
     assert rounded.dtype == np.float16
     assert np.array_equal(rounded > 0, stack_logits(outputs) > 0)
-    assert len(pack_own(outputs)) < len(pack_reference(outputs))
+    assert len(pack_own(outputs, SPEC, PREPARED)) < len(pack_reference(outputs, SPEC, PREPARED))
 
 
 def test_logits_too_large_for_float16_stay_finite() -> None:
@@ -150,4 +183,5 @@ def test_scores_have_a_tolerance_on_logits_alone() -> None:
     frame = Frame(pixels=np.zeros((8, 8), np.uint8))
     own = [read_output({"logits": np.array([[1.0, 2.0]], np.float32)}, spec, preprocess(frame, spec.preprocess)[1])]
     assert find_tolerance(own, [own], own, spec, [PLACEMENTS[0]]) == {"logit_abs": FLOORS["logit_abs"]}
-    assert set(unpack_arrays(pack_reference(own), "r")) == {"logits"}
+    arrays = unpack_arrays(pack_reference(own, spec, [preprocess(frame, spec.preprocess)]), "r")
+    assert set(arrays) == {"logits", "readings"} and arrays["readings"][0].sum() == pytest.approx(1)

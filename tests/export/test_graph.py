@@ -10,7 +10,7 @@ import torch
 
 from tests.export.students import make_student, normalised, phantom_inputs, small_graph
 from tinyusfm_edge.models.student import StudentConfig, build_student
-from tinyusfm_export.graph import build_graph
+from tinyusfm_export.graph.build import build_graph
 from tinyusfm_runtime.errors import InputError
 from tinyusfm_runtime.spec import ModelSpec, PreprocessSpec, Task
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.needs import needs
+from tinyusfm_export.targets.coreml.ops import OPERATORS
+from tinyusfm_export.targets.coreml.program import VALUE_INFERENCE, Program
 from tinyusfm_runtime.errors import EngineError, UnsupportedError
+from tinyusfm_runtime.numerics.order import wide
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    ct = pytest.importorskip("coremltools", reason="coremltools is not installed: pip install 'tinyusfm-edge[coreml]'")
-    from coremltools.converters.mil import Builder as mb
-
-from tinyusfm_export.mil.ops import OPERATORS  # noqa: E402
-from tinyusfm_export.mil.program import VALUE_INFERENCE, Program  # noqa: E402
+needs("coremltools", reason="coremltools is not installed: pip install 'tinyusfm-edge[coreml]'")
 
 SHAPE = (1, 2, 6, 8)
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -30,12 +27,14 @@ def rand(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def save(build: Callable[[Any], Any], path: Path) -> Path:
-    """A program of one input ``x`` as a package, in float32."""
+def save(build: Callable[[Any, Any], Any], path: Path) -> Path:
+    """A program of one input ``x`` as a package, in float32; ``build`` gets the library's builder and the input."""
+    import coremltools as ct
+    from coremltools.converters.mil import Builder as mb
 
     @mb.program(input_specs=[mb.TensorSpec(shape=SHAPE)], opset_version=ct.target.iOS17)
     def program(x: Any) -> Any:
-        return build(x)
+        return build(mb, x)
 
     model = ct.convert(
         program, convert_to="mlprogram", minimum_deployment_target=ct.target.iOS17,
@@ -50,76 +49,81 @@ T = torch.from_numpy
 STEP = np.float32(0.03)
 """Of an 8-bit grid that is too short for the largest inputs, so that clipping shows."""
 CODES, SCALES = np.arange(-20, 20, dtype=np.int8).reshape(5, 8), np.abs(rand(5, seed=4)) + np.float32(0.1)
-TABLE, INDICES = np.sort(rand(16, seed=5)), np.random.default_rng(6).integers(0, 16, (5, 8)).astype(np.uint8)
+TABLE, INDICES = np.sort(wide(rand(16, seed=5))), np.random.default_rng(6).integers(0, 16, (5, 8)).astype(np.uint8)
 PACKED = (INDICES.reshape(-1)[0::2] | (INDICES.reshape(-1)[1::2] << 4)).astype(np.uint8)
 
 
-def on_codes(x: Any) -> Any:
+def on_codes(mb: Any, x: Any) -> Any:
     return mb.dequantize(input=mb.quantize(input=x, scale=STEP, output_dtype="int8"), scale=STEP)
 
 
-def affine_weight() -> Any:
+def affine_weight(mb: Any) -> Any:
     return mb.constexpr_affine_dequantize(quantized_data=CODES, zero_point=np.int8(3), scale=SCALES, axis=0)
 
 
-def table_weight() -> Any:
+def table_weight(mb: Any) -> Any:
     return mb.constexpr_lut_to_dense(indices=PACKED, lut=TABLE, shape=np.array([5, 8], np.uint32))
 
 
-CASES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
-    "linear": (lambda x: mb.linear(x=x, weight=W, bias=rand(5)), lambda x: F.linear(x, T(W), T(rand(5)))),
-    "matmul": (lambda x: mb.matmul(x=x, y=x, transpose_y=True), lambda x: x @ x.mT),
-    "softmax": (lambda x: mb.softmax(x=x, axis=-1), lambda x: x.softmax(-1)),
+CASES: dict[str, tuple[Callable[[Any, Any], Any], Callable[[Any], Any]]] = {
+    "linear": (lambda mb, x: mb.linear(x=x, weight=W, bias=rand(5)), lambda x: F.linear(x, T(W), T(rand(5)))),
+    "matmul": (lambda mb, x: mb.matmul(x=x, y=x, transpose_y=True), lambda x: x @ x.mT),
+    "softmax": (lambda mb, x: mb.softmax(x=x, axis=-1), lambda x: x.softmax(-1)),
     "layer_norm": (
-        lambda x: mb.layer_norm(x=x, axes=[-1], gamma=W[0], beta=W[1], epsilon=1e-3),
+        lambda mb, x: mb.layer_norm(x=x, axes=[-1], gamma=W[0], beta=W[1], epsilon=1e-3),
         lambda x: F.layer_norm(x, (8,), T(W[0]), T(W[1]), 1e-3),
     ),
-    "gelu": (lambda x: mb.gelu(x=x, mode="EXACT"), F.gelu),
+    "gelu": (lambda mb, x: mb.gelu(x=x, mode="EXACT"), F.gelu),
     "conv": (
-        lambda x: mb.conv(x=x, weight=K, bias=B, pad_type="custom", pad=[1, 0, 2, 1]),
+        lambda mb, x: mb.conv(x=x, weight=K, bias=B, pad_type="custom", pad=[1, 0, 2, 1]),
         lambda x: F.conv2d(F.pad(x, (2, 1, 1, 0)), T(K), T(B)),
     ),
     "avg_pool": (
-        lambda x: mb.avg_pool(x=x, kernel_sizes=[2, 2], strides=[2, 2], pad_type="valid"),
+        lambda mb, x: mb.avg_pool(x=x, kernel_sizes=[2, 2], strides=[2, 2], pad_type="valid"),
         lambda x: F.avg_pool2d(x, 2),
     ),
     "upsample_bilinear": (
-        lambda x: mb.upsample_bilinear(x=x, scale_factor_height=2.0, scale_factor_width=3.0, align_corners=False),
+        lambda mb, x: mb.upsample_bilinear(x=x, scale_factor_height=2.0, scale_factor_width=3.0, align_corners=False),
         lambda x: F.interpolate(x, size=(12, 24), mode="bilinear", align_corners=False),
     ),
-    "add": (lambda x: mb.add(x=x, y=W[0]), lambda x: x + T(W[0])),
-    "relu": (lambda x: mb.relu(x=x), F.relu),
-    "reshape": (lambda x: mb.reshape(x=x, shape=[1, 12, 8]), lambda x: x.reshape(1, 12, 8)),
-    "transpose": (lambda x: mb.transpose(x=x, perm=[0, 2, 3, 1]), lambda x: x.permute(0, 2, 3, 1)),
-    "concat": (lambda x: mb.concat(values=[x, x], axis=1), lambda x: torch.cat([x, x], 1)),
-    "split": (lambda x: mb.split(x=x, num_splits=2, axis=-1)[1], lambda x: x.chunk(2, -1)[1]),
+    "add": (lambda mb, x: mb.add(x=x, y=W[0]), lambda x: x + T(W[0])),
+    "relu": (lambda mb, x: mb.relu(x=x), F.relu),
+    "reshape": (lambda mb, x: mb.reshape(x=x, shape=[1, 12, 8]), lambda x: x.reshape(1, 12, 8)),
+    "transpose": (lambda mb, x: mb.transpose(x=x, perm=[0, 2, 3, 1]), lambda x: x.permute(0, 2, 3, 1)),
+    "concat": (lambda mb, x: mb.concat(values=[x, x], axis=1), lambda x: torch.cat([x, x], 1)),
+    "split": (lambda mb, x: mb.split(x=x, num_splits=2, axis=-1)[1], lambda x: x.chunk(2, -1)[1]),
     "slice_by_index": (
-        lambda x: mb.slice_by_index(x=x, begin=[0, 0, 1, 0], end=[1, 2, 6, 8]),
+        lambda mb, x: mb.slice_by_index(x=x, begin=[0, 0, 1, 0], end=[1, 2, 6, 8]),
         lambda x: x[:, :, 1:],
     ),
     "slice_by_size": (
-        lambda x: mb.slice_by_size(x=x, begin=[0, 1, 2, 0], size=[1, 1, 3, 8]),
+        lambda mb, x: mb.slice_by_size(x=x, begin=[0, 1, 2, 0], size=[1, 1, 3, 8]),
         lambda x: x[:, 1:2, 2:5],
     ),
-    "mul": (lambda x: mb.mul(x=x, y=W[0]), lambda x: x * T(W[0])),
-    "abs": (lambda x: mb.abs(x=x), torch.abs),
-    "reduce_mean": (lambda x: mb.reduce_mean(x=x, axes=[1], keep_dims=False), lambda x: x.mean(1)),
-    "reduce_max": (lambda x: mb.reduce_max(x=x, axes=[2, 3], keep_dims=True), lambda x: x.amax((2, 3), keepdim=True)),
+    "mul": (lambda mb, x: mb.mul(x=x, y=W[0]), lambda x: x * T(W[0])),
+    "abs": (lambda mb, x: mb.abs(x=x), torch.abs),
+    "reduce_mean": (lambda mb, x: mb.reduce_mean(x=x, axes=[1], keep_dims=False), lambda x: x.mean(1)),
+    "reduce_max": (
+        lambda mb, x: mb.reduce_max(x=x, axes=[2, 3], keep_dims=True),
+        lambda x: x.amax((2, 3), keepdim=True),
+    ),
     "resize_bilinear": (
-        lambda x: mb.resize_bilinear(x=x, target_size_height=9, target_size_width=20, sampling_mode="UNALIGN_CORNERS"),
+        lambda mb, x: mb.resize_bilinear(
+            x=x, target_size_height=9, target_size_width=20, sampling_mode="UNALIGN_CORNERS"
+        ),
         lambda x: F.interpolate(x, size=(9, 20), mode="bilinear", align_corners=False),
     ),
     "quantize": (on_codes, lambda x: torch.fake_quantize_per_tensor_affine(x, float(STEP), 0, -128, 127)),
     "dequantize": (on_codes, lambda x: torch.quantize_per_tensor(x, float(STEP), 0, torch.qint8).dequantize()),
     "constexpr_affine_dequantize": (
-        lambda x: mb.linear(x=x, weight=affine_weight()),
+        lambda mb, x: mb.linear(x=x, weight=affine_weight(mb)),
         lambda x: F.linear(x, (T(CODES).float() - 3) * T(SCALES)[:, None]),
     ),
     "constexpr_lut_to_dense": (
-        lambda x: mb.linear(x=x, weight=table_weight()),
+        lambda mb, x: mb.linear(x=x, weight=table_weight(mb)),
         lambda x: F.linear(x, T(TABLE)[T(INDICES).long()]),
     ),
-    "cast": (lambda x: mb.cast(x=mb.cast(x=x, dtype="int32"), dtype="fp32"), lambda x: x.int().float()),
+    "cast": (lambda mb, x: mb.cast(x=mb.cast(x=x, dtype="int32"), dtype="fp32"), lambda x: x.int().float()),
 }
 
 
@@ -140,15 +144,15 @@ def test_every_operator_the_interpreter_computes_is_held_against_torch() -> None
 
 def test_an_operator_nobody_computes_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="erf"):
-        Program(save(lambda x: mb.erf(x=x), tmp_path / "m.mlpackage"))
+        Program(save(lambda mb, x: mb.erf(x=x), tmp_path / "m.mlpackage"))
 
 
 def test_one_changed_weight_or_axis_shows(tmp_path: Path) -> None:
     x, changed = rand(*SHAPE, seed=9), K.copy()
     changed[1, 0, 2, 1] += 0.5
     for name, builds in {
-        "weight": [lambda x: mb.conv(x=x, weight=K, bias=B), lambda x: mb.conv(x=x, weight=changed, bias=B)],
-        "axis": [lambda x: mb.softmax(x=x, axis=-1), lambda x: mb.softmax(x=x, axis=-2)],
+        "weight": [lambda mb, x: mb.conv(x=x, weight=K, bias=B), lambda mb, x: mb.conv(x=x, weight=changed, bias=B)],
+        "axis": [lambda mb, x: mb.softmax(x=x, axis=-1), lambda mb, x: mb.softmax(x=x, axis=-2)],
     }.items():
         answers = []
         for number, build in enumerate(builds):
@@ -160,6 +164,6 @@ def test_one_changed_weight_or_axis_shows(tmp_path: Path) -> None:
 def test_what_is_no_package_or_no_input_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="cannot be read"):
         Program(tmp_path / "none.mlpackage")
-    program = Program(save(lambda x: mb.relu(x=x), tmp_path / "m.mlpackage"))
+    program = Program(save(lambda mb, x: mb.relu(x=x), tmp_path / "m.mlpackage"))
     with pytest.raises(EngineError, match="takes x"):
         program.run({"y": rand(*SHAPE)})

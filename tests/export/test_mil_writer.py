@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,19 +14,22 @@ import torch
 
 from tests.export.mil_edit import Files, model_of, operations
 from tests.export.students import observed, phantom_inputs, small_graph
-from tinyusfm_export.decision import QuantDecision, TensorQuant
-from tinyusfm_export.fake_quant import FakeQuant
-from tinyusfm_export.graph import ExportGraph
-from tinyusfm_export.mil.ops import OPERATORS
-from tinyusfm_export.mil.palette import find_table, make_palette
-from tinyusfm_export.mil.stand_in import MilEngine
-from tinyusfm_export.onnx_half import half_scale
-from tinyusfm_export.ptq import PtqPolicy, decide, quantize_weight, symmetric_grid
+from tests.needs import needs
+from tinyusfm_export.graph.build import ExportGraph
+from tinyusfm_export.onnx_files.half import half_scale
+from tinyusfm_export.quantize.decision import QuantDecision, TensorQuant
+from tinyusfm_export.quantize.fake_quant import FakeQuant
+from tinyusfm_export.quantize.ptq import PtqPolicy, decide, quantize_weight, symmetric_grid
 from tinyusfm_export.targets.coreml import PENDING, Target
-from tinyusfm_runtime.engine import EngineConfig
+from tinyusfm_export.targets.coreml.ops import OPERATORS
+from tinyusfm_export.targets.coreml.palette import find_table, make_palette
+from tinyusfm_export.targets.coreml.stand_in import MilEngine
+from tinyusfm_runtime.engines import EngineConfig
 from tinyusfm_runtime.errors import EngineError, UnsupportedError
+from tinyusfm_runtime.graphs import mil
+from tinyusfm_runtime.numerics.order import wide
 
-pytest.importorskip("coremltools", reason="coremltools is not installed: pip install 'tinyusfm-edge[coreml]'")
+needs("coremltools", reason="coremltools is not installed: pip install 'tinyusfm-edge[coreml]'")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -75,9 +79,9 @@ def error(files: Files, graph: ExportGraph, rest: str = "f16") -> float:
 def test_the_package_says_what_it_is(built: Callable[[str], Files], graph: ExportGraph) -> None:
     model = model_of(built("fp16"))
     assert model.specificationVersion == 8, "iOS 17, macOS 14"
-    picture = model.description.input[0].type.imageType
-    assert picture.colorSpace == picture.ColorSpace.Value("GRAYSCALE")
-    assert (picture.height, picture.width) == graph.spec.input.shape[2:]
+    image = model.description.input[0].type.imageType
+    assert image.colorSpace == image.ColorSpace.Value("GRAYSCALE")
+    assert (image.height, image.width) == graph.spec.input.shape[2:]
     about = dict(model.description.metadata.userDefined)
     assert json.loads(about["labels"]) == list(graph.spec.labels) and about["task"] == "classify"
     table = json.loads(built("fp16")["Manifest.json"])
@@ -127,7 +131,7 @@ def test_palettes_to_the_number(built: Callable[[str], Files], graph: ExportGrap
     palette = make_palette(weight, bits)
     expected = palette.table[palette.indices]
     np.testing.assert_array_equal(stored["blocks_3_mlp_fc1_weight"], expected)
-    assert len(np.unique(expected)) <= 1 << bits
+    assert len(np.unique(wide(expected))) <= 1 << bits
     restored = expected.astype(np.float64) * palette.scales.astype(np.float64)[:, None]
     share = np.sqrt(np.mean((restored - weight) ** 2) / np.mean(weight**2))
     assert share < {4: 0.12, 6: 0.03}[bits]
@@ -139,7 +143,7 @@ def test_a_table_beats_equal_steps_and_knows_few_values() -> None:
     near = np.abs(entries[:, None] - table).min(1)
     steps = np.linspace(entries.min(), entries.max(), 16)
     assert np.mean(near**2) < 0.6 * np.mean(np.abs(entries[:, None] - steps).min(1) ** 2)
-    np.testing.assert_array_equal(np.unique(find_table(np.full(9, 0.5), 4)), [0.5])
+    np.testing.assert_array_equal(np.unique(wide(find_table(np.full(9, 0.5), 4))), [0.5])
 
 
 def test_a_changed_weight_is_noticed(built: Callable[[str], Files], graph: ExportGraph) -> None:
@@ -222,3 +226,98 @@ def test_resize_constexpr_and_reductions_are_torchs() -> None:
         {"quantized_data": codes, "zero_point": np.int8(0), "scale": scales, "axis": 0}
     )
     torch.testing.assert_close(weight, torch.from_numpy(codes.astype(np.float32) * scales.astype(np.float32)[:, None]))
+
+
+# sizes are measured before Core ML sees a byte
+
+
+def _edited(files: Files, change: Callable[[Any], object]) -> Files:
+    model = model_of(files)
+    change(operations(model))
+    return {**files, "model.mlmodel": model.SerializeToString()}
+
+
+def _declare(op: Any, place: int, size: int) -> None:
+    op.outputs[0].type.tensorType.dimensions[place].constant.size = size
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("linear", lambda op: _declare(op, -1, 8)),
+        ("softmax", lambda op: _declare(op, -1, 1)),
+        ("gelu", lambda op: _declare(op, -1, 1)),
+        ("layer_norm", lambda op: _declare(op, -1, 4)),
+        ("reshape", lambda op: _declare(op, 0, 2)),
+        ("const", lambda op: _declare(op, 0, 1 << 20)),
+    ],
+    ids=["linear", "softmax", "gelu", "layer_norm", "reshape", "const"],
+)
+def test_a_size_that_is_declared_smaller_or_larger_than_it_is_made_is_refused(
+    built: Callable[[str], Files], graph: ExportGraph, kind: str, change: Callable[[Any], object]
+) -> None:
+    files = built("fp16")
+    mil.check(files, graph.spec)
+
+    def edit(ops: Any) -> None:
+        change(next(op for op in ops if op.type == kind and len(op.outputs[0].type.tensorType.dimensions) > 0))
+
+    with pytest.raises(EngineError, match=f"operation {kind}|constant {kind}|declares"):
+        mil.check(_edited(files, edit), graph.spec)
+
+
+def test_a_weight_that_claims_more_than_the_file_holds_is_refused(
+    built: Callable[[str], Files], graph: ExportGraph
+) -> None:
+    files = built("fp16")
+    cut = {**files, "weight.bin": files["weight.bin"][: len(files["weight.bin"]) // 2]}
+    with pytest.raises(EngineError, match="outside its own weights"):
+        mil.check(cut, graph.spec)
+
+    def grow(ops: Any) -> None:
+        op = next(op for op in ops if op.type == "const" and op.attributes["val"].HasField("blobFileValue"))
+        for kind in (op.outputs[0].type, op.attributes["val"].type):
+            kind.tensorType.dimensions[0].constant.size *= 2
+
+    with pytest.raises(EngineError, match="another size than its weights have"):
+        mil.check(_edited(files, grow), graph.spec)
+
+
+def test_what_multiplies_without_end_is_refused_by_what_it_makes(
+    built: Callable[[str], Files], graph: ExportGraph
+) -> None:
+    """A chain of concatenations that doubles, declared as if it did not."""
+
+    def double(ops: Any) -> None:
+        model_ops = list(ops)
+        softmax = next(op for op in model_ops if op.type == "softmax")
+        name = softmax.outputs[0].name
+        axis = next(op for op in model_ops if op.type == "concat").inputs["axis"]
+        at = model_ops.index(softmax) + 1
+        added = []
+        for number in range(40):
+            op = type(softmax)()
+            op.CopyFrom(softmax)
+            op.type = "concat"
+            for key in list(op.inputs):
+                del op.inputs[key]
+            for _ in range(2):
+                op.inputs["values"].arguments.add().name = name
+            op.inputs["axis"].CopyFrom(axis)
+            name = f"doubled_{number}"
+            op.outputs[0].name = name
+            added.append(op)
+        del ops[:]
+        ops.extend([*model_ops[:at], *added, *model_ops[at:]])
+
+    with pytest.raises(EngineError, match="concat"):
+        mil.check(_edited(built("fp16"), double), graph.spec)
+
+
+def test_a_segmentation_net_passes_the_check(tmp_path: Path) -> None:
+    graph = small_graph("segment")
+    artefact = Target().build(graph, decide(graph, "fp16"), tmp_path)
+    files = {path.name: path.read_bytes() for path in artefact.files}
+    mil.check(files, graph.spec)
+    kinds = {op.type for op in operations(model_of(files))}
+    assert {"conv", "resize_bilinear", "concat"} & kinds, "it has operations that the classifier lacks"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +10,12 @@ import onnx
 import pytest
 import torch
 
-from tests.conftest import child_environment
 from tests.export.students import make_student, observed, phantom_inputs, small_graph
-from tinyusfm_export.decision import QuantDecision, TensorQuant, float_decision
-from tinyusfm_export.graph import ExportGraph, build_graph
-from tinyusfm_export.onnx_int8 import ort_onnx, qdq_onnx
-from tinyusfm_export.onnx_writer import OPSET, FloatForm, save_checked, write_onnx
-from tinyusfm_export.ptq import PtqPolicy, decide
+from tinyusfm_export.graph.build import ExportGraph, build_graph
+from tinyusfm_export.onnx_files.int8 import ort_onnx, qdq_onnx
+from tinyusfm_export.onnx_files.writer import OPSET, FloatForm, save_checked, write_onnx
+from tinyusfm_export.quantize.decision import QuantDecision, TensorQuant, float_decision
+from tinyusfm_export.quantize.ptq import PtqPolicy, decide
 from tinyusfm_runtime.errors import OutputError, UnsupportedError
 
 ort = pytest.importorskip(
@@ -56,12 +53,12 @@ def test_onnx_runtime_agrees_with_the_module(task: str) -> None:
     graph = small_graph(task)
     for tensor in phantom_inputs(graph.spec):
         wanted = graph.module(torch.from_numpy(tensor))[0].numpy()
-        found = run(graph.onnx_bytes, tensor)[0]
+        found = run(write_onnx(graph), tensor)[0]
         assert np.abs(found - wanted).max() <= 2e-5 * np.abs(wanted).max()
 
 
 def test_file_is_checked_static_and_self_contained(graph: ExportGraph, tmp_path: Path) -> None:
-    path = graph.onnx_path(tmp_path / "model.onnx")
+    path = save_checked(write_onnx(graph), tmp_path / "model.onnx")
     model = onnx.load(str(path), load_external_data=False)
     assert [(o.domain, o.version) for o in model.opset_import] == [("", OPSET)]
     assert 17 <= OPSET <= 20
@@ -76,14 +73,14 @@ def test_file_is_checked_static_and_self_contained(graph: ExportGraph, tmp_path:
 
 
 def test_norms_gelu_and_softmax_are_single_nodes(graph: ExportGraph) -> None:
-    found = kinds(graph.onnx_bytes)
+    found = kinds(write_onnx(graph))
     assert found.count("LayerNormalization") == 24
     assert found.count("Gelu") == found.count("Softmax") == 12
     assert not {"Erf", "Exp", "Sqrt", "Pow"} & set(found)
 
 
 def test_names_are_those_of_the_decision(graph: ExportGraph) -> None:
-    model = onnx.load_from_string(graph.onnx_bytes)
+    model = onnx.load_from_string(write_onnx(graph))
     tensors = {name for node in model.graph.node for name in node.input}
     assert set(graph.linear_inputs) <= tensors
     weights = {t.name for t in model.graph.initializer}
@@ -94,18 +91,18 @@ def test_names_are_those_of_the_decision(graph: ExportGraph) -> None:
 
 def test_float_input_takes_the_same_codes(graph: ExportGraph) -> None:
     (tensor,) = phantom_inputs(graph.spec, 1)
-    data = graph.onnx(float_input=True)
+    data = write_onnx(graph, float_input=True)
     assert onnx.load_from_string(data).graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
-    wanted = run(graph.onnx_bytes, tensor)
+    wanted = run(write_onnx(graph), tensor)
     for got, want in zip(run(data, tensor.astype(np.float32)), wanted, strict=True):
         np.testing.assert_array_equal(got, want)
 
 
 def test_half_storage_halves_the_file_and_computes_in_float32(graph: ExportGraph) -> None:
     data = write_onnx(graph, form=FloatForm(half_storage=True))
-    assert len(data) < 0.6 * len(graph.onnx_bytes)
+    assert len(data) < 0.6 * len(write_onnx(graph))
     (tensor,) = phantom_inputs(graph.spec, 1)
-    wanted, found = run(graph.onnx_bytes, tensor)[0], run(data, tensor)[0]
+    wanted, found = run(write_onnx(graph), tensor)[0], run(data, tensor)[0]
     assert found.dtype == np.float32
     assert 0 < relative(found, wanted) < 5e-3
 
@@ -115,21 +112,6 @@ def test_half_storage_refuses_what_does_not_fit() -> None:
     student.backbone.blocks[0].mlp.fc2.weight.data[0, 0] = 1e5  # type: ignore[index, union-attr]
     with pytest.raises(UnsupportedError, match=r"blocks\.0\.mlp\.fc2\.weight.*float16"):
         write_onnx(build_graph(student, spec), form=FloatForm(half_storage=True))
-
-
-def test_bytes_are_the_same_in_another_process(decision: QuantDecision, graph: ExportGraph) -> None:
-    code = (
-        "import hashlib; from tests.export.students import *; from tinyusfm_export.ptq import decide\n"
-        "from tinyusfm_export.onnx_int8 import ort_onnx\n"
-        "g = build_graph(*make_student(), auxiliary=('tokens_block4',)); d = decide(g, 'int8', observed(g))\n"
-        "print(hashlib.sha256(g.onnx_bytes).hexdigest(), hashlib.sha256(ort_onnx(g, d)).hexdigest())"
-    )
-    import hashlib
-
-    environment = child_environment(PYTHONHASHSEED="7")
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    wanted = [hashlib.sha256(data).hexdigest() for data in (graph.onnx_bytes, ort_onnx(graph, decision))]
-    assert answer.stdout.split() == wanted
 
 
 def test_qdq_is_explicit_symmetric_with_float_bias(graph: ExportGraph, decision: QuantDecision, tmp_path: Path) -> None:
@@ -157,7 +139,7 @@ def test_ort_form_is_dynamic_linears_and_static_convolutions(graph: ExportGraph,
     found = kinds(data)
     assert found.count("MatMulInteger") == 48
     assert found.count("QLinearConv") == 4
-    assert len(data) < 0.5 * len(graph.onnx_bytes)
+    assert len(data) < 0.5 * len(write_onnx(graph))
 
 
 def test_onnx_runtime_fuses_every_dynamic_linear(graph: ExportGraph, decision: QuantDecision, tmp_path: Path) -> None:
@@ -175,14 +157,14 @@ def test_tensorrt_parses_it(graph: ExportGraph, decision: QuantDecision, form: s
     tensorrt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     network = tensorrt.Builder(tensorrt.Logger(tensorrt.Logger.ERROR)).create_network(0)
     parser = tensorrt.OnnxParser(network, tensorrt.Logger(tensorrt.Logger.ERROR))
-    parsed = parser.parse(qdq_onnx(graph, decision) if form == "qdq" else graph.onnx_bytes)
+    parsed = parser.parse(qdq_onnx(graph, decision) if form == "qdq" else write_onnx(graph))
     assert parsed, [str(parser.get_error(i)) for i in range(parser.num_errors)]
 
 
 @pytest.mark.parametrize("write", [ort_onnx, qdq_onnx])
 def test_int8_forms_stay_close_to_float(graph: ExportGraph, decision: QuantDecision, write: Any) -> None:
     for tensor in phantom_inputs(graph.spec):
-        wanted = run(graph.onnx_bytes, tensor)
+        wanted = run(write_onnx(graph), tensor)
         found = run(write(graph, decision), tensor)
         for got, want in zip(found, wanted, strict=True):
             assert 0 < relative(got, want) < 0.15
@@ -194,7 +176,7 @@ def test_a_wrong_range_would_show(graph: ExportGraph, decision: QuantDecision, w
     narrow = {**decision.tensors, "head.smooth.0.input": TensorQuant(mode="static", low=0.0, high=0.05)}
     spoilt = QuantDecision(precision="int8", rest_precision="f32", tensors=narrow)
     (tensor,) = phantom_inputs(graph.spec, 1)
-    wanted = run(graph.onnx_bytes, tensor)[0]
+    wanted = run(write_onnx(graph), tensor)[0]
     assert relative(run(write(graph, spoilt), tensor)[0], wanted) > 2 * relative(
         run(write(graph, decision), tensor)[0], wanted
     )
@@ -208,7 +190,7 @@ def test_light_head_keeps_its_depthwise_convolutions_float() -> None:
 
 
 def test_float_decision_writes_the_float_file(graph: ExportGraph) -> None:
-    assert qdq_onnx(graph, float_decision("fp32")) == graph.onnx_bytes
+    assert qdq_onnx(graph, float_decision("fp32")) == write_onnx(graph)
 
 
 def test_dynamic_tensor_has_no_qdq_form(graph: ExportGraph) -> None:
@@ -226,11 +208,11 @@ def test_decision_of_another_graph_is_refused(graph: ExportGraph, write: Any) ->
 
 def test_unwritable_folder_is_one_clear_line(graph: ExportGraph, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot write"):
-        graph.onnx_path(tmp_path / "missing" / "model.onnx")
+        save_checked(write_onnx(graph), tmp_path / "missing" / "model.onnx")
 
 
 def test_broken_file_does_not_pass_the_checker(graph: ExportGraph, tmp_path: Path) -> None:
-    model = onnx.load_from_string(graph.onnx_bytes)
+    model = onnx.load_from_string(write_onnx(graph))
     del model.graph.node[10]
     with pytest.raises(UnsupportedError, match="not valid"):
         save_checked(model.SerializeToString(), tmp_path / "broken.onnx")

@@ -16,13 +16,21 @@ from onnx import ModelProto, numpy_helper
 
 from tests.export.students import observed, phantom_inputs, small_graph
 from tests.fakes.tensorrt import real_module
-from tinyusfm_export.decision import QuantDecision
-from tinyusfm_export.graph import ExportGraph
-from tinyusfm_export.onnx_half import KEPT_FLOAT, half_onnx, half_scale
-from tinyusfm_export.onnx_int8 import qdq_onnx
-from tinyusfm_export.ptq import decide
+from tinyusfm_export.graph.build import ExportGraph
+from tinyusfm_export.onnx_files.half import KEPT_FLOAT, half_onnx, half_scale
+from tinyusfm_export.onnx_files.int8 import qdq_onnx
+from tinyusfm_export.onnx_files.writer import write_onnx
+from tinyusfm_export.quantize.decision import QuantDecision
+from tinyusfm_export.quantize.ptq import decide
+from tinyusfm_runtime.engines.trt.build import (
+    BuildFlags,
+    build_plan,
+    check_capabilities,
+    check_types,
+    import_tensorrt,
+    parse,
+)
 from tinyusfm_runtime.errors import UnsupportedError
-from tinyusfm_runtime.trt_build import BuildFlags, build_plan, check_capabilities, check_types, import_tensorrt, parse
 
 FLOAT, HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 
@@ -54,7 +62,7 @@ def run(data: bytes, tensor: np.ndarray) -> list[np.ndarray]:
 
 
 def both(graph: ExportGraph, decision: QuantDecision) -> list[bytes]:
-    return [half_onnx(graph.onnx_bytes), qdq_onnx(graph, decision, half=True)]
+    return [half_onnx(write_onnx(graph)), qdq_onnx(graph, decision, half=True)]
 
 
 def test_layernorm_softmax_and_means_are_float32_and_products_are_not(
@@ -86,7 +94,7 @@ def test_input_and_outputs_keep_their_types(graph: ExportGraph, decision: QuantD
 def test_fp16_answers_like_the_module(graph: ExportGraph) -> None:
     tensor = phantom_inputs(graph.spec, 1)[0]
     want = graph.module(torch.from_numpy(tensor))[0].numpy()
-    found = run(half_onnx(graph.onnx_bytes), tensor)[0]
+    found = run(half_onnx(write_onnx(graph)), tensor)[0]
     error = float(np.sqrt(np.mean((found - want) ** 2)) / want.std())
     assert 1e-5 < error < 1e-2, "FP16 is really used, and costs no more than its roundings"
 
@@ -132,7 +140,7 @@ def test_equal_graphs_give_equal_bytes(graph: ExportGraph, decision: QuantDecisi
 
 
 def test_a_weight_outside_fp16_is_refused(graph: ExportGraph) -> None:
-    model = onnx.load_from_string(graph.onnx_bytes)
+    model = onnx.load_from_string(write_onnx(graph))
     for tensor in model.graph.initializer:
         if tensor.name.endswith("fc1.weight"):
             array = numpy_helper.to_array(tensor).copy()
@@ -154,7 +162,7 @@ def library() -> Any:
 
 def test_tensorrt_sees_the_types_that_were_written(graph: ExportGraph, decision: QuantDecision, library: Any) -> None:
     count = len(decision.quantized())
-    check_types(parse(library, graph.onnx_bytes), "fp32", quantized=0)
+    check_types(parse(library, write_onnx(graph)), "fp32", quantized=0)
     fp16, int8 = both(graph, decision)
     check_types(parse(library, fp16), "fp16", quantized=0)
     network = parse(library, int8)
@@ -177,8 +185,8 @@ def test_other_types_than_the_name_says_are_refused(
     graph: ExportGraph, decision: QuantDecision, library: Any, which: str, precision: str, count: int, message: str
 ) -> None:
     fp16, int8 = both(graph, decision)
-    model = onnx.load_from_string(graph.onnx_bytes)
-    files = {"fp32": graph.onnx_bytes, "fp16": fp16, "int8": int8, "careless": careless(model)}
+    model = onnx.load_from_string(write_onnx(graph))
+    files = {"fp32": write_onnx(graph), "fp16": fp16, "int8": int8, "careless": careless(model)}
     with pytest.raises(UnsupportedError, match=message):
         check_types(parse(library, files[which]), precision, quantized=count)
 
@@ -198,7 +206,7 @@ def careless(model: ModelProto) -> bytes:
 
 @pytest.mark.parametrize("spoil", ["nonsense", "operator"])
 def test_what_tensorrt_cannot_parse_names_the_node(graph: ExportGraph, library: Any, spoil: str) -> None:
-    model = onnx.load_from_string(graph.onnx_bytes)
+    model = onnx.load_from_string(write_onnx(graph))
     model.graph.node[5].op_type = "NoSuchOperator"
     data = b"nonsense" * 9 if spoil == "nonsense" else model.SerializeToString()
     with pytest.raises(UnsupportedError, match="cannot parse the model") as caught:
@@ -214,7 +222,7 @@ def test_int8_with_an_fp16_rest_builds_for_turing_and_later(
     network = parse(library, both(graph, decision)[1])
     seen: list[float] = []
     plan, timing = build_plan(
-        library, network, BuildFlags(), compute_capabilities=("7.5",), told=lambda what, share: seen.append(share)
+        library, network, BuildFlags(), compute_capabilities=("7.5",), progress=lambda what, share: seen.append(share)
     )
     assert len(plan) > 1000 and timing == b"" and seen == sorted(seen) and seen
 

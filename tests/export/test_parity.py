@@ -8,12 +8,21 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from tinyusfm_export.gate import Gate, judge
-from tinyusfm_export.parity import Comparison, FrameParity, Output, compare_frame, cosine, label_dice, p95, read_output
-from tinyusfm_export.parity import summarise as summarise_frames
+from tinyusfm_export.verify.gate import Gate, judge
+from tinyusfm_export.verify.parity import (
+    Comparison,
+    FrameParity,
+    Output,
+    compare_frame,
+    cosine,
+    label_dice,
+    p95,
+    read_output,
+)
+from tinyusfm_export.verify.parity import summarise as summarise_frames
 from tinyusfm_runtime.errors import EngineError
 from tinyusfm_runtime.frame import Frame
-from tinyusfm_runtime.preprocess import preprocess
+from tinyusfm_runtime.numerics.preprocess import preprocess
 from tinyusfm_runtime.spec import ModelSpec, PostProcess, PreprocessSpec, Task
 
 SIDE = 64

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from tests.export.fake_world import SPEC, Bright, World, calibration_phantoms, gate_phantoms, install
+from tests.export.fake_world import SPEC, STAGES, Bright, World, calibration_phantoms, gate_phantoms, install
 from tinyusfm_calibration.ranges import Ranges
 from tinyusfm_calibration.sets import NamedFrame, pixels_sha256
-from tinyusfm_export.gate import Gate
-from tinyusfm_export.gate_frames import GateFrames
-from tinyusfm_export.ladder import plan_rungs
+from tinyusfm_export.artefacts import plan_levels
 from tinyusfm_export.pipeline import ExportOptions, ExportResult, export_bundle, module_sha256
-from tinyusfm_runtime.bundle import ArtefactState, Bundle
+from tinyusfm_export.verify import side_by_side
+from tinyusfm_export.verify.gate import Gate
+from tinyusfm_export.verify.gate_frames import GateFrames
+from tinyusfm_runtime import plugins
+from tinyusfm_runtime.bundle.reader import ArtefactState, Bundle
 from tinyusfm_runtime.errors import (
     CalibrationError,
     EngineError,
@@ -54,6 +57,9 @@ def export(world: World, tmp_path: Path) -> Export:
             "advanced": QUICK,
         }
         values.update(changes)
+        values["advanced"] = replace(values["advanced"], stages=STAGES)
+        # brightness is no head: its ragged mask has several ellipses of nearly the same sum
+        values.setdefault("gate", Gate(hc_p95_mm=30.0))
         return export_bundle(values.pop("module", Bright()), values.pop("spec", SPEC), **values)
 
     return run
@@ -85,11 +91,11 @@ def test_the_manifest_says_which_frames_the_gate_saw(export: Export) -> None:
     assert "PyTorch" in gate["reference"]
 
 
-def test_two_targets_and_two_precisions_make_a_ladder_precision_first(export: Export) -> None:
+def test_two_targets_and_two_precisions_make_a_fallback_precision_first(export: Export) -> None:
     result = export(targets=["fake", "other"], precisions=["int8", "fp32"], calibration=calibration_phantoms())
     names = [artefact.name for artefact in Bundle.open(result.path).manifest.artefacts]
     assert names == ["fake-int8", "other-int8", "fake-fp32", "other-fp32"]
-    assert plan_rungs(["openvino", "ov"], ["int8", "int8"]) == [("ov", "int8")]
+    assert plan_levels(["openvino", "ov"], ["int8", "int8"]) == [("ov", "int8")]
 
 
 def test_int8_carries_one_decision_its_ranges_and_the_calibration_id(export: Export) -> None:
@@ -111,7 +117,7 @@ def test_decoder_layers_stay_float_on_all_targets_where_int8_there_misses_the_ga
     quant = json.loads(Bundle.open(result.path).read("quant.json"))
     assert quant["decision"]["tensors"].keys() == {"blur.input"}
     assert "1 layers are kept float" in quant["notes"][0] and "mean Dice" in quant["notes"][0]
-    assert result.notes == tuple(quant["notes"])
+    assert result.notes[:-1] == tuple(quant["notes"]) and "unchecked" in result.notes[-1]
     assert all(result.reports.values())
 
 
@@ -149,7 +155,7 @@ def test_an_artefact_that_misses_the_gate_is_not_published(export: Export, world
     assert left_over(tmp_path) == []
 
 
-def test_one_bad_rung_keeps_the_whole_ladder_back(export: Export, world: World, tmp_path: Path) -> None:
+def test_one_bad_level_keeps_the_whole_fallback_back(export: Export, world: World, tmp_path: Path) -> None:
     world.off["int8"] = 2.0
     with pytest.raises(GateError, match="fake-int8"):
         export(precisions=["fp32", "int8"], calibration=calibration_phantoms())
@@ -208,10 +214,15 @@ def test_a_gate_of_ones_own_decides(export: Export, world: World) -> None:
     assert Bundle.open(export(gate=loose).path).manifest.artefacts[0].gate["limits"]["dice_mean"] == 0.5  # type: ignore[index]
 
 
-def test_too_few_frames_fail_the_gate(export: Export) -> None:
-    few = GateFrames(kind="phantom", frames=gate_phantoms().frames[:20])
-    with pytest.raises(GateError, match="at least 32"):
+def test_too_few_frames_are_refused_before_anything_is_built(export: Export, world: World, tmp_path: Path) -> None:
+    few = GateFrames(kind="phantom", frames=gate_phantoms().frames[:20], source="mine")
+    with pytest.raises(GateError, match=r"needs 32 validation frames, mine has 20; .*min_frames = 20"):
         export(gate_frames=few)
+    blank = replace(few.frames[0].frame, pixels=np.zeros_like(few.frames[0].frame.pixels))
+    frames = (*few.frames, *(NamedFrame(id=f"blank{i}", frame=blank) for i in range(20)))
+    with pytest.raises(GateError, match=r"needs 32 .* with a mask of the student .*has \d+ of 40; .*min_frames = \d+"):
+        export(gate_frames=GateFrames(kind="phantom", frames=frames))
+    assert left_over(tmp_path) == []
 
 
 def test_int8_without_frames_or_ranges_is_an_error_and_no_fallback(export: Export, tmp_path: Path) -> None:
@@ -288,7 +299,7 @@ def test_what_cannot_be_exported_says_why_and_leaves_nothing(
 
 def test_a_missing_engine_names_its_extra(export: Export, world: World, tmp_path: Path) -> None:
     world.missing.add("fake")
-    with pytest.raises(MissingExtra, match=r"tinyusfm-edge\[fakelib\]"):
+    with pytest.raises(MissingExtra, match=r"pip install .+\[fakelib\]"):
         export()
     assert left_over(tmp_path) == []
 
@@ -322,3 +333,21 @@ def test_the_student_is_left_as_it_was(export: Export) -> None:
     export(module=student)
     assert student.training
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(("times_ms", "first"), [((1.2, 1.0), "other"), ((1.0, 1.2), "fake"), ((1.1, 1.0), "fake")])
+def test_an_exact_artefact_comes_first_where_it_is_clearly_the_fastest(
+    world: World, export: Export, monkeypatch: pytest.MonkeyPatch, times_ms: tuple[float, float], first: str
+) -> None:
+    def measured(runners: dict[str, Any], inputs: Any, **rounds: int) -> dict[str, Any]:
+        took = dict(zip(("fake-fp32", "other-fp32"), times_ms, strict=True))
+        return {name: ((took.get(name, 1.0),),) * 2 for name in runners}
+
+    engine = plugins.load("engines", "other")
+    monkeypatch.setattr(engine, "EXACT", True, raising=False)
+    monkeypatch.setattr(engine, "make_definition", engine.Engine, raising=False)
+    monkeypatch.setattr(side_by_side, "measure_interleaved", measured)
+    result = export(targets=["fake", "other"])
+    assert Bundle.open(result.path).manifest.artefacts[0].target == first
+    told = [note for note in result.notes if note.startswith("other-fp32 comes first: 1.20 times as fast as fake-fp32")]
+    assert len(told) == (first == "other")

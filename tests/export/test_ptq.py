@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from tests.export.students import observed, phantom_inputs, small_graph
 from tinyusfm_calibration.ranges import Ranges
-from tinyusfm_export.decision import DECISION_VERSION, QuantDecision, TensorQuant, float_decision
-from tinyusfm_export.graph import ExportGraph
-from tinyusfm_export.ptq import (
+from tinyusfm_export.graph.build import ExportGraph
+from tinyusfm_export.quantize.decision import DECISION_VERSION, QuantDecision, TensorQuant, float_decision
+from tinyusfm_export.quantize.ptq import (
     PtqPolicy,
     activation_taps,
     decide,
@@ -24,6 +24,7 @@ from tinyusfm_export.ptq import (
     symmetric_grid,
 )
 from tinyusfm_runtime.errors import CalibrationError, InputError
+from tinyusfm_runtime.numerics.order import wide
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def test_taps_see_what_the_layers_read(graph: ExportGraph) -> None:
     (tensor,) = phantom_inputs(graph.spec, 1)
     values = activation_taps(graph)(tensor)
     assert set(values) == set(graph.linear_inputs)
-    np.testing.assert_array_equal(np.sort(values["patch_embed.input"].ravel()), np.sort(tensor.ravel()))
+    np.testing.assert_array_equal(np.sort(wide(values["patch_embed.input"].ravel())), np.sort(wide(tensor.ravel())))
     normed = values["blocks.5.mlp.fc1.input"]
     assert np.abs(normed.mean(-1)).max() < 1e-4 and abs(normed.std(-1).mean() - 1) < 0.01
     assert values["head.smooth.0.input"].min() >= 0

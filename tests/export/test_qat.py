@@ -11,11 +11,11 @@ import torch
 
 from tests.export.students import make_student, observed, phantom_inputs
 from tinyusfm_calibration.ranges import Ranges
-from tinyusfm_export.decision import QuantDecision
-from tinyusfm_export.fake_quant import FakeQuant
-from tinyusfm_export.graph import build_graph
-from tinyusfm_export.ptq import PtqPolicy, decide
-from tinyusfm_export.qat import QatConfig, finetune
+from tinyusfm_export.graph.build import build_graph
+from tinyusfm_export.quantize.decision import QuantDecision
+from tinyusfm_export.quantize.fake_quant import FakeQuant
+from tinyusfm_export.quantize.ptq import PtqPolicy, decide
+from tinyusfm_export.quantize.qat import QatConfig, finetune
 from tinyusfm_runtime.errors import CalibrationError, InputError
 from tinyusfm_runtime.spec import ModelSpec
 

@@ -14,13 +14,13 @@ from tests.conftest import Parts
 from tests.export.fake_world import gate_phantoms
 from tinyusfm_calibration.sets import phantom_frames
 from tinyusfm_edge.models.student import StudentConfig, build_student
-from tinyusfm_export.decision import QuantDecision
-from tinyusfm_export.gate import Gate
 from tinyusfm_export.pipeline import ExportOptions, export_bundle
-from tinyusfm_export.verify import verify_bundle
-from tinyusfm_runtime.bundle import Bundle
+from tinyusfm_export.quantize.decision import QuantDecision
+from tinyusfm_export.verify.bundle import verify_bundle
+from tinyusfm_export.verify.gate import Gate
+from tinyusfm_runtime.bundle.manifest import file_entry
+from tinyusfm_runtime.bundle.reader import Bundle
 from tinyusfm_runtime.errors import EngineError
-from tinyusfm_runtime.manifest import file_entry
 from tinyusfm_runtime.session import Session
 from tinyusfm_runtime.spec import ModelSpec, PostProcess, PreprocessSpec, Task
 
@@ -36,12 +36,12 @@ SPEC = ModelSpec(
 )
 QUICK = ExportOptions(rounds=1, runs=1)
 LOOSE = Gate(dice_mean=0.8, dice_worst=0.3, hc_p95_mm=1000.0, differing_pixels=0.5)
-"""A net that was never trained has no margin between head and background, so int8 cannot hold the real gate."""
+"""A network that was never trained has no margin between head and background, so int8 cannot hold the real gate."""
 
 
 @pytest.fixture(scope="module")
 def student() -> torch.nn.Module:
-    """A random student whose mask is about half of the picture."""
+    """A random student whose mask is about half of the image."""
     torch.manual_seed(3)
     made = build_student(CONFIG).eval()
     probe = torch.randn(1, 3, SIDE, SIDE)

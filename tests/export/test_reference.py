@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,14 +12,13 @@ from torch import Tensor, nn
 from tests.conftest import tiny_logits, tiny_spec
 from tests.export.fake_world import Bright
 from tinyusfm_calibration.sets import NamedFrame, pixels_sha256
-from tinyusfm_edge.training import task
-from tinyusfm_export.expected import expect
-from tinyusfm_export.gate_frames import GateFrames
-from tinyusfm_export.reference import normalise, reference_mode, reference_name, reference_outputs, run_reference
+from tinyusfm_export.verify.expected import expect
+from tinyusfm_export.verify.gate_frames import GateFrames
+from tinyusfm_export.verify.reference import normalise, reference_mode, reference_name, reference_outputs, run_reference
 from tinyusfm_runtime.errors import InputError
 from tinyusfm_runtime.frame import Frame
+from tinyusfm_runtime.numerics.preprocess import preprocess
 from tinyusfm_runtime.phantom import make_phantom
-from tinyusfm_runtime.preprocess import preprocess
 
 SPEC = tiny_spec()
 FRAMES = [make_phantom(seed, height=96, width=128).frame for seed in range(3)]
@@ -47,9 +48,13 @@ def test_answers_are_the_modules_own_and_repeat_to_the_bit() -> None:
     assert all(np.array_equal(a.logits, b.logits) for a, b in zip(outputs, again, strict=True))
 
 
-def test_frames_are_normalised_as_in_training() -> None:
+def test_frames_are_normalised_by_mean_and_deviation_of_each_channel() -> None:
     codes = torch.arange(256, dtype=torch.float32).reshape(1, 1, 16, 16)
-    assert torch.allclose(normalise(codes, SPEC), task.normalise(codes, SPEC.preprocess), atol=1e-6)
+    spec = replace(SPEC.preprocess, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    found = normalise(codes, spec)
+    assert found.shape == (1, 3, 16, 16)
+    for channel, (mean, std) in enumerate(zip(spec.mean, spec.std, strict=True)):
+        assert torch.allclose(found[:, channel : channel + 1], (codes / 255 - mean) / std, atol=1e-6)
 
 
 def test_it_runs_in_evaluation_mode_without_gradients_or_autocast_on_one_thread_and_puts_all_back() -> None:

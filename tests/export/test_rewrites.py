@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.export.students import awkward
-from tinyusfm_export import rewrites
+from tinyusfm_export.graph import rewrites
 from tinyusfm_runtime.errors import InputError
 from tinyusfm_runtime.spec import IMAGENET_MEAN, IMAGENET_STD
 

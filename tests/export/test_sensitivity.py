@@ -9,9 +9,9 @@ import torch
 
 from tests.export.students import make_student, observed, phantom_inputs
 from tinyusfm_calibration.ranges import Ranges
-from tinyusfm_export.graph import ExportGraph, build_graph
-from tinyusfm_export.ptq import PtqPolicy, decide
-from tinyusfm_export.sensitivity import Sensitivity, keep_most_expensive, measure_sensitivity, mixed_policies
+from tinyusfm_export.graph.build import ExportGraph, build_graph
+from tinyusfm_export.quantize.ptq import PtqPolicy, decide
+from tinyusfm_export.quantize.sensitivity import Sensitivity, keep_most_expensive, measure_sensitivity, mixed_policies
 from tinyusfm_runtime.errors import CalibrationError, InputError
 
 POLICY = PtqPolicy(rest_precision="f32", layers=("blocks.0.mlp.*", "blocks.5.attn.qkv"), decoder=False)

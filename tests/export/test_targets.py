@@ -11,19 +11,22 @@ import pytest
 import torch
 
 from tests.export.students import observed, phantom_inputs, small_graph
+from tests.needs import needs
 from tinyusfm_calibration.ranges import Ranges
-from tinyusfm_export.decision import QuantDecision, TensorQuant, float_decision
-from tinyusfm_export.graph import ExportGraph
-from tinyusfm_export.onnx_int8 import ort_onnx
-from tinyusfm_export.ptq import PtqPolicy, decide, natural_grid, quantize_weight
+from tinyusfm_export.graph.build import ExportGraph
+from tinyusfm_export.onnx_files.int8 import ort_onnx
+from tinyusfm_export.onnx_files.writer import write_onnx
+from tinyusfm_export.quantize.decision import QuantDecision, TensorQuant, float_decision
+from tinyusfm_export.quantize.ptq import PtqPolicy, decide, natural_grid, quantize_weight
 from tinyusfm_export.targets import ort as onnx_target
 from tinyusfm_export.targets import ov as openvino_target
 from tinyusfm_export.targets.ov import insert_int8
+from tinyusfm_runtime.device.machine import MachineCard, machine_card
+from tinyusfm_runtime.device.signal_stack import kept_signal_stack
 from tinyusfm_runtime.engines.ov import import_openvino
 from tinyusfm_runtime.errors import MissingExtra, UnsupportedError
-from tinyusfm_runtime.machine import MachineCard, machine_card
 
-pytest.importorskip("openvino", reason="openvino is not installed: pip install 'tinyusfm-edge[openvino]'")
+needs("openvino", reason="openvino is not installed: pip install 'tinyusfm-edge[openvino]'")
 
 needs_bf16 = pytest.mark.skipif(not machine_card().has_bf16, reason="this CPU does not compute bf16")
 
@@ -51,9 +54,10 @@ def exact(graph: ExportGraph) -> Any:
 
 def compile_model(graph: ExportGraph, decision: QuantDecision, rest: str = "f32") -> Any:
     core = import_openvino().Core()
-    model = core.read_model(graph.onnx_bytes)
+    model = core.read_model(write_onnx(graph))
     insert_int8(model, graph, decision)
-    return core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": rest, "INFERENCE_NUM_THREADS": 1})
+    with kept_signal_stack():
+        return core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": rest, "INFERENCE_NUM_THREADS": 1})
 
 
 def executed(compiled: Any) -> list[tuple[str, str, str]]:
@@ -222,5 +226,5 @@ def test_missing_openvino_is_one_clear_line(
     monkeypatch.setattr(openvino_target, "import_openvino", missing)
     with pytest.raises(MissingExtra, match="openvino"):
         openvino_target.Target().build(graph, float_decision("fp32"), tmp_path)
-    probe = openvino_target.probe()
-    assert not probe.works and probe.extra == "openvino"
+    probe = openvino_target.available()
+    assert not probe.usable and probe.extra == "openvino"

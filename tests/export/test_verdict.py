@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from tinyusfm_export.gate import Gate, judge
-from tinyusfm_export.parity import Comparison, ParityReport
-from tinyusfm_export.verdict import Side, Verdict, measure_interleaved, ratio
+from tinyusfm_export.verify.gate import Gate, judge
+from tinyusfm_export.verify.parity import Comparison, ParityReport
+from tinyusfm_export.verify.verdict import Side, Verdict, measure_interleaved, ratio
 from tinyusfm_runtime.spec import PostProcess, Task
 
 
@@ -51,8 +51,14 @@ def test_a_clear_gain_is_worth_it_and_told_with_numbers() -> None:
     assert "worth it here" in found.recommendation and "not worth" not in found.recommendation
     assert "2.25x as fast as FP32" in found.recommendation
     assert "1.38x as fast as BF16" in found.recommendation
-    assert "3.4x smaller" in found.recommendation
+    assert "3.4x smaller than FP32 (7.0 against 24.0 MB)" in found.recommendation
     assert "0.9950" in found.recommendation
+
+
+def test_the_baseline_is_fp32_whichever_float_side_is_faster_that_minute() -> None:
+    for fp16_ms in (17, 19):
+        found = verdict(side("fp32", 18, 24), side("fp16", fp16_ms, 12), side("int8", 8, 7))
+        assert "2.25x as fast as FP32" in found.recommendation and "3.4x smaller than FP32" in found.recommendation
 
 
 def test_a_gain_within_the_machines_own_phases_is_not_worth_it() -> None:
@@ -83,7 +89,11 @@ def test_fp16_on_a_cpu_is_called_storage() -> None:
 
 
 def test_one_side_alone_and_no_side_at_all_have_a_sentence() -> None:
-    assert "only precision that passed" in verdict(side("int8", 8, 7)).recommendation
+    alone = verdict(side("int8", 8, 7))
+    assert alone.recommendation == "Only INT8 was measured; speed and size were not compared."
+    assert not alone, "what was not compared is not worth it"
+    others_missed = verdict(side("fp32", 8, 24, dice=0.5), side("int8", 8, 7))
+    assert others_missed and "only precision that passed" in others_missed.recommendation
     assert "No precision passed" in verdict(side("fp32", 8, 7, dice=0.5)).recommendation
 
 

@@ -11,13 +11,17 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Parts, child_environment
-from tests.export.fake_world import SPEC, Bright, World, gate_phantoms, install
-from tinyusfm_export.gate import Gate
-from tinyusfm_export.pipeline import ExportOptions, export_bundle
-from tinyusfm_export.verify import VerifyReport, verify_bundle
-from tinyusfm_runtime.bundle import Bundle
-from tinyusfm_runtime.errors import BundleError, InputError, MissingExtra, TamperedError
-from tinyusfm_runtime.manifest import file_entry
+from tests.export.fake_world import SPEC, Bright, World, gate_phantoms, install, options
+from tinyusfm_export.pipeline import export_bundle
+from tinyusfm_export.verify.bundle import VerifyReport, verify_bundle
+from tinyusfm_export.verify.engine_run import preprocess_all
+from tinyusfm_export.verify.gate import Gate
+from tinyusfm_runtime.bundle.arrays import unpack_arrays
+from tinyusfm_runtime.bundle.golden import pack_golden
+from tinyusfm_runtime.bundle.manifest import file_entry
+from tinyusfm_runtime.bundle.reader import Bundle
+from tinyusfm_runtime.errors import BundleError, EngineError, InputError, MissingExtra, TamperedError
+from tinyusfm_runtime.session import Session
 
 GOLDEN_GATE = Gate(min_frames=8)
 
@@ -30,8 +34,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 @pytest.fixture
 def bundle(world: World, tmp_path: Path) -> Path:
-    """A published bundle with two rungs."""
-    options = ExportOptions(rounds=1, runs=1)
+    """A published bundle with two levels."""
     return export_bundle(
         Bright(),
         SPEC,
@@ -39,7 +42,7 @@ def bundle(world: World, tmp_path: Path) -> Path:
         precisions=["fp32"],
         out=tmp_path / "a.bundle",
         gate_frames=gate_phantoms(),
-        advanced=options,
+        advanced=options(rounds=1, runs=1),
     ).path
 
 
@@ -71,7 +74,7 @@ def test_without_the_student_the_stored_reference_serves_and_is_never_called_ful
     assert report
     assert not report.live
     assert "not the full gate" in report.headline
-    assert "golden gate" in report.headline
+    assert "quick check" in report.headline
     assert report.checks[0].report is not None
     assert "not recomputed" in report.checks[0].report.comparison.reference
 
@@ -86,6 +89,37 @@ def test_a_spoilt_weight_is_caught_live_and_golden(bundle: Path, tmp_path: Path)
         assert "FAILED" in report.headline
         assert report.failures[0].startswith("fake-fp32: mean Dice")
         assert not any(text.startswith("other") for text in report.failures)
+
+
+LIES: dict[str, dict[str, object]] = {
+    "threshold": {"threshold": 0.95},
+    "labels": {"labels": ("fetal_abdomen",)},
+    "intended use": {"intended_use": "diagnosis"},
+}
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES.keys())
+def test_a_manifest_that_says_another_model_is_refused(bundle: Path, tmp_path: Path, lie: dict[str, object]) -> None:
+    opened = Bundle.open(bundle)
+    spec = opened.manifest.spec
+    files = {name: opened.read(name) for name in opened.manifest.files}
+    told = Parts(spec=replace(spec, **lie), artefacts=opened.manifest.artefacts, files=files)  # type: ignore[arg-type]
+    lying = told.publish(tmp_path / "lying.bundle")
+    assert verify_bundle(bundle, gate=GOLDEN_GATE) and verify_bundle(
+        bundle, module=Bright(), spec=spec, gate=GOLDEN_GATE
+    )
+    for student in ({}, {"module": Bright()}, {"module": Bright(), "spec": spec}):
+        report = verify_bundle(lying, gate=GOLDEN_GATE, **student)  # type: ignore[arg-type]
+        assert not report and any("manifest" in failure for failure in report.failures)
+    with pytest.raises(EngineError, match="manifest"):
+        Session.open(lying)
+    # whoever forges the golden answers as well is still caught by the student's own file
+    prepared = preprocess_all(opened.golden_frames(), told.spec)
+    for name in ("golden/reference.safetensors", *(artefact.golden for artefact in opened.manifest.artefacts)):
+        files[name] = pack_golden(unpack_arrays(files[name], name)["logits"], told.spec, prepared)
+    forged = replace(told, files=files).publish(tmp_path / "forged.bundle")
+    report = verify_bundle(forged, module=Bright(), spec=spec, gate=GOLDEN_GATE)
+    assert not report and any("student's own file" in failure for failure in report.failures)
 
 
 def test_nan_is_caught(bundle: Path, tmp_path: Path) -> None:
@@ -116,8 +150,8 @@ def test_an_artefact_whose_engine_is_missing_is_told_apart_and_never_counts_as_p
     world.missing.add("fake")
     report = verify_bundle(bundle, gate=GOLDEN_GATE)
     assert report
-    assert "1 not run here" in report.headline
-    assert "tinyusfm-edge[fakelib]" in report.checks[0].skipped
+    assert "1 could not run here" in report.headline
+    assert "[fakelib]'" in report.checks[0].skipped
     world.missing.add("other")
     nothing = verify_bundle(bundle, gate=GOLDEN_GATE)
     assert not nothing
@@ -145,7 +179,7 @@ def test_a_bundle_exported_without_a_gate_is_told_so(world: World, tmp_path: Pat
         out=tmp_path / "b.bundle",
         gate_frames=gate_phantoms(),
         gated=False,
-        advanced=ExportOptions(rounds=1, runs=1),
+        advanced=options(rounds=1, runs=1),
     ).path
     notes = verify_bundle(path, gate=GOLDEN_GATE).checks[0].notes
     assert "exported with its gate switched off" in notes
@@ -153,22 +187,22 @@ def test_a_bundle_exported_without_a_gate_is_told_so(world: World, tmp_path: Pat
 
 
 def test_a_flipped_byte_is_refused_before_anything_runs(bundle: Path) -> None:
-    file = bundle / "golden" / "reference.npz"
+    file = bundle / "golden" / "reference.safetensors"
     raw = bytearray(file.read_bytes())
     raw[len(raw) // 2] ^= 1
     file.chmod(0o644)
     file.write_bytes(raw)
-    with pytest.raises(TamperedError, match="reference.npz"):
+    with pytest.raises(TamperedError, match="reference.safetensors"):
         verify_bundle(bundle)
 
 
 def test_golden_answers_that_do_not_belong_to_the_frames_are_refused(bundle: Path, tmp_path: Path) -> None:
-    from tinyusfm_runtime.arrays import pack_arrays, unpack_arrays
+    from tinyusfm_runtime.bundle.arrays import pack_arrays, unpack_arrays
 
     opened = Bundle.open(bundle)
-    arrays = unpack_arrays(opened.read("golden/reference.npz"), "r")
+    arrays = unpack_arrays(opened.read("golden/reference.safetensors"), "r")
     files = {name: opened.read(name) for name in opened.manifest.files}
-    files["golden/reference.npz"] = pack_arrays({**arrays, "logits": arrays["logits"][:3]})
+    files["golden/reference.safetensors"] = pack_arrays({**arrays, "logits": arrays["logits"][:3]})
     parts = Parts(spec=opened.manifest.spec, artefacts=opened.manifest.artefacts, files=files)
     with pytest.raises(BundleError, match="each of its frames"):
         verify_bundle(parts.publish(tmp_path / "c.bundle"))
@@ -185,7 +219,7 @@ def test_the_report_is_plain_json_and_a_table(bundle: Path) -> None:
 
 def test_verifying_without_a_student_imports_no_torch_and_no_onnx() -> None:
     code = (
-        "import sys, tinyusfm_export.verify\n"
+        "import sys, tinyusfm_export.verify.bundle\n"
         "print(sorted(set(sys.modules) & {'torch', 'onnx', 'onnxruntime', 'openvino', 'typer', 'cv2', 'tomllib'}))"
     )
     done = subprocess.run(

@@ -33,7 +33,7 @@ class Mac:
 def install(monkeypatch: pytest.MonkeyPatch, *, chip: str = "Apple M2 (Mac14,2)", macos: str = "15.1") -> Mac:
     """Makes this system a Mac as far as the Core ML engine can tell."""
     ct = coreml.import_coremltools()
-    from tinyusfm_export.mil.program import Program
+    from tinyusfm_export.targets.coreml.program import Program
 
     mac, real = Mac(), ct.models.MLModel
     made = mock.create_autospec(real)

@@ -18,15 +18,15 @@ import numpy as np
 import pytest
 
 from tinyusfm_runtime.frame import Frame, LiveSource
-from tinyusfm_runtime.replay.igtl_server import IgtlServer
-from tinyusfm_runtime.replay.shm_writer import ShmWriter
 from tinyusfm_runtime.sources import open_source
+from tinyusfm_runtime.transport.igtl_server import IgtlServer
+from tinyusfm_runtime.transport.shm_writer import ShmWriter
 
 SPACING_MM = (0.25, 0.5)
 
 
-def picture(index: int, rows: int = 32, columns: int = 48) -> np.ndarray:
-    """A picture that differs from index to index."""
+def image(index: int, rows: int = 32, columns: int = 48) -> np.ndarray:
+    """An image that differs from index to index."""
     return ((np.arange(rows * columns).reshape(rows, columns) * 7 + 13 * index) % 251).astype(np.uint8)
 
 
@@ -36,9 +36,9 @@ class Rig:
 
     Attributes:
         source: not entered yet.
-        send: sends one picture (index, pixels).
+        send: sends one image (index, pixels).
         spoil: sends one thing that must be refused.
-        alive: a sign of life without a picture, or None where the transport has none.
+        alive: a sign of life without an image, or None where the transport has none.
     """
 
     source: LiveSource
@@ -67,7 +67,7 @@ def igtl_rig(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iterator[Rig]:
             return server.pack(frame, 1_700_000_000_000_000_000 + index * 1_000_000)
 
         def spoil() -> None:
-            data = bytearray(pack(99, picture(99)))
+            data = bytearray(pack(99, image(99)))
             data[200] ^= 1
             server.send(bytes(data))
 
@@ -87,7 +87,7 @@ def shm_rig(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iterator[Rig]:
             writer.write(Frame(pixels=pixels, spacing_mm=SPACING_MM, seq=index), t_source_ns=index)
 
         def spoil() -> None:
-            writer.write(Frame(pixels=picture(99), seq=99), spoil_at=3)
+            writer.write(Frame(pixels=image(99), seq=99), spoil_at=3)
 
         source = open_source(writer.address, **options)
         yield Rig(source=source, send=send, spoil=spoil, alive=writer.keep_alive)
@@ -126,7 +126,7 @@ class FakeCapture:
     plugged = True
     coding = "YUYV"
     opened = 0
-    pictures: queue.Queue[np.ndarray | None]
+    images: queue.Queue[np.ndarray | None]
 
     def __init__(self, path: str, backend: int) -> None:
         self._converting = True
@@ -155,14 +155,14 @@ class FakeCapture:
             return False, None
         try:
             # OpenCV waits for READ_TIMEOUT_S; the tests should not wait so long
-            picture = self.pictures.get(timeout=0.5)
+            image = self.images.get(timeout=0.5)
         except queue.Empty:
             return False, None
-        if picture is None:
+        if image is None:
             return False, None
-        if picture.ndim == 2 and not self._converting:
-            picture = np.stack([picture, np.full_like(picture, 128)], axis=-1)
-        return True, picture
+        if image.ndim == 2 and not self._converting:
+            image = np.stack([image, np.full_like(image, 128)], axis=-1)
+        return True, image
 
     def release(self) -> None:
         self._open = False
@@ -173,15 +173,15 @@ def camera_rig(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iterator[Rig]
     cv2 = pytest.importorskip("cv2", reason="install tinyusfm-edge[opencv]")
 
     class Capture(FakeCapture):
-        pictures: queue.Queue[np.ndarray | None] = queue.Queue()
+        images: queue.Queue[np.ndarray | None] = queue.Queue()
 
     monkeypatch.setattr(cv2, "VideoCapture", Capture)
     source = open_source("camera:7", spacing_mm=SPACING_MM, **options)
     try:
         yield Rig(
             source=source,
-            send=lambda i, p: Capture.pictures.put(p),
-            spoil=lambda: Capture.pictures.put(np.zeros((32, 48, 3), np.uint8)),
+            send=lambda i, p: Capture.images.put(p),
+            spoil=lambda: Capture.images.put(np.zeros((32, 48, 3), np.uint8)),
         )
     finally:
         Capture.plugged = False

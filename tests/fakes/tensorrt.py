@@ -164,7 +164,7 @@ def install(monkeypatch: pytest.MonkeyPatch, *, edition: str = "tensorrt_rtx", v
         version: its version; empty keeps the real one.
         gpu: of FakeCudart.
     """
-    from tinyusfm_runtime import cuda
+    from tinyusfm_runtime.engines.trt import cuda
 
     world = World(cudart=FakeCudart(**gpu))
     monkeypatch.setattr(cuda, "load_library", lambda: world.cudart)

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from tinyusfm_runtime import plugins, v4l2
+from tinyusfm_runtime import plugins
 from tinyusfm_runtime.frame import Frame
 from tinyusfm_runtime.replay.outlets import CameraOutlet
 from tinyusfm_runtime.sources import open_source
+from tinyusfm_runtime.transport import v4l2
 
 
 def control(words: str) -> None:
@@ -31,16 +32,16 @@ def take(source: Any, count: int) -> list[Frame]:
 
 
 def capture() -> None:
-    probe = plugins.probe("sources", "camera")
+    probe = plugins.available("sources", "camera")
     print("probe", probe)
-    assert probe.works and "vivid" in probe.reason
+    assert probe.usable and "vivid" in probe.reason
     with open_source("camera:0", spacing_mm=(0.2, 0.2), width=320, height=180, fourcc="YUYV") as source:
         frames = take(source, 8)
         print("frames", len(frames), frames[0].pixels.shape, frames[0].pixel_format, frames[0].video_range)
         assert len(frames) == 8 and frames[0].pixels.shape == (180, 320)
         times = [frame.t_source_ns for frame in frames]
         assert None not in times and times == sorted(set(times)), times
-        assert len({frame.pixels.tobytes() for frame in frames}) > 1, "the counter in the test picture moves"
+        assert len({frame.pixels.tobytes() for frame in frames}) > 1, "the counter in the test image moves"
         control("-c disconnect=1")
         end = time.monotonic() + 30
         reader = threading.Thread(target=lambda: take(source, 10_000))
@@ -61,7 +62,7 @@ def capture() -> None:
 
 
 def show() -> None:
-    """Pictures go out of a real output device, around vivid's loop and in again by the camera source, unchanged."""
+    """Images go out of a real output device, around vivid's loop and in again by the camera source, unchanged."""
     outputs = [node for node in v4l2.nodes() if node.output]
     print("outputs", outputs)
     for change in ("-i 1", "-c loop_video=1", "-c osd_text_mode=2", "-v width=640,height=360,pixelformat=GREY"):
@@ -88,7 +89,7 @@ def show() -> None:
     equal = [next((i for i, sent in enumerate(clip) if np.array_equal(sent, got)), None) for got in seen]
     print("shown", len(shown), "by", outlet.way, "seen", len(seen), "equal", equal)
     assert outlet.way == "buffers", "vivid of this kernel refuses write()"
-    assert len(seen) == 30 and set(equal) >= {0, 1, 2, 3}, "every picture of the clip arrives, byte for byte"
+    assert len(seen) == 30 and set(equal) >= {0, 1, 2, 3}, "every image of the clip arrives, byte for byte"
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python zygote.py igtl|shm PLACE PERIOD_MS
 
-Each line on standard input forks a probe: ``steady`` serves a picture a period for ever; ``half`` serves ten and then
+Each line on standard input forks a probe: ``steady`` serves an image a period forever; ``half`` serves ten and then
 breaks off in the middle of a message (or of a slot) and hangs. A line ``PID monotonic_ns`` on standard output says that
 it can be reached.
 """
@@ -19,15 +19,15 @@ import numpy as np
 
 from tinyusfm_runtime.errors import OutputError
 from tinyusfm_runtime.frame import Frame
-from tinyusfm_runtime.replay.igtl_server import IgtlServer
-from tinyusfm_runtime.replay.shm_writer import ShmWriter
+from tinyusfm_runtime.transport.igtl_server import IgtlServer
+from tinyusfm_runtime.transport.shm_writer import ShmWriter
 
-PICTURE = np.arange(48 * 64, dtype=np.int64).reshape(48, 64)
+IMAGE = np.arange(48 * 64, dtype=np.int64).reshape(48, 64)
 
 
 def frames(period_s: float):  # type: ignore[no-untyped-def]
     for index in range(10**9):
-        yield Frame(pixels=((PICTURE + 31 * index) % 251).astype(np.uint8), seq=index)
+        yield Frame(pixels=((IMAGE + 31 * index) % 251).astype(np.uint8), seq=index)
         time.sleep(period_s)
 
 
@@ -53,7 +53,7 @@ def serve_igtl(port: int, period_s: float, half: bool) -> None:
 
 
 def serve_shm(name: str, period_s: float, half: bool) -> None:
-    writer = ShmWriter(name, PICTURE.size)
+    writer = ShmWriter(name, IMAGE.size)
     say_ready()
     for frame in frames(period_s):
         if half and frame.seq == 10:

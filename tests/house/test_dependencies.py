@@ -136,8 +136,9 @@ def test_only_one_opencv_is_installed() -> None:
 def named_extras(source: str) -> set[str]:
     """Extras that a file's messages tell people to install."""
     found = set(re.findall(r"tinyusfm-edge\[([a-z,-]+)\]", source))
+    found |= set(re.findall(r"pip_line\([\"']([a-z,-]+)[\"']\)", source))
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("MissingExtra", "Probe"):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("MissingExtra", "Availability"):
             values = [keyword.value for keyword in node.keywords if keyword.arg == "extra"]
             values += node.args[2:3]
             found |= {v.value for v in values if isinstance(v, ast.Constant) and isinstance(v.value, str)}
@@ -157,5 +158,6 @@ def test_every_extra_that_a_message_names_exists() -> None:
 
 def test_an_extra_that_does_not_exist_is_caught() -> None:
     assert named_extras("raise MissingExtra('reading', 'lib', 'nothing')") == {"nothing"}
-    assert named_extras("Probe(works=False, reason='x', extra='no-such')") == {"no-such"}
+    assert named_extras("Availability(usable=False, reason='x', extra='no-such')") == {"no-such"}
     assert named_extras("text = \"pip install 'tinyusfm-edge[a,b]'\"") == {"a", "b"}
+    assert named_extras("text = pip_line('a,b')") == {"a", "b"}

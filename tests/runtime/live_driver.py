@@ -13,10 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from tests.phantoms import phantom
 from tests.runtime.test_sinks import predicted
 from tinyusfm_runtime.frame import Frame
-from tinyusfm_runtime.live_result import LiveCounters, LiveResult, LiveState, StateChange
-from tinyusfm_runtime.phantom import make_phantom
+from tinyusfm_runtime.results import LiveCounters, LiveResult, LiveState, StateChange
 from tinyusfm_runtime.session import Session
 from tinyusfm_runtime.sinks import Sink, announce, deliver
 
@@ -78,7 +80,7 @@ class Driver:
                 valid=prediction is not None and prediction.valid and not stale,
                 dropped_since_last=dropped,
                 engine=self.session.description,
-                rung=0,
+                level=0,
                 degraded=prediction is None,
                 error="the engine missed its deadline" if prediction is None else None,
             )
@@ -101,7 +103,19 @@ def driver(bundle: Path, **settings: Any) -> Iterator[Driver]:
 
 def phantoms(count: int, first: int = 0) -> list[Frame]:
     """So many phantom frames, numbered from ``first``."""
-    return [make_phantom(seed).frame for seed in range(first, first + count)]
+    return [phantom(seed).frame for seed in range(first, first + count)]
+
+
+def several(result: LiveResult, *, skipped: str | None = None) -> LiveResult:
+    """The same as a result of two models, a classifier ``gate`` and ``head``, which a rule may have left out."""
+    assert result.prediction is not None
+    scores = np.array([0.03, 0.97] if skipped is None else [0.9, 0.1], np.float32)
+    said = replace(result.prediction, mask_HW=None, measurements=(), judged=(), scores=scores, confidence=0.97)
+    gate = replace(result, prediction=said, model="gate", labels=("no head", "head"), engine="onnx-fp32 on numpy")
+    head = replace(result, model="head", labels=("head",), skipped=skipped)
+    if skipped is not None:
+        head = replace(head, prediction=None, valid=False)
+    return replace(gate, models=(gate, head))
 
 
 def live_result(seed: int = 3, **changes: Any) -> LiveResult:
@@ -110,6 +124,6 @@ def live_result(seed: int = 3, **changes: Any) -> LiveResult:
     values: dict[str, Any] = {
         "frame": frame, "prediction": prediction, "index": seed, "state": LiveState.LIVE, "age_ms": 12.5,
         "stale": False, "withheld": False, "valid": True, "dropped_since_last": 0, "engine": "openvino-int8 on numpy",
-        "rung": 0, "degraded": False,
+        "level": 0, "degraded": False,
     }  # fmt: skip
     return LiveResult(**{**values, **changes})

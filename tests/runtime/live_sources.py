@@ -6,16 +6,29 @@ import queue
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from paced import PacedSource
+from tests.phantoms import phantom
 from tinyusfm_runtime.frame import Frame
-from tinyusfm_runtime.phantom import make_phantom
+from tinyusfm_runtime.results import LiveEvent, StateChange
+
+Kind = TypeVar("Kind", LiveEvent, StateChange)
 
 
-def pictures(count: int = 16, height: int = 96, width: int = 128) -> list[Frame]:
+def images(count: int = 16, height: int = 96, width: int = 128) -> list[Frame]:
     """Phantoms, all different."""
-    return [make_phantom(seed, height=height, width=width).frame for seed in range(count)]
+    return [phantom(seed, height=height, width=width).frame for seed in range(count)]
+
+
+def only(kind: type[Kind], kept: list[Kind]) -> Callable[[LiveEvent | StateChange], None]:
+    """An ``on_event`` that keeps what is of one kind."""
+
+    def keep(event: LiveEvent | StateChange) -> None:
+        if isinstance(event, kind):
+            kept.append(event)
+
+    return keep
 
 
 def wait_until(true: Callable[[], Any], timeout_s: float = 20.0) -> Any:
@@ -73,4 +86,4 @@ class HandSource:
             yield item
 
 
-__all__ = ["HandSource", "PacedSource", "pictures", "wait_until"]
+__all__ = ["HandSource", "PacedSource", "images", "wait_until"]

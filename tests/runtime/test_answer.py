@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from tests.conftest import SIDE, tiny_spec
-from tinyusfm_runtime.answer import answer, probabilities
 from tinyusfm_runtime.errors import EngineError
 from tinyusfm_runtime.frame import Frame
-from tinyusfm_runtime.preprocess import place
+from tinyusfm_runtime.numerics.order import wide
+from tinyusfm_runtime.numerics.postprocess import answer, probabilities
+from tinyusfm_runtime.numerics.preprocess import place
 from tinyusfm_runtime.spec import AspectPolicy, ModelSpec, PostProcess, PreprocessSpec, Task
 
 
@@ -48,7 +49,13 @@ def test_labels_of_many_classes_and_the_head_among_them() -> None:
     logits[0, 1, 10:30, 10:30] = 2
     logits[0, 2, 40:63, 40:63] = 2
     plain = task_answer(tiny_spec(labels=labels, postprocess=PostProcess.MASK), logits)
-    assert set(np.unique(plain.mask_HW)) == {0, 1, 2} and plain.measurement is None
+    assert set(np.unique(wide(plain.mask_HW))) == {0, 1, 2}
+    assert [(one.label, one.found, one.area_px) for one in plain.measurements] == [
+        ("head", True, 400),
+        ("femur", True, 529),
+    ]
+    assert plain.measurements[1].box_px == (40, 40, 23, 23) and plain.measurements[1].centroid_px == (51, 51)
+    assert all(one.confidence == pytest.approx(np.exp(2) / (np.exp(2) + 2)) for one in plain.measurements)
     head = task_answer(tiny_spec(labels=labels), logits)
     assert head.mask_HW.sum() == 400 and head.measurement.area_px == 400
 
@@ -63,4 +70,5 @@ def test_black_bars_belong_to_nobody() -> None:
     assert (top, left, height, width) == (16, 0, 32, 64)
     assert mask.sum() == height * width == mask[top : top + height].sum()
     assert measurement.touches_border, "the border is the frame's, not the bars'"
-    assert measurement.centre_px == (top + (height - 1) / 2, (width - 1) / 2)
+    assert measurement.centroid_px == (31.5, 63.5), "pixels of the frame"
+    assert measurement.area_px == 64 * 128 and measurement.area_mm2 == 64 * 128 / 4

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from tests.conftest import child_environment
 from tests.runtime.live_driver import driver, live_result, phantoms
 from tinyusfm_edge.cli.main import main
-from tinyusfm_runtime.audit_chain import SCHEMA, START, check_line, record_line, verify_file
 from tinyusfm_runtime.errors import InputError, OutputError
-from tinyusfm_runtime.live_result import LiveState, StateChange
-from tinyusfm_runtime.sinks import audit, open_sink
+from tinyusfm_runtime.results import LiveState, StateChange
+from tinyusfm_runtime.sinks import RunFacts, audit, open_sink
+from tinyusfm_runtime.sinks.audit.chain import SCHEMA, START, check_line, record_line, verify_file
 
 BUNDLE_ID = "ab" * 32
-RESULT_KEYS = {
-    "event", "index", "seq", "valid", "stale", "withheld", "degraded", "answered", "age_ms", "state", "rung", "target",
+RESULT_KEYS = {"reading", "second_pass", "drift_status"} | {
+    "event", "index", "seq", "valid", "stale", "withheld", "degraded", "answered", "age_ms", "state", "level", "target",
     "precision", "dropped",
 }  # fmt: skip
 
@@ -36,7 +36,7 @@ def bodies(path: Path) -> list[dict[str, Any]]:
 def log(tmp_path: Path) -> tuple[Path, str]:
     """A log of one orderly run, and its head."""
     path = tmp_path / "audit.jsonl"
-    with open_sink(f"audit:{path}", facts={"bundle_id": BUNDLE_ID, "rate_hz": 30.0}) as sink:
+    with open_sink(f"audit:{path}", facts=RunFacts(bundle_id=BUNDLE_ID, rate_hz=30.0)) as sink:
         for seed in range(6):
             sink.write_live(live_result(seed, dropped_since_last=seed % 2))  # type: ignore[attr-defined]
     return path, sink.head  # type: ignore[attr-defined]
@@ -119,7 +119,7 @@ def truncate(lines: list[bytes]) -> list[bytes]:
 
 
 def rewrite(lines: list[bytes]) -> list[bytes]:
-    """Edits a record and writes all that follow anew: a whole chain, but another one."""
+    """Edits a record and writes all that follow again: a whole chain, but another one."""
     prev, made = START, []
     for n, line in enumerate(lines):
         line, prev = record_line(n, prev, {**json.loads(line)["body"], "age_ms": 1.0})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +12,41 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from tinyusfm_runtime.engine import EngineConfig
-from tinyusfm_runtime.engines import coreml
+from tinyusfm_runtime.engines import EngineConfig, coreml
 from tinyusfm_runtime.errors import EngineError, InputError, UnsupportedError
 from tinyusfm_runtime.spec import ModelSpec, PreprocessSpec, Task
 
 SIDE = 32
-FILES = dict.fromkeys(coreml.PLACES, b"content")
+
+
+def part(number: int, content: bytes) -> bytes:
+    """A field of a protocol buffer message."""
+    key = number << 3 | 2
+    head = bytes([key & 0x7F | 0x80, key >> 7]) if key > 127 else bytes([key])
+    return head + bytes([len(content) & 0x7F | 0x80, len(content) >> 7]) + content
+
+
+def named(key: bytes, value: bytes) -> bytes:
+    """An entry of a map."""
+    return part(1, key) + part(2, value)
+
+
+def whole(number: int, value: int) -> bytes:
+    """A field that holds a whole number below 128."""
+    return bytes([number << 3, value])
+
+
+IMAGE_TYPE = part(1, whole(2, 4) + b"".join(part(3, part(1, whole(1, size))) for size in (1, 1, SIDE, SIDE)))
+"""A tensor of the input's size."""
+FUNCTION = part(1, part(1, b"image") + part(2, IMAGE_TYPE)) + part(3, named(b"CoreML7", b""))
+FILES = {
+    "model.mlmodel": part(502, part(2, named(b"main", FUNCTION))),
+    "weight.bin": b"weights",
+    "Manifest.json": json.dumps(
+        {"itemInfoEntries": {name: {"path": f"com.apple.CoreML/{name}"} for name in ("model.mlmodel", "weights")}}
+    ).encode(),
+}
+"""The smallest package whose program may be read."""
 CONFIG = EngineConfig(threads=1, rest_precision="f16")
 elsewhere = pytest.mark.skipif(sys.platform == "darwin", reason="this is a Mac")
 
@@ -29,7 +58,7 @@ def spec() -> ModelSpec:
 
 @pytest.fixture
 def mac(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A Mac whose coremltools answers like a model with a grey picture as input; the answer is its pixel sum."""
+    """A Mac whose coremltools answers like a model with a grey image as input; the answer is its pixel sum."""
     ct = pytest.importorskip("coremltools", reason="coremltools is not installed")
     from coremltools.proto import Model_pb2
 
@@ -50,8 +79,8 @@ def mac(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @elsewhere
 def test_elsewhere_it_says_so_in_one_line() -> None:
-    answer = coreml.probe()
-    assert not answer.works and "macOS only" in answer.reason and answer.extra == "coreml"
+    answer = coreml.available()
+    assert not answer.usable and "macOS only" in answer.reason and answer.extra == "coreml"
     assert [name for name, works, _, _ in coreml.pieces() if not works][0] == "macOS"
     with pytest.raises(UnsupportedError, match="macOS only") as caught:
         coreml.Engine().load(FILES, spec(), CONFIG)
@@ -71,7 +100,7 @@ def test_it_loads_the_package_on_the_units_asked_for(mac: Any, monkeypatch: pyte
     mac.side_effect = load
     engine = coreml.Engine()
     engine.load(FILES, spec(), CONFIG)
-    assert seen == [dict.fromkeys(coreml.PLACES.values(), b"content")]
+    assert seen == [{coreml.PLACES[name]: content for name, content in FILES.items()}]
     assert "cpu_and_ne" in engine.description and "f16" in engine.description
     tensor = np.full((1, 1, SIDE, SIDE), 3, np.uint8)
     found = engine.run(tensor)["logits"]
@@ -106,6 +135,9 @@ def test_another_interface_is_refused(mac: Any, spoil: Callable[[Any], None]) ->
 def test_what_goes_wrong_is_one_line(mac: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EngineError, match="exactly"):
         coreml.Engine().load({**FILES, "more": b""}, spec(), CONFIG)
+    looped = FUNCTION[: -len(named(b"CoreML7", b"")) - 3] + part(3, named(b"CoreML7", part(3, part(1, b"while_loop"))))
+    with pytest.raises(EngineError, match="while_loop"):
+        coreml.Engine().load({**FILES, "model.mlmodel": part(502, part(2, named(b"main", looped)))}, spec(), CONFIG)
     with pytest.raises(UnsupportedError, match="bf16"):
         coreml.Engine().load(FILES, spec(), EngineConfig(threads=1, rest_precision="bf16"))
     engine = coreml.Engine()
@@ -123,9 +155,9 @@ def test_what_goes_wrong_is_one_line(mac: Any, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.skipif(sys.platform != "darwin", reason="Core ML predicts on macOS only")
 def test_on_a_mac_it_answers_like_the_interpreter(tmp_path: Path) -> None:
     from tests.export.students import phantom_inputs, small_graph
-    from tinyusfm_export.mil.stand_in import MilEngine
-    from tinyusfm_export.ptq import decide
+    from tinyusfm_export.quantize.ptq import decide
     from tinyusfm_export.targets.coreml import Target
+    from tinyusfm_export.targets.coreml.stand_in import MilEngine
 
     graph = small_graph("classify")
     built = Target().build(graph, decide(graph, "fp16"), tmp_path)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyusfm_runtime.arrays import pack_arrays, unpack_arrays
+from tinyusfm_runtime.bundle.arrays import pack_arrays, unpack_arrays
 from tinyusfm_runtime.drift import (
     DRIFT_FILE,
     GREY_NAMES,
@@ -62,7 +62,7 @@ def statistic(**changes: Any) -> DriftStatistic:
 
 def prediction(auxiliary: Mapping[str, np.ndarray] | None = None, *, valid: bool = True) -> Any:
     """What a monitor reads of a prediction."""
-    return SimpleNamespace(auxiliary=auxiliary or {}, valid=valid)
+    return SimpleNamespace(auxiliary=auxiliary or {}, valid=valid, drift=None)
 
 
 def auxiliary(peak: float = 1.0) -> dict[str, np.ndarray]:
@@ -71,7 +71,7 @@ def auxiliary(peak: float = 1.0) -> dict[str, np.ndarray]:
     return {**tokens, PEAKS[0]: np.array([peak], np.float32)}
 
 
-PICTURE = Frame(pixels=np.ascontiguousarray(make_phantom(1).frame.pixels[::8, ::8]))
+IMAGE = Frame(pixels=np.ascontiguousarray(make_phantom(1).frame.pixels[::8, ::8]))
 
 
 def test_grey_statistics_say_what_they_mean() -> None:
@@ -114,19 +114,19 @@ def test_the_score_is_the_mixtures_negative_log_likelihood() -> None:
 def test_an_alarm_needs_a_full_window_that_is_half_strange(course: list[bool], window: int) -> None:
     monitor = DriftMonitor(statistic(), tuple(auxiliary()), window=window)
     for number, strange in enumerate(course, 1):
-        reading = monitor.observe(prediction(auxiliary(1e30 if strange else 1.0)), PICTURE)
+        reading = monitor.observe(prediction(auxiliary(1e30 if strange else 1.0)), IMAGE)
         last = course[max(0, number - window) : number]
         assert reading.strange == strange
         assert reading.frames == len(last) and reading.share == pytest.approx(sum(last) / len(last))
         assert reading.alarm == (number >= window and 2 * sum(last) >= window)
     monitor.reset()
-    assert monitor.observe(prediction(auxiliary()), PICTURE).frames == 1
+    assert monitor.observe(prediction(auxiliary()), IMAGE).frames == 1
 
 
 def test_features_are_named_and_the_farthest_is_told() -> None:
     monitor = DriftMonitor(statistic(), tuple(auxiliary()))
     assert monitor.kind == "features" and "alone" not in monitor.description
-    reading = monitor.observe(prediction(auxiliary(1e30)), PICTURE)
+    reading = monitor.observe(prediction(auxiliary(1e30)), IMAGE)
     assert reading.strange and reading.strangest == "peak_block1" and reading.kind == "features"
     plain = json.loads(json.dumps(reading.to_json(), allow_nan=False))
     assert plain["strange"] is True and plain["alarm"] is False and plain["window"] == 25
@@ -136,7 +136,7 @@ def test_features_are_named_and_the_farthest_is_told() -> None:
 def test_an_artefact_without_all_outputs_is_watched_by_its_grey_levels_and_says_so(known: tuple[str, ...]) -> None:
     monitor = DriftMonitor(statistic(), known)
     assert monitor.kind == "grey levels" and "alone" in monitor.description
-    reading = monitor.observe(prediction(), PICTURE)
+    reading = monitor.observe(prediction(), IMAGE)
     assert reading.kind == "grey levels" and not reading.strange and reading.threshold == 20.0
     white = Frame(pixels=np.full((64, 64), 255, np.uint8))
     far = replace(statistic().grey, scale_F=np.full(len(GREY_NAMES), 0.05))
@@ -144,7 +144,7 @@ def test_an_artefact_without_all_outputs_is_watched_by_its_grey_levels_and_says_
 
 
 def test_an_answer_that_is_not_finite_counts_as_strange() -> None:
-    reading = DriftMonitor(statistic(), tuple(auxiliary())).observe(prediction(valid=False), PICTURE)
+    reading = DriftMonitor(statistic(), tuple(auxiliary())).observe(prediction(valid=False), IMAGE)
     assert reading.strange and math.isinf(reading.score) and reading.to_json()["score"] is None
 
 
@@ -163,7 +163,7 @@ def test_the_file_gives_the_same_statistic_and_the_same_bytes() -> None:
         again = DriftStatistic.from_bytes(raw)
         assert again.to_bytes() == raw and again.about == {"held_out": 151}
         first, second = (DriftMonitor(s, tuple(auxiliary())) for s in (one, again))
-        scores = [m.observe(prediction(auxiliary()), PICTURE).score for m in (first, second)]
+        scores = [m.observe(prediction(auxiliary()), IMAGE).score for m in (first, second)]
         assert scores[0] == scores[1]
 
 
@@ -206,4 +206,4 @@ def test_no_file_and_no_window_are_refused() -> None:
         DriftStatistic.from_bytes(b"not a zip")
     with pytest.raises(InputError, match="window"):
         DriftMonitor(statistic(), window=0)
-    assert edited({}) and Path(DRIFT_FILE).suffix == ".npz"
+    assert edited({}) and Path(DRIFT_FILE).suffix == ".safetensors"

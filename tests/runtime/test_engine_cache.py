@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tinyusfm_runtime.engine_cache import ANY_AMPERE, CachedEngine, EngineCache, EngineKey, default_root
+from tests.conftest import child_environment
+from tinyusfm_runtime.device.owned_files import default_root, read_owned, write_owned
+from tinyusfm_runtime.engines.trt.cache import ANY_AMPERE, CachedEngine, EngineCache, EngineKey
 from tinyusfm_runtime.errors import InputError, OutputError, TamperedError, UnsupportedError
 
 KEY = EngineKey(
@@ -199,3 +205,124 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setenv("TINYUSFM_EDGE_CACHE", "mine")
     with pytest.raises(InputError, match="absolute"):
         default_root()
+
+
+CROWD = """
+import sys, time
+from pathlib import Path
+from tests.runtime.test_engine_cache import KEY, entry
+from tinyusfm_runtime.engines.trt.cache import EngineCache
+cache, end_s, count = EngineCache(Path(sys.argv[1])), time.monotonic() + float(sys.argv[3]), 0
+while time.monotonic() < end_s:
+    if sys.argv[2] == "write":
+        cache.store(entry(), {"plan": bytes([count % 256]) * 100_000, "runtime": b"r" * (count % 9 + 1)})
+    else:
+        found = cache.load(KEY)
+        assert len(set(found.content["plan"])) == 1
+    count += 1
+print(count)
+"""
+
+
+def test_readers_and_writers_beside_each_other_never_see_half_an_entry(cache: EngineCache) -> None:
+    cache.store(entry(), {"plan": b"eeee", "runtime": b"kernels"})
+    command = [sys.executable, "-c", CROWD, str(cache.root)]
+    crowd = [
+        subprocess.Popen(
+            [*command, what, "6"], env=child_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for what in ("write", "write", "read", "read")
+    ]
+    for process in crowd:
+        said, error = process.communicate(timeout=120)
+        assert process.returncode == 0, error
+        assert int(said) > 0
+    assert sorted(path.suffix for path in only_folder(cache).iterdir()) == [".cache", ".json", ".plan"]
+
+
+def test_a_reader_that_comes_while_the_first_entry_is_written_finds_all_of_it_or_nothing(
+    cache: EngineCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The very first entry: a reader that looked for the lock before it was there must not read the half of it."""
+    writing, go_on = threading.Event(), threading.Event()
+
+    def slowly(path: Path, raw: bytes) -> None:
+        writing.set()
+        go_on.wait(30)
+        write_owned(path, raw)
+
+    monkeypatch.setattr("tinyusfm_runtime.engines.trt.cache.write_owned", slowly)
+    true_open, first = os.open, []
+
+    def no_lock_yet(path: object, flags: int, *more: int) -> int:
+        if str(path).endswith(".lock") and not flags & os.O_CREAT and not first:
+            first.append(path)  # the reader comes just before the writer made its lock
+            writer.start()
+            writing.wait(30)
+            threading.Timer(0.2, go_on.set).start()
+            raise FileNotFoundError
+        return true_open(path, flags, *more)  # type: ignore[arg-type]
+
+    writer = threading.Thread(target=cache.store, args=(entry(), {"plan": b"engine"}))
+    monkeypatch.setattr(os, "open", no_lock_yet)
+    found = cache.find(KEY)
+    monkeypatch.setattr(os, "open", true_open)
+    if not writer.ident:
+        writer.start()
+        go_on.set()
+    writer.join()
+    assert found is None or found.content["plan"] == b"engine"
+    assert cache.load(KEY).content["plan"] == b"engine"
+
+
+def test_a_record_is_read_while_it_is_replaced(tmp_path: Path) -> None:
+    """What the gates and the timing keep has no lock: a reader sees the old or the new one, never a refusal."""
+    path, end_s, done = tmp_path / "a.json", time.monotonic() + 1.0, []
+    write_owned(path, bytes(2000))
+
+    def write() -> None:
+        while time.monotonic() < end_s:
+            write_owned(path, bytes([len(done) % 256]) * 2000)
+            done.append(1)
+
+    writers = [threading.Thread(target=write) for _ in range(2)]
+    for thread in writers:
+        thread.start()
+    reads = 0
+    while any(thread.is_alive() for thread in writers):
+        assert len(set(read_owned(path))) == 1
+        reads += 1
+    assert reads and done
+
+
+def test_a_file_that_was_replaced_between_looking_and_reading_is_read_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, true_open = tmp_path / "a.json", os.open
+    write_owned(path, b"old")
+
+    def replaced(place: object, flags: int, *more: int) -> int:
+        handle = true_open(place, flags, *more)  # type: ignore[arg-type]
+        if place == path and not flags & os.O_CREAT:
+            monkeypatch.setattr(os, "open", true_open)
+            write_owned(path, b"new")
+        return handle
+
+    monkeypatch.setattr(os, "open", replaced)
+    assert read_owned(path) == b"new"
+    os.link(path, tmp_path / "b.json")
+    with pytest.raises(TamperedError, match="no plain file of ours"):
+        read_owned(path)
+
+
+def test_a_writer_that_is_killed_holds_nobody_up(cache: EngineCache) -> None:
+    cache.store(entry(), {"plan": b"engine"})
+    lock = next(cache.root.rglob("*.lock"))
+    code = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], os.O_RDWR), 2); print(1, flush=True); input()"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None and holder.stdout.readline() == "1\n"
+    holder.kill()
+    holder.communicate()
+    assert cache.load(KEY).content["plan"] == b"engine"

@@ -1,4 +1,4 @@
-"""Order of frames: wrapping counters, doubles, stragglers, sources that begin anew, clocks that step."""
+"""Order of frames: wrapping counters, doubles, stragglers, sources that begin again, clocks that step."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyusfm_runtime.frame import Frame
-from tinyusfm_runtime.frame_order import CLOCK_STEP_NS, RESTART_AFTER, OrderGuard
-from tinyusfm_runtime.live_result import DropReason
+from tinyusfm_runtime.live.order import CLOCK_STEP_NS, RESTART_AFTER, OrderGuard
+from tinyusfm_runtime.results import DropReason
 
 PIXELS = np.zeros((8, 8), np.uint8)
 DOUBLE, STRAGGLER = DropReason.DUPLICATE, DropReason.OUT_OF_ORDER
@@ -46,7 +46,7 @@ def test_a_source_that_counts_anew_is_believed_after_some_frames() -> None:
 
 def test_after_a_reconnection_the_next_frame_is_taken() -> None:
     guard, _ = judged(100)
-    guard.began_anew()
+    guard.began_again()
     assert guard.judge(Frame(pixels=PIXELS, seq=0)) is None
 
 

@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyusfm_runtime.freeze import FramePeriod, StillPicture
+from tinyusfm_runtime.live.freeze import FramePeriod, StillImage
 
 
-def picture(seed: int) -> np.ndarray:
+def image(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (64, 80), dtype=np.uint8)
 
 
 def test_the_same_pixels_are_counted_and_one_changed_pixel_is_seen() -> None:
-    still, here = StillPicture(), picture(1)
+    still, here = StillImage(), image(1)
     assert not still.see(here)
     assert still.see(here.copy()) and still.see(here) and still.run == 2
     moved = here.copy()
@@ -25,14 +25,14 @@ def test_the_same_pixels_are_counted_and_one_changed_pixel_is_seen() -> None:
 
 
 def test_one_buffer_filled_again_and_again_is_no_freeze() -> None:
-    still, buffer = StillPicture(), picture(1)
+    still, buffer = StillImage(), image(1)
     for seed in range(2, 6):
         assert not still.see(buffer)
-        buffer[:] = picture(seed)
+        buffer[:] = image(seed)
 
 
-def test_another_size_is_another_picture() -> None:
-    still = StillPicture()
+def test_another_size_is_another_image() -> None:
+    still = StillImage()
     assert not still.see(np.zeros((64, 80), np.uint8)) and not still.see(np.zeros((32, 80), np.uint8))
     assert not still.see(np.zeros((32, 80, 3), np.uint8)) and still.see(np.zeros((32, 80, 3), np.uint8))
 

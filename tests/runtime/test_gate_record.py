@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tinyusfm_runtime.device.gate_record import GateKey, files_sha256, keep_record, read_record
 from tinyusfm_runtime.errors import OutputError
-from tinyusfm_runtime.gate_record import GateKey, files_sha256, keep_record, read_record
 
 KEY = GateKey(
     content_sha256=files_sha256({"a": b"1", "b": b"2"}),

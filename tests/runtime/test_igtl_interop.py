@@ -15,8 +15,8 @@ import pytest
 
 from tests.fakes.live_rigs import until
 from tinyusfm_runtime.frame import Frame, PixelFormat
-from tinyusfm_runtime.replay.igtl_server import IgtlServer
 from tinyusfm_runtime.sources import open_source
+from tinyusfm_runtime.transport.igtl_server import IgtlServer
 
 INCLUDE = Path("/usr/include/openigtlink")
 CXX = shutil.which("g++") or shutil.which("clang++")
@@ -77,7 +77,7 @@ def running(*command: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def check_received(location: str, device: str, orientation: str | None) -> None:
-    """Every picture of a peer's five is the one it sent."""
+    """Every image of a peer's five is the one it sent."""
     frames: dict[int, Frame] = {}
     with open_source(location) as source:
         guard = threading.Timer(20, source.close)  # type: ignore[attr-defined]
@@ -97,14 +97,14 @@ def check_received(location: str, device: str, orientation: str | None) -> None:
         assert (frame.spacing_mm, frame.orientation, frame.pixel_format) == ((0.5, 0.25), orientation, PixelFormat.GREY)
 
 
-def test_pictures_of_the_cpp_library_arrive(cpp_peer: Path) -> None:
+def test_images_of_the_cpp_library_arrive(cpp_peer: Path) -> None:
     with running(str(cpp_peer), "serve", str(ROWS), str(COLUMNS), str(COUNT)) as peer:
         assert peer.stdout is not None
         check_received(f"igtl://127.0.0.1:{peer.stdout.readline().strip()}", "cpp", None)
 
 
 @pytest.mark.parametrize("colour", [False, True])
-def test_the_cpp_library_takes_our_pictures(cpp_peer: Path, colour: bool) -> None:
+def test_the_cpp_library_takes_our_images(cpp_peer: Path, colour: bool) -> None:
     pixels = np.stack([ramp(1), ramp(2), ramp(3)], axis=-1) if colour else ramp(1)
     frame = Frame(pixels=pixels, pixel_format=PixelFormat.RGB if colour else PixelFormat.GREY, spacing_mm=(0.5, 0.25))
     with IgtlServer() as server, running(str(cpp_peer), "take", str(server.port), "2") as peer:
@@ -118,7 +118,7 @@ def test_the_cpp_library_takes_our_pictures(cpp_peer: Path, colour: bool) -> Non
 
 
 @pytest.mark.parametrize("version", [1, 2, 3])
-def test_pictures_of_pyigtl_arrive(version: int) -> None:
+def test_images_of_pyigtl_arrive(version: int) -> None:
     pytest.importorskip("pyigtl", reason="install tinyusfm-edge[test]")
     with IgtlServer() as server:
         port = server.port  # free a moment later
@@ -127,7 +127,7 @@ def test_pictures_of_pyigtl_arrive(version: int) -> None:
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_pyigtl_takes_our_pictures(version: int) -> None:
+def test_pyigtl_takes_our_images(version: int) -> None:
     pytest.importorskip("pyigtl", reason="install tinyusfm-edge[test]")
     frame = Frame(pixels=ramp(4), spacing_mm=(0.5, 0.25), orientation="MF")
     with (

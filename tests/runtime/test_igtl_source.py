@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.fakes.live_rigs import picture, until
+from tests.fakes.live_rigs import image, until
 from tinyusfm_runtime.errors import OutputError, SourceError
 from tinyusfm_runtime.frame import Frame, PixelFormat
-from tinyusfm_runtime.igtl_wire import Envelope, pack, pack_image
-from tinyusfm_runtime.replay.igtl_server import IgtlServer, read_listen_address
 from tinyusfm_runtime.sources import igtl as igtl_source
 from tinyusfm_runtime.sources import open_source
+from tinyusfm_runtime.transport.igtl_server import IgtlServer, read_listen_address
+from tinyusfm_runtime.transport.igtl_wire import IgtlEnvelope, pack, pack_image
 
 
 def message(index: int, device: str = "probe", **more: Any) -> bytes:
-    around = Envelope(device=device, t_unix_ns=1_700_000_000_000_000_000 + index * 10_000_000)
-    return pack_image(picture(index), around, **more)
+    around = IgtlEnvelope(device=device, t_unix_ns=1_700_000_000_000_000_000 + index * 10_000_000)
+    return pack_image(image(index), around, **more)
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_a_burst_is_drained_to_its_newest(server: IgtlServer) -> None:
             server.send(message(index))
         time.sleep(0.2)
         frame = next(frames)
-        np.testing.assert_array_equal(frame.pixels, picture(59))
+        np.testing.assert_array_equal(frame.pixels, image(59))
         assert source.counters["overtaken"] == 58 and frame.seq == 59  # type: ignore[attr-defined]
 
 
@@ -79,11 +79,11 @@ def test_other_devices_and_types_are_counted_and_left(server: IgtlServer) -> Non
     with open_source(f"{server.address}/mine") as source:
         pieces = [
             message(1, "other"),
-            pack("TRANSFORM", b"\0" * 48, Envelope(device="tracker")),
+            pack("TRANSFORM", b"\0" * 48, IgtlEnvelope(device="tracker")),
             message(2, "mine"),
         ]
         thread = send_when_connected(server, b"".join(pieces))
-        np.testing.assert_array_equal(next(iter(source)).pixels, picture(2))
+        np.testing.assert_array_equal(next(iter(source)).pixels, image(2))
         thread.join()
         assert source.counters == {"other_device": 1, "ignored": 1}  # type: ignore[attr-defined]
 
@@ -102,7 +102,7 @@ def test_a_unit_matrix_is_no_spacing_and_options_overrule(server: IgtlServer) ->
 
 
 def test_colour_of_every_kind_keeps_its_meaning(server: IgtlServer) -> None:
-    colour = np.stack([picture(1), picture(2), picture(3)], axis=-1)
+    colour = np.stack([image(1), image(2), image(3)], axis=-1)
     with open_source(server.address) as source:
         thread = send_when_connected(server, server.pack(Frame(pixels=colour, pixel_format=PixelFormat.BGR), 0))
         frame = next(iter(source))
@@ -112,11 +112,11 @@ def test_colour_of_every_kind_keeps_its_meaning(server: IgtlServer) -> None:
 
 
 @pytest.mark.parametrize("pixels", [np.zeros((16, 16), np.uint16), np.zeros((16, 16, 2), np.uint8)])
-def test_pictures_that_are_no_frames_are_counted(server: IgtlServer, pixels: np.ndarray) -> None:
+def test_images_that_are_no_frames_are_counted(server: IgtlServer, pixels: np.ndarray) -> None:
     with open_source(server.address) as source:
-        odd = pack_image(pixels, Envelope(device="probe"))
+        odd = pack_image(pixels, IgtlEnvelope(device="probe"))
         thread = send_when_connected(server, odd + message(1))
-        np.testing.assert_array_equal(next(iter(source)).pixels, picture(1))
+        np.testing.assert_array_equal(next(iter(source)).pixels, image(1))
         thread.join()
         assert source.counters["type"] == 1  # type: ignore[attr-defined]
 
@@ -144,7 +144,7 @@ def test_a_stream_out_of_step_is_connected_anew(server: IgtlServer) -> None:
         assert until(lambda: server.counts["clients"] >= 3 and server.clients)
         server.send(message(2))
         reader.join()
-        np.testing.assert_array_equal(again[0].pixels, picture(2))
+        np.testing.assert_array_equal(again[0].pixels, image(2))
         counters = source.counters  # type: ignore[attr-defined]
         assert counters["header"] == 1 and counters["reconnects"] == server.counts["clients"] - 1
 
@@ -200,13 +200,13 @@ def test_several_receivers_get_the_same_and_one_that_sleeps_holds_nobody_up(serv
             server.send(message(4))
             for thread in threads:
                 thread.join()
-        assert len(got) == 2 and all(np.array_equal(frame.pixels, picture(4)) for frame in got)
-        heavy = pack_image(np.zeros((4000, 4000), np.uint8), Envelope(device="probe"))
+        assert len(got) == 2 and all(np.array_equal(frame.pixels, image(4)) for frame in got)
+        heavy = pack_image(np.zeros((4000, 4000), np.uint8), IgtlEnvelope(device="probe"))
         assert server.send(heavy) == 0 and server.clients == 0, "who takes nothing is left"
 
 
 def test_a_taken_port_is_one_clear_error(server: IgtlServer) -> None:
-    with pytest.raises(OutputError, match="cannot listen on port"):
+    with pytest.raises(OutputError, match="is in use: give port 0"):
         IgtlServer(port=server.port)
 
 

@@ -10,24 +10,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyusfm_runtime import igtl_wire as wire
-from tinyusfm_runtime import native
-from tinyusfm_runtime.crc64 import POLYNOMIAL, crc64, crc64_numpy
+from tinyusfm_runtime.numerics import native
+from tinyusfm_runtime.transport import igtl_wire as wire
+from tinyusfm_runtime.transport.crc64 import POLYNOMIAL, crc64, crc64_numpy
 
 EXAMPLES = settings(max_examples=80, deadline=None, derandomize=True)
 MOMENT_NS = 1_700_000_000_123_456_789
 
 
-def picture(rows: int = 12, columns: int = 20, channels: int = 1, dtype: str = "u1") -> np.ndarray:
+def make_image(rows: int = 12, columns: int = 20, channels: int = 1, dtype: str = "u1") -> np.ndarray:
     shape = (rows, columns) if channels == 1 else (rows, columns, channels)
     return np.random.default_rng(rows * columns).integers(0, 127, shape).astype(dtype)
 
 
-def envelope(version: int = 1, **more: Any) -> wire.Envelope:
-    return wire.Envelope(device="Image_Probe", t_unix_ns=MOMENT_NS, header_version=version, **more)
+def envelope(version: int = 1, **more: Any) -> wire.IgtlEnvelope:
+    return wire.IgtlEnvelope(device="Image_Probe", t_unix_ns=MOMENT_NS, header_version=version, **more)
 
 
-def read(data: bytes) -> wire.Message:
+def read(data: bytes) -> wire.IgtlMessage:
     header = wire.unpack_header(data[: wire.HEADER_BYTES])
     return wire.unpack_body(header, data[wire.HEADER_BYTES :])
 
@@ -66,7 +66,7 @@ def test_checksum_of_long_data(size: int) -> None:
 def test_a_checksum_of_another_polynomial_is_noticed() -> None:
     crcmod = pytest.importorskip("crcmod", reason="comes with pyigtl")
     wrong = crcmod.mkCrcFun(0x1000000000000001B, rev=False, initCrc=0, xorOut=0)
-    assert wrong(b"any picture") != crc64(b"any picture")
+    assert wrong(b"any image") != crc64(b"any image")
 
 
 # there and back
@@ -76,7 +76,7 @@ def test_a_checksum_of_another_polynomial_is_noticed() -> None:
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("dtype", ["u1", "i2", ">u2", "f4", "f8"])
 def test_an_image_comes_back(version: int, channels: int, dtype: str) -> None:
-    sent = picture(channels=channels, dtype=dtype)
+    sent = make_image(channels=channels, dtype=dtype)
     message = read(wire.pack_image(sent, envelope(version, message_id=7), spacing_mm=(0.21, 0.3)))
     image = wire.unpack_image(message)
     np.testing.assert_array_equal(image.pixels, sent)
@@ -96,7 +96,7 @@ def test_an_image_comes_back(version: int, channels: int, dtype: str) -> None:
     number=st.integers(0, 2**32 - 1),
 )
 def test_texts_times_and_metadata_come_back(t_ns: int, metadata: dict[str, str], text: str, number: int) -> None:
-    around = wire.Envelope(device="x", t_unix_ns=t_ns, header_version=2, message_id=number, metadata=metadata)
+    around = wire.IgtlEnvelope(device="x", t_unix_ns=t_ns, header_version=2, message_id=number, metadata=metadata)
     message = read(wire.pack_string(text, around))
     assert wire.unpack_string(message) == text
     assert message.metadata == metadata and message.message_id == number
@@ -123,8 +123,8 @@ def test_a_content_of_unknown_type_is_left_alone() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pyigtl_reads_what_is_packed_and_packs_the_same_bytes(version: int, channels: int) -> None:
     pyigtl = pytest.importorskip("pyigtl", reason="install tinyusfm-edge[test]")
-    sent = picture(channels=channels)
-    around = wire.Envelope(
+    sent = make_image(channels=channels)
+    around = wire.IgtlEnvelope(
         device="Image_Probe", t_unix_ns=MOMENT_NS, header_version=version, metadata={"a": "b"} if version == 2 else {}
     )
     ours = wire.pack_image(sent, around, spacing_mm=(0.5, 0.25))
@@ -147,11 +147,11 @@ def test_pyigtl_reads_what_is_packed_and_packs_the_same_bytes(version: int, chan
     assert image.spacing_mm == (0.5, 0.25)
 
 
-def test_pyigtl_text_and_its_flat_picture_are_read() -> None:
+def test_pyigtl_text_and_its_flat_image_are_read() -> None:
     pyigtl = pytest.importorskip("pyigtl", reason="install tinyusfm-edge[test]")
     text = pyigtl.StringMessage("head 312 mm", device_name="HC")
     assert wire.unpack_string(read(text.pack())) == "head 312 mm"
-    sent = picture(9, 33)
+    sent = make_image(9, 33)
     flat = pyigtl.ImageMessage(sent, ijk_to_world_matrix=np.diag([1, 0.25, 0.5, 1]), device_name="flat")
     image = wire.unpack_image(read(flat.pack()))
     np.testing.assert_array_equal(image.pixels, sent)
@@ -221,7 +221,7 @@ def test_a_header_out_of_range_is_refused(at: int, value: bytes, reason: str) ->
         ({"data": bytes(241)}, "size"),
     ],
 )
-def test_a_picture_that_contradicts_itself_is_refused(changes: dict[str, Any], reason: str) -> None:
+def test_an_image_that_contradicts_itself_is_refused(changes: dict[str, Any], reason: str) -> None:
     wire.unpack_image(read(sealed(image_content())))
     with pytest.raises(wire.WireError) as caught:
         wire.unpack_image(read(sealed(image_content(**changes))))
@@ -251,7 +251,7 @@ def test_an_extended_header_that_does_not_fit_is_refused(body: bytes) -> None:
 @EXAMPLES
 @given(st.data())
 def test_any_flipped_bit_behind_the_header_is_refused(data: st.DataObject) -> None:
-    whole = bytearray(wire.pack_image(picture(8, 8), envelope(data.draw(st.sampled_from([1, 2])))))
+    whole = bytearray(wire.pack_image(make_image(8, 8), envelope(data.draw(st.sampled_from([1, 2])))))
     bit = data.draw(st.integers(58 * 8, len(whole) * 8 - 1))
     whole[bit // 8] ^= 1 << bit % 8
     with pytest.raises(wire.WireError) as caught:
@@ -263,9 +263,9 @@ def test_any_flipped_bit_behind_the_header_is_refused(data: st.DataObject) -> No
     "make",
     [
         lambda: wire.pack("lower", b"", envelope()),
-        lambda: wire.pack("IMAGE", b"", wire.Envelope(device="x" * 21)),
-        lambda: wire.pack("IMAGE", b"", wire.Envelope(t_unix_ns=-1)),
-        lambda: wire.pack("IMAGE", b"", wire.Envelope(header_version=3)),
+        lambda: wire.pack("IMAGE", b"", wire.IgtlEnvelope(device="x" * 21)),
+        lambda: wire.pack("IMAGE", b"", wire.IgtlEnvelope(t_unix_ns=-1)),
+        lambda: wire.pack("IMAGE", b"", wire.IgtlEnvelope(header_version=3)),
         lambda: wire.pack_string("x" * 65_536, envelope()),
         lambda: wire.pack_status(envelope(), code=-1),
         lambda: wire.pack_image(np.zeros((2, 2), np.complex64), envelope()),

@@ -14,10 +14,10 @@ import pytest
 
 from tests.conftest import NumpyEngine, Parts, child_environment
 from tinyusfm_runtime import latency
+from tinyusfm_runtime.bundle.manifest import ArtefactState
 from tinyusfm_runtime.errors import EngineError, InputError
 from tinyusfm_runtime.frame import Frame
 from tinyusfm_runtime.latency import STAGES, ColdStart, LatencyReport, cold_start, profile
-from tinyusfm_runtime.manifest import ArtefactState
 from tinyusfm_runtime.phantom import make_phantom
 from tinyusfm_runtime.session import Session
 
@@ -52,7 +52,9 @@ def test_percentiles_follow_from_the_samples(session: Session, frames: list[Fram
     report = replace(report, samples_ms={stage: tuple(float(i) for i in range(101)) for stage in STAGES})
     assert [report.percentile("infer_ms", p) for p in (50, 90, 99)] == [50, 90, 99]
     assert report.to_json()["stages"]["total_ms"] == {"p50": 50.0, "p90": 90.0, "p99": 99.0}
-    assert report.table()[-1] == ("total", "50.00", "90.00", "99.00")
+    assert report.table()[-1] == ("total", "50.00", "90.00", "needs 368 samples")
+    report = replace(report, samples_ms={stage: tuple(float(i) for i in range(401)) for stage in STAGES})
+    assert report.table()[-1] == ("total", "200.00", "360.00", "396.00")
 
 
 def test_the_json_keeps_the_raw_samples(session: Session, frames: list[Frame]) -> None:

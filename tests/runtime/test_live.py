@@ -9,20 +9,23 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.conftest import NumpyEngine, tiny_logits
-from tests.runtime.live_sources import HandSource, PacedSource, pictures, wait_until
+from tests.plugged import plug_in_module, plugged
+from tests.runtime.live_sources import HandSource, PacedSource, images, only, wait_until
 from tinyusfm_runtime import sources
 from tinyusfm_runtime.errors import InputError, OutputError, SourceError
 from tinyusfm_runtime.frame import Frame, LiveSource
-from tinyusfm_runtime.live import Live
-from tinyusfm_runtime.live_options import LiveOptions
-from tinyusfm_runtime.live_result import (
+from tinyusfm_runtime.live.loop import Live
+from tinyusfm_runtime.live.options import LiveOptions
+from tinyusfm_runtime.live.smoothing import TemporalOptions
+from tinyusfm_runtime.numerics.preprocess import preprocess
+from tinyusfm_runtime.numerics.shape import fill_holes
+from tinyusfm_runtime.results import (
     DropPolicy,
     LiveEvent,
     LiveEventKind,
@@ -30,11 +33,9 @@ from tinyusfm_runtime.live_result import (
     LiveState,
     StateChange,
 )
-from tinyusfm_runtime.preprocess import preprocess
 from tinyusfm_runtime.session import Session
-from tinyusfm_runtime.temporal import TemporalOptions
 
-FRAMES = pictures(8)
+FRAMES = images(8)
 LONG_MS = 60_000.0
 """A budget nobody misses, however loaded the machine."""
 
@@ -239,13 +240,14 @@ def test_a_late_result_may_be_shown_if_that_is_asked_for(session: Session, gate:
 
 def test_the_last_overlay_is_withdrawn_without_another_frame(session: Session) -> None:
     source, events = HandSource(), list[LiveEvent]()
-    options = LiveOptions(overlay_limit_ms=700, on_event=events.append)
-    with Live(session, source, budget_ms=LONG_MS, advanced=options) as live:
+    options = LiveOptions(overlay_limit_ms=700)
+    with Live(session, source, budget_ms=LONG_MS, on_event=only(LiveEvent, events), advanced=options) as live:
         source.push(*numbered(1))
         result = next(live)
-        if result.age_ms < 500:
-            shown = live.overlay()
-            assert shown is not None and shown.frame.seq == 0
+        shown = live.overlay()
+        seen_ms = (time.monotonic_ns() - (result.frame.t_recv_ns or 0)) / 1e6
+        # on a machine so busy that the limit has passed by now, nothing is the right answer
+        assert shown.frame.seq == 0 if shown is not None else seen_ms > 700
         wait_until(lambda: events)
         (event,) = events
         assert event.kind is LiveEventKind.OVERLAY_EXPIRED and event.seq == 0
@@ -278,7 +280,7 @@ def test_a_change_of_size_or_channels_costs_no_frame(session: Session, spoil: st
             assert result.valid and result.frame.seq == frame.seq
             want = tiny_logits(preprocess(frame, session.spec.preprocess)[0])[0, 0] > 0
             assert result.prediction is not None and result.prediction.mask_HW is not None
-            assert not result.prediction.mask_HW[~want].any()
+            assert not result.prediction.mask_HW[~fill_holes(want.astype(np.uint8)).astype(bool)].any()
     assert live.counters.processed == 6 and not live.counters.rejected
 
 
@@ -314,7 +316,7 @@ def test_a_step_of_the_wall_clock_ages_nothing(session: Session, monkeypatch: py
 
 def test_a_held_result_never_changes(session: Session) -> None:
     source = HandSource()
-    with Live(session, source, budget_ms=LONG_MS, advanced=LiveOptions(temporal=TemporalOptions())) as live:
+    with Live(session, source, budget_ms=LONG_MS, temporal=TemporalOptions()) as live:
         kept: list[tuple[LiveResult, list[np.ndarray]]] = []
         for frame in numbered(24):
             source.push(frame)
@@ -394,7 +396,7 @@ def test_states_are_told_and_logged_in_one_line(session: Session, caplog: pytest
     source, changes = HandSource(), list[StateChange]()
     caplog.set_level(logging.INFO, logger="tinyusfm_runtime")
     options = LiveOptions(period_ms=20)
-    with Live(session, source, budget_ms=LONG_MS, on_state=changes.append, advanced=options) as live:
+    with Live(session, source, budget_ms=LONG_MS, on_event=only(StateChange, changes), advanced=options) as live:
         assert live.state is LiveState.LOST
         source.push(*numbered(1))
         wait_until(lambda: live.state is LiveState.LIVE)
@@ -408,16 +410,14 @@ def test_states_are_told_and_logged_in_one_line(session: Session, caplog: pytest
     names = [change.after.value for change in changes]
     assert names[:2] == ["live", "stale"] and "frozen" in names and names.index("frozen") < names.index("lost")
     assert [change.before for change in changes[1:]] == [change.after for change in changes[:-1]]
-    lines = [record.getMessage() for record in caplog.records if record.name.endswith("live_state")]
+    lines = [record.getMessage() for record in caplog.records if record.name.endswith("live.state")]
     assert len(lines) == len(changes) and not any("\n" in line for line in lines)
     assert any("live state live -> stale" in line for line in lines)
 
 
 def test_a_probe_seen_through_a_window_is_still_a_probe(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     probe = HandSource()
-    module = ModuleType("hand")
-    module.open_source = lambda location: probe  # type: ignore[attr-defined]
-    monkeypatch.setattr(sources, "_choose", lambda location: ("hand", module))
+    plugged(monkeypatch, "sources", hand=plug_in_module("hand", open_source=lambda location: probe))
     source = sources.open_source("hand:1", crop=(8, 16, 64, 80))
     assert isinstance(source, LiveSource)
     with Live(session, source, budget_ms=LONG_MS) as live:
@@ -479,14 +479,13 @@ def test_every_callback_may_close_the_loop(session: Session, where: str) -> None
         def write_live(self, result: LiveResult) -> None:
             box[0].close()
 
-    def close(_: object) -> None:
-        box[0].close()
+    def close(event: LiveEvent | StateChange) -> None:
+        if where == ("state" if isinstance(event, StateChange) else "event"):
+            box[0].close()
 
-    options = LiveOptions(overlay_limit_ms=1, on_event=close if where == "event" else None)
+    options = LiveOptions(overlay_limit_ms=1)
     sinks: list[Any] = [Closing()] if where == "sink" else []
-    live = Live(
-        session, source, budget_ms=LONG_MS, sinks=sinks, on_state=close if where == "state" else None, advanced=options
-    )
+    live = Live(session, source, budget_ms=LONG_MS, sinks=sinks, on_event=close, advanced=options)
     box.append(live)
     with live:
         source.push(*numbered(3))
@@ -502,7 +501,7 @@ def test_a_budget_must_be_a_time_and_a_loop_runs_once(session: Session) -> None:
         LiveOptions(tick_ms=0)
     live = Live(session, ListSource(numbered(1)), budget_ms=None)
     with pytest.raises(InputError, match="not begun"):
-        live.ladder.request(0)
+        live.fallback.request(0)
     with live:
         list(live)
     with pytest.raises(InputError, match="once"):

@@ -17,11 +17,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinyusfm_runtime import shm_ring
 from tinyusfm_runtime.frame import Frame
-from tinyusfm_runtime.igtl_stream import EndOfStream, MessageReader
-from tinyusfm_runtime.igtl_wire import HEADER_BYTES, Envelope, WireError, pack_image, pack_status, unpack_image
-from tinyusfm_runtime.replay.shm_writer import FOLDER, ShmWriter
+from tinyusfm_runtime.transport import shm_ring
+from tinyusfm_runtime.transport.igtl_stream import EndOfStream, MessageReader
+from tinyusfm_runtime.transport.igtl_wire import (
+    HEADER_BYTES,
+    IgtlEnvelope,
+    WireError,
+    pack_image,
+    pack_status,
+    unpack_image,
+)
+from tinyusfm_runtime.transport.shm_writer import FOLDER, ShmWriter
 
 NUM_MUTANTS = 10_000
 SPACING_MM = (0.25, 0.5)
@@ -76,30 +83,30 @@ class Pipe:
 
 
 def received(stream: bytes, check_crc: bool) -> tuple[list[np.ndarray], list[tuple[float, float]], Counter[str]]:
-    """What a receiver makes of a stream: pictures, their spacing, refusals."""
+    """What a receiver makes of a stream: images, their spacing, refusals."""
     reader = MessageReader(Pipe(stream).receive_into, check_crc=check_crc, max_body_bytes=1 << 20)
-    pictures, spacings, refused = [], [], Counter[str]()
+    images, spacings, refused = [], [], Counter[str]()
     while reader.in_step:
         try:
             message, _ = reader.read()
             if message.header.kind == "IMAGE":
                 image = unpack_image(message)
-                pictures.append(image.pixels)
+                images.append(image.pixels)
                 spacings.append(image.spacing_mm)
         except WireError as error:
             refused[error.reason] += 1
         except EndOfStream:
             break
-    return pictures, spacings, refused
+    return images, spacings, refused
 
 
 def igtl_fuzz(count: int, check_crc: bool) -> tuple[int, Counter[str], float]:
-    """How many wrong pictures were believed, what was refused, and the slowest stream in seconds."""
+    """How many wrong images were believed, what was refused, and the slowest stream in seconds."""
     draw = random.Random(20261125)
     wrong, refused, slowest = 0, Counter[str](), 0.0
     for index in range(count):
         version = 1 + index % 2
-        around = Envelope(
+        around = IgtlEnvelope(
             device="probe",
             t_unix_ns=10**18 + index,
             header_version=version,
@@ -107,10 +114,10 @@ def igtl_fuzz(count: int, check_crc: bool) -> tuple[int, Counter[str], float]:
         )
         good = pack_image(PIXELS, around, spacing_mm=SPACING_MM)
         begun = time.perf_counter()
-        pictures, spacings, reasons = received(mutated(good, draw) + pack_status(around) + good, check_crc)
+        images, spacings, reasons = received(mutated(good, draw) + pack_status(around) + good, check_crc)
         slowest = max(slowest, time.perf_counter() - begun)
         refused += reasons
-        wrong += sum(not same(picture, spacing) for picture, spacing in zip(pictures, spacings, strict=True))
+        wrong += sum(not same(image, spacing) for image, spacing in zip(images, spacings, strict=True))
     return wrong, refused, slowest
 
 
@@ -131,7 +138,7 @@ def test_without_the_crc_damaged_messages_pass() -> None:
 
 
 def test_a_stream_in_crumbs_is_the_same_stream() -> None:
-    good = pack_image(PIXELS, Envelope(device="probe"), spacing_mm=SPACING_MM)
+    good = pack_image(PIXELS, IgtlEnvelope(device="probe"), spacing_mm=SPACING_MM)
     pieces = list(chunks(good + good, random.Random(1)))
     waiting: list[bytes] = []
 
@@ -156,10 +163,10 @@ def test_a_stream_in_crumbs_is_the_same_stream() -> None:
 
 
 def test_a_length_that_lies_is_seen_before_its_bytes_are_waited_for() -> None:
-    good = bytearray(pack_image(PIXELS, Envelope(device="probe")))
+    good = bytearray(pack_image(PIXELS, IgtlEnvelope(device="probe")))
     good[42:50] = (1 << 19).to_bytes(8, "big")
-    pictures, _, refused = received(bytes(good), check_crc=True)
-    assert not pictures and refused == {"size": 1}
+    images, _, refused = received(bytes(good), check_crc=True)
+    assert not images and refused == {"size": 1}
     assert len(good) > HEADER_BYTES
 
 

@@ -1,4 +1,4 @@
-"""R14: a loop opens no socket but the one its source was told to; listened to by an audit hook in a fresh process."""
+"""A loop opens no socket but the one its source was told to; listened to by an audit hook in a fresh process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 from tests.conftest import Parts, child_environment
 from tinyusfm_runtime import plugins
 
-ENGINES = [name for name in ("ort", "ov") if plugins.probe("engines", name).works]
+ENGINES = [name for name in ("ort", "ov") if plugins.available("engines", name).usable]
 SIDE, COUNT = 64, 12
 CHILD = """
 import json, socket, sys
@@ -36,8 +36,8 @@ sys.addaudithook(hear)
 
 import numpy as np
 from tinyusfm_runtime.frame import Frame
-from tinyusfm_runtime.ladder import Ladder
-from tinyusfm_runtime.live import Live
+from tinyusfm_runtime.live.fallback import Fallback
+from tinyusfm_runtime.live.loop import Live
 
 bundle, port, chatty = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "chatty"
 
@@ -67,8 +67,8 @@ class Chatty:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
             out.sendto(b"home", ("127.0.0.1", 9))
 
-with Ladder.open(bundle) as ladder:
-    with Live(ladder, Remote(), budget_ms=60000, sinks=[Chatty()] if chatty else []) as live:
+with Fallback.open(bundle) as fallback:
+    with Live(fallback, Remote(), budget_ms=60000, sinks=[Chatty()] if chatty else []) as live:
         results = sum(1 for _ in live)
 print(json.dumps({"heard": heard, "received": live.counters.received, "results": results}))
 """
@@ -121,9 +121,9 @@ def strangers(found: dict[str, Any], port: int) -> list[list[str]]:
     return rest
 
 
-def test_r14_no_socket_but_the_sources_own(bundle: Path) -> None:
+def test_no_socket_is_opened_but_the_sources_own(bundle: Path) -> None:
     assert not strangers(*heard_in_a_run(bundle, "quiet"))
 
 
-def test_r14_another_socket_is_heard(bundle: Path) -> None:
+def test_another_socket_is_heard(bundle: Path) -> None:
     assert any(event == "socket.sendto" for event, _ in strangers(*heard_in_a_run(bundle, "chatty")))

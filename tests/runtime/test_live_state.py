@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyusfm_runtime.errors import InputError
-from tinyusfm_runtime.live_result import LiveState, StateChange
-from tinyusfm_runtime.live_state import StateLimits, StateMachine
+from tinyusfm_runtime.live.state import StateLimits, StateMachine
+from tinyusfm_runtime.results import LiveState, StateChange
 
 PERIOD_MS = 20.0
 LIMITS = StateLimits()
@@ -109,7 +109,7 @@ def test_a_missed_deadline_and_a_fallback_degrade() -> None:
     assert story.machine.state is DEGRADED
     assert story.result(degraded="the engine missed its deadline") is DEGRADED
     for _ in range(50):
-        assert story.result(degraded="rung 1 answers") is DEGRADED
+        assert story.result(degraded="level 1 answers") is DEGRADED
     assert len(story.changes) == 2, "told once"
     for _ in range(LIMITS.fresh_results):
         story.result()
@@ -118,8 +118,8 @@ def test_a_missed_deadline_and_a_fallback_degrade() -> None:
 
 def test_the_worst_fact_wins() -> None:
     story = Story()
-    story.result(degraded="rung 1 answers")
-    assert story.result(stale=True, degraded="rung 1 answers") is STALE
+    story.result(degraded="level 1 answers")
+    assert story.result(stale=True, degraded="level 1 answers") is STALE
     assert story.frame(LIMITS.identical_frames) is FROZEN
     assert story.wait(2000) is LOST
 

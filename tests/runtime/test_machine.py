@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from tinyusfm_runtime.machine import (
+from tinyusfm_runtime.device.machine import (
     WATCHED_FEATURES,
     card_from_cpuinfo,
     default_threads,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +10,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tinyusfm_runtime import native
 from tinyusfm_runtime.errors import InputError
-from tinyusfm_runtime.measure import HeadMeasurement, binary_mask, dice, largest_component, measure_head, ramanujan_mm
+from tinyusfm_runtime.numerics import native
+from tinyusfm_runtime.numerics.measure import (
+    Measurement,
+    binary_mask,
+    dice,
+    largest_component,
+    measure_head,
+    ramanujan_mm,
+)
+from tinyusfm_runtime.numerics.shape import fill_holes
 
 EXAMPLES = settings(
     max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -157,7 +164,7 @@ class TestMeasureHead:
     def test_moments_like_opencv(self, backend: str, mask: np.ndarray) -> None:
         cv2 = pytest.importorskip("cv2")
         found = measure_head(mask, (1.0, 1.0))
-        moments = cv2.moments(largest_component(mask), binaryImage=True)
+        moments = cv2.moments(fill_holes(largest_component(mask)), binaryImage=True)
         assert found.area_px == moments["m00"]
         if not found.found:
             return
@@ -225,7 +232,7 @@ class TestMeasureHead:
 
     def test_an_empty_mask_is_not_found(self, backend: str) -> None:
         found = measure_head(np.zeros((9, 9), np.uint8), (0.1, 0.1))
-        assert found == HeadMeasurement(found=False)
+        assert found == Measurement(found=False, has_ellipse=True)
         assert found.hc_mm is None and found.area_px == 0
 
     def test_without_spacing_there_are_no_millimetres(self) -> None:
@@ -243,6 +250,11 @@ class TestMeasureHead:
         assert measure_head(line.T, None).angle_deg == 90.0
 
 
+def lengths(found: Measurement) -> tuple[object, ...]:
+    """What does not depend on where a mask lies or how it is turned."""
+    return found.found, found.area_px, found.area_mm2, found.hc_mm, found.hc_px, found.axes_mm, found.axes_px
+
+
 class TestSymmetry:
     @EXAMPLES
     @given(mask=MASKS, row_mm=st.floats(0.05, 2), col_mm=st.floats(0.05, 2))
@@ -251,9 +263,9 @@ class TestSymmetry:
         found = measure_head(head, (row_mm, col_mm))
         for other in (head[::-1], head[:, ::-1], head[::-1, ::-1]):
             same = measure_head(other, (row_mm, col_mm))
-            assert replace(same, centre_px=found.centre_px, angle_deg=found.angle_deg) == found
+            assert lengths(same) == lengths(found)
         turned = measure_head(head.T, (col_mm, row_mm))
-        assert replace(turned, centre_px=found.centre_px, angle_deg=found.angle_deg) == found
+        assert lengths(turned) == lengths(found)
         assert turned.centre_px == found.centre_px[::-1]
 
     @EXAMPLES
@@ -262,7 +274,7 @@ class TestSymmetry:
         moved = np.zeros((mask.shape[0] + down + 1, mask.shape[1] + right + 1), np.uint8)
         moved[down : down + mask.shape[0], right : right + mask.shape[1]] = mask
         here, there = measure_head(mask, (0.3, 0.2)), measure_head(moved, (0.3, 0.2))
-        assert replace(there, centre_px=here.centre_px, touches_border=here.touches_border) == here
+        assert lengths(there) == lengths(here)
 
     @EXAMPLES
     @given(mask=MASKS, row_mm=st.floats(0.05, 2), col_mm=st.floats(0.05, 2), factor=st.floats(0.1, 10))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,13 +18,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tinyusfm_runtime import measure, native, preprocess
 from tinyusfm_runtime.errors import UnsupportedError
 from tinyusfm_runtime.frame import PixelFormat, VideoRange
+from tinyusfm_runtime.numerics import measure, native, preprocess, shape
 
 CAPI = Path(__file__).parents[2] / "runtime" / "capi"
-SOURCES = ("preprocess.c", "components.c", "moments.c", "crc64.c")
-CC = shutil.which("gcc") or shutil.which("clang") or shutil.which("cc")
+SOURCES = (
+    "preprocess.c", "components.c", "moments.c", "shape.c", "ellipse.c", "measure.c", "second_pass.c", "crc64.c",
+)  # fmt: skip
+CC = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang") or shutil.which("cc")
+"""CC names a cross compiler where the tests run under emulation."""
 EXAMPLES = settings(
     max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -38,24 +44,30 @@ def compiled(folder: Path, *, flags: tuple[str, ...] = ("-O1",), change: tuple[s
         (folder / path.name).write_text(text.replace(*change) if change else text, encoding="utf-8")
     target = folder / "kernels.so"
     sources = [str(folder / name) for name in SOURCES]
-    strict = ("-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fvisibility=hidden", "-fPIC", "-shared")
+    strict = (
+        "-std=c11",
+        "-Wall",
+        "-Wextra",
+        "-Wpedantic",
+        "-Werror",
+        "-fvisibility=hidden",
+        "-fPIC",
+        "-shared",
+        "-ffp-contract=off",
+    )
     subprocess.run([CC, *strict, *flags, *sources, "-o", str(target)], check=True, capture_output=True)
     return target
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[ctypes.CDLL | None, str]:
-    if native.available():
-        return native._load()
-    return native._open(str(compiled(tmp_path_factory.mktemp("kernels"), flags=("-O3",))))
-
-
-@pytest.fixture
-def library(loaded: tuple[ctypes.CDLL | None, str], monkeypatch: pytest.MonkeyPatch) -> ctypes.CDLL:
+def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ctypes.CDLL]:
     """The kernels, in use: the installed ones, or built for the tests where none are installed."""
-    monkeypatch.setattr(native, "_load", lambda: loaded)
-    assert loaded[0] is not None, loaded[1]
-    return loaded[0]
+    with ExitStack() as stack:
+        if not native.available():
+            stack.enter_context(native.using(compiled(tmp_path_factory.mktemp("kernels"), flags=("-O3",))))
+        found, reason = native.shared_object()
+        assert found is not None, reason
+        yield found
 
 
 @lru_cache(maxsize=256)
@@ -75,7 +87,7 @@ def by_numpy(pixels: np.ndarray, pixel_format: PixelFormat, limited: bool, out_h
     return preprocess._resample_rows(preprocess._resample_columns(grey, out_w), out_h)
 
 
-def picture(seed: int, height: int, width: int, pixel_format: PixelFormat) -> np.ndarray:
+def image(seed: int, height: int, width: int, pixel_format: PixelFormat) -> np.ndarray:
     channels = {"grey": (), "rgba": (4,)}.get(pixel_format.value, (3,))
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, *channels), dtype=np.uint8)
     pixels[: height // 4] = 255 * (seed % 2)
@@ -99,7 +111,7 @@ class TestResize:
         limited: bool,
     ) -> None:
         height, width, out_h, out_w = sizes
-        pixels = picture(seed, height, width, pixel_format)
+        pixels = image(seed, height, width, pixel_format)
         got = by_kernel(pixels, pixel_format, limited, out_h, out_w)
         assert np.array_equal(got, by_numpy(pixels, pixel_format, limited, out_h, out_w))
 
@@ -122,7 +134,7 @@ class TestResize:
         pixel_format: PixelFormat,
         limited: bool,
     ) -> None:
-        pixels = picture(seed, 80, 90, pixel_format)[starts[0] :, starts[1] :][:: steps[0], :: steps[1]]
+        pixels = image(seed, 80, 90, pixel_format)[starts[0] :, starts[1] :][:: steps[0], :: steps[1]]
         if turned and pixels.ndim == 3:
             pixels = pixels[..., ::-1]
         got = by_kernel(pixels, pixel_format, limited, 24, 40)
@@ -133,12 +145,12 @@ class TestResize:
     )
     def test_equals_numpy_at_the_ends(self, library: ctypes.CDLL, sizes: tuple[int, int, int, int]) -> None:
         height, width, out_h, out_w = sizes
-        pixels = picture(1, height, width, PixelFormat.RGB)
+        pixels = image(1, height, width, PixelFormat.RGB)
         got = by_kernel(pixels, PixelFormat.RGB, False, out_h, out_w)
         assert np.array_equal(got, by_numpy(pixels, PixelFormat.RGB, False, out_h, out_w))
 
     @pytest.mark.parametrize("code", [0, 1, 127, 254, 255])
-    def test_a_flat_picture_stays_flat(self, library: ctypes.CDLL, code: int) -> None:
+    def test_a_flat_image_stays_flat(self, library: ctypes.CDLL, code: int) -> None:
         for sizes in ((8, 300, 90, 16), (1080, 1920, 224, 224), (16, 16, 400, 17)):
             pixels = np.full(sizes[:2], code, np.uint8)
             assert (by_kernel(pixels, PixelFormat.GREY, False, *sizes[2:]) == code).all()
@@ -146,18 +158,16 @@ class TestResize:
     def test_nothing_outside_the_result_is_written(self, library: ctypes.CDLL) -> None:
         canvas = np.full((60, 70), 77, np.uint8)
         box = canvas[10:50, 20:61]
-        native.luma_resize(
-            picture(0, 90, 100, PixelFormat.RGB), "rgb", False, filter_of(100, 41), filter_of(90, 40), box
-        )
-        assert np.array_equal(box, by_numpy(picture(0, 90, 100, PixelFormat.RGB), PixelFormat.RGB, False, 40, 41))
+        native.luma_resize(image(0, 90, 100, PixelFormat.RGB), "rgb", False, filter_of(100, 41), filter_of(90, 40), box)
+        assert np.array_equal(box, by_numpy(image(0, 90, 100, PixelFormat.RGB), PixelFormat.RGB, False, 40, 41))
         canvas[10:50, 20:61] = 77
         assert (canvas == 77).all()
 
     def test_nothing_outside_the_scratch_is_written(self, library: ctypes.CDLL) -> None:
-        pixels, out = picture(0, 90, 100, PixelFormat.GREY), np.empty((40, 41), np.uint8)
+        pixels, out = image(0, 90, 100, PixelFormat.GREY), np.empty((40, 41), np.uint8)
         columns, rows = ctypes.byref(filter_of(100, 41).struct), ctypes.byref(filter_of(90, 40).struct)
         need = library.tue_preprocess_scratch(columns, rows)
-        view = native._Picture(native._address(pixels), 100, 1, 0, 90, 100, 0, 0)
+        view = native._Image(native._address(pixels), 100, 1, 0, 90, 100, 0, 0)
         for shift in (0, 1, 63):
             arena = np.full(need + 256, 77, np.uint8)
             address = native._address(arena) + 64 + shift
@@ -172,13 +182,13 @@ class TestResize:
         where, what = {"points past the end": (39, 100), "points before the start": (0, -1)}.get(fault, (20, 3))
         first[where] = what
         bad = native.ResampleFilter(first, weights, 100)
-        pixels, out = picture(0, 100, 100, PixelFormat.GREY), np.empty((40, 40), np.uint8)
+        pixels, out = image(0, 100, 100, PixelFormat.GREY), np.empty((40, 40), np.uint8)
         for tables in ((bad, filter_of(100, 40)), (filter_of(100, 40), bad)):
             with pytest.raises(UnsupportedError, match="status 1"):
                 native.luma_resize(pixels, "grey", False, *tables, out)
 
     def test_sizes_that_do_not_fit_are_refused(self, library: ctypes.CDLL) -> None:
-        pixels = picture(0, 100, 100, PixelFormat.GREY)
+        pixels = image(0, 100, 100, PixelFormat.GREY)
         tables = filter_of(100, 40), filter_of(100, 40)
         with pytest.raises(UnsupportedError, match="status 1"):
             native.luma_resize(pixels[:-1], "grey", False, *tables, np.empty((40, 40), np.uint8))
@@ -190,13 +200,13 @@ class TestResize:
                 native.luma_resize(pixels, "grey", False, *tables, out)
 
     def test_threads_do_not_disturb_each_other(self, library: ctypes.CDLL) -> None:
-        pictures = [picture(seed, 300, 400, PixelFormat.RGB) for seed in range(4)]
-        wanted = [by_numpy(pixels, PixelFormat.RGB, False, 64, 64) for pixels in pictures]
+        images = [image(seed, 300, 400, PixelFormat.RGB) for seed in range(4)]
+        wanted = [by_numpy(pixels, PixelFormat.RGB, False, 64, 64) for pixels in images]
         wrong: list[int] = []
 
         def work(index: int) -> None:
             for _ in range(40):
-                if not np.array_equal(by_kernel(pictures[index], PixelFormat.RGB, False, 64, 64), wanted[index]):
+                if not np.array_equal(by_kernel(images[index], PixelFormat.RGB, False, 64, 64), wanted[index]):
                     wrong.append(index)
 
         threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
@@ -222,8 +232,8 @@ class TestMasks:
     @EXAMPLES
     @given(mask=MASKS)
     def test_component_and_moments_equal_numpy(self, library: ctypes.CDLL, mask: np.ndarray) -> None:
-        assert np.array_equal(native.largest_component(mask), measure._largest_component_numpy(mask))
-        assert native.moments(mask) == measure._moments_numpy(mask)
+        assert np.array_equal(native.largest_component(mask), shape._largest_component_numpy(mask))
+        assert native.moments(mask) == shape._moments_numpy(mask)
 
     @pytest.mark.parametrize("name", ["empty", "full", "columns", "chequered", "dots", "comb", "big"])
     def test_worst_cases_equal_numpy(self, library: ctypes.CDLL, name: str) -> None:
@@ -239,10 +249,10 @@ class TestMasks:
             "big": (x - 450) ** 2 + 2 * (y - 350) ** 2 < 200_000,
         }
         mask = masks[name].astype(np.uint8)
-        assert np.array_equal(native.largest_component(mask), measure._largest_component_numpy(mask))
-        assert native.moments(mask) == measure._moments_numpy(mask)
+        assert np.array_equal(native.largest_component(mask), shape._largest_component_numpy(mask))
+        assert native.moments(mask) == shape._moments_numpy(mask)
 
-    def test_moments_of_the_largest_picture_do_not_overflow(self, library: ctypes.CDLL) -> None:
+    def test_moments_of_the_largest_image_do_not_overflow(self, library: ctypes.CDLL) -> None:
         n = 16384
         mask = np.ones((n, n), np.uint8)
         line, squares = n * (n - 1) // 2, n * (n - 1) * (2 * n - 1) // 6
@@ -262,7 +272,7 @@ class TestMasks:
 
     def test_a_component_may_overwrite_its_mask(self, library: ctypes.CDLL) -> None:
         mask = (np.random.default_rng(0).uniform(size=(50, 60)) < 0.4).astype(np.uint8)
-        want, area = measure._largest_component_numpy(mask), ctypes.c_int64()
+        want, area = shape._largest_component_numpy(mask), ctypes.c_int64()
         scratch = np.empty(library.tue_components_scratch(50, 60), np.uint8)
         address = native._address(mask)
         library.tue_largest_component(
@@ -287,7 +297,7 @@ class TestMasks:
         ):
             with pytest.raises(UnsupportedError, match="cannot take"):
                 native.threshold(bad, 0.0, out)
-        with pytest.raises(UnsupportedError, match="uint8 picture"):
+        with pytest.raises(UnsupportedError, match="uint8 image"):
             native.moments(logits)
 
     def test_null_and_silly_sizes_are_refused(self, library: ctypes.CDLL) -> None:
@@ -305,18 +315,22 @@ class TestMasks:
 class TestLoading:
     def test_it_says_why_not(self, tmp_path: Path) -> None:
         (tmp_path / "garbage.so").write_bytes(b"not a library")
-        assert native._open(str(tmp_path / "garbage.so"))[0] is None
-        assert "cannot be loaded" in native._open(str(tmp_path / "garbage.so"))[1]
-        old = compiled(tmp_path, change=("TUE_NUMERICS_VERSION 2", "TUE_NUMERICS_VERSION 0"))
-        assert native._open(str(old)) == (None, "built from version 0 of the kernels, not 2: build it again")
+        before = native.shared_object()
+        with native.using(tmp_path / "garbage.so"):
+            assert not native.available() and "cannot be loaded" in native.reason()
+        old = compiled(tmp_path, change=(f"TUE_NUMERICS_VERSION {native.VERSION}", "TUE_NUMERICS_VERSION 0"))
+        with native.using(old):
+            assert not native.available()
+            assert native.reason() == f"built from version 0 of the kernels, not {native.VERSION}: build it again"
+        assert native.shared_object() == before
 
-    def test_without_kernels_a_call_says_so_and_results_stay(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(native, "_load", lambda: (None, "not built: for this test"))
-        assert not native.available() and native.reason() == "not built: for this test"
-        assert preprocess.backend() == "numpy"
-        with pytest.raises(UnsupportedError, match="not available: not built"):
-            native.moments(np.ones((4, 4), np.uint8))
-        assert measure.measure_head(np.ones((40, 40), np.uint8), None).area_px == 1600
+    def test_without_kernels_a_call_says_so_and_results_stay(self) -> None:
+        with native.using(None):
+            assert not native.available() and native.reason() == "switched off for a while"
+            assert preprocess.backend() == "numpy"
+            with pytest.raises(UnsupportedError, match="not available: switched off"):
+                native.moments(np.ones((4, 4), np.uint8))
+            assert measure.measure_head(np.ones((40, 40), np.uint8), None).area_px == 1600
 
     def test_header_and_wrapper_agree_on_the_version(self) -> None:
         header = (CAPI / "tue_numerics.h").read_text(encoding="utf-8")
@@ -338,16 +352,19 @@ class TestLoading:
     ],
     ids=["luma", "range", "weights", "rounding", "ring", "threshold", "corners", "ties", "moments"],
 )
-def test_a_kernel_that_differs_is_noticed(
-    tmp_path: Path, change: tuple[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kernel_that_differs_is_noticed(tmp_path: Path, change: tuple[str, str]) -> None:
     """The comparisons of this file would be worthless if a slightly wrong kernel passed them."""
     assert sum(change[0] in path.read_text(encoding="utf-8") for path in CAPI.glob("*.[ch]")) == 1
-    changed = native._open(str(compiled(tmp_path, flags=("-O0",), change=change)))
-    monkeypatch.setattr(native, "_load", lambda: changed)
+    with native.using(compiled(tmp_path, flags=("-O0",), change=change)):
+        differs = differences()
+    assert any(differs)
+
+
+def differences() -> list[bool]:
+    """What the kernels in use compute otherwise than numpy: True for each that differs."""
     differs = []
     for pixel_format, limited in ((PixelFormat.GREY, True), (PixelFormat.RGB, False)):
-        pixels = picture(2, 60, 70, pixel_format)
+        pixels = image(2, 60, 70, pixel_format)
         got = by_kernel(pixels, pixel_format, limited, 24, 40)
         differs.append(not np.array_equal(got, by_numpy(pixels, pixel_format, limited, 24, 40)))
     grid = np.arange(-50, 50, dtype=np.float32)
@@ -355,6 +372,6 @@ def test_a_kernel_that_differs_is_noticed(
     native.threshold(grid, 3.0, out)
     differs.append(not np.array_equal(out, grid > 3.0))
     for mask in (np.eye(9, dtype=np.uint8), np.diag([1, 0, 1, 0, 1]).astype(np.uint8)):
-        differs.append(not np.array_equal(native.largest_component(mask), measure._largest_component_numpy(mask)))
-        differs.append(native.moments(mask) != measure._moments_numpy(mask))
-    assert any(differs)
+        differs.append(not np.array_equal(native.largest_component(mask), shape._largest_component_numpy(mask)))
+        differs.append(native.moments(mask) != shape._moments_numpy(mask))
+    return differs

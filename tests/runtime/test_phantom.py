@@ -1,4 +1,4 @@
-"""The phantom: the same seed draws the same picture for ever, and its truth is true."""
+"""The phantom: the same seed draws the same image forever, and its truth is true."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import pytest
 
 from tinyusfm_runtime.errors import FrameError
 from tinyusfm_runtime.frame import Frame, PixelFormat
-from tinyusfm_runtime.measure import measure_head
+from tinyusfm_runtime.numerics.measure import measure_head
+from tinyusfm_runtime.numerics.order import wide
 from tinyusfm_runtime.phantom import Phantom, make_phantom
 
 
@@ -35,7 +36,7 @@ def test_the_same_seed_gives_the_same_frame(phantoms: list[Phantom]) -> None:
 def test_what_a_seed_draws_is_pinned(
     phantoms: list[Phantom], seed: int, hc_mm: float, area_px: int, mean: float, deviation: float
 ) -> None:
-    """Students were trained on these pictures; statistics, since numpy's exp differs by machine in the last bit."""
+    """Students were trained on these images; statistics, since numpy's exp differs by machine in the last bit."""
     phantom = phantoms[seed]
     assert phantom.hc_mm == pytest.approx(hc_mm, rel=1e-12)
     assert abs(int(phantom.mask_HW.sum()) - area_px) <= 2
@@ -61,11 +62,11 @@ def test_frames_are_fit_for_use(phantoms: list[Phantom]) -> None:
         assert frame.pixels.dtype == np.uint8 and frame.pixels.shape == phantom.mask_HW.shape == (270, 400)
         assert frame.pixel_format is PixelFormat.GREY and frame.seq == seed
         assert frame.spacing_mm is not None and 0.1 < frame.spacing_mm[0] == frame.spacing_mm[1] < 0.5
-        assert phantom.mask_HW.dtype == np.uint8 and set(np.unique(phantom.mask_HW)) == {0, 1}
+        assert phantom.mask_HW.dtype == np.uint8 and set(np.unique(wide(phantom.mask_HW))) == {0, 1}
         assert 0.05 < phantom.mask_HW.mean() < 0.8 and 60 < phantom.hc_mm < 450
-        assert frame.pixels.std() > 8, "a flat picture teaches nothing"
-    brain = np.median([p.frame.pixels[p.mask_HW == 1].mean() for p in phantoms])
-    skull = np.median([p.frame.pixels[ring(p.mask_HW)].mean() for p in phantoms])
+        assert frame.pixels.std() > 8, "a flat image teaches nothing"
+    brain = np.median(wide([p.frame.pixels[p.mask_HW == 1].mean() for p in phantoms]))
+    skull = np.median(wide([p.frame.pixels[ring(p.mask_HW)].mean() for p in phantoms]))
     assert skull > brain + 10, "the skull must stand out from the brain"
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import child_environment
 from tinyusfm_runtime import plugins
 from tinyusfm_runtime.errors import InputError
-from tinyusfm_runtime.plugins import KINDS, Probe
+from tinyusfm_runtime.plugins import KINDS, Availability
 from tinyusfm_runtime.sources import open_source
 
 Distribute = Callable[..., None]
@@ -39,8 +39,8 @@ def distribute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Distribute:
 
 
 WORKS = """
-from tinyusfm_runtime.plugins import Probe
-def probe(): return Probe(works=True, reason="foreign 1.0", extra=None)
+from tinyusfm_runtime.plugins import Availability
+def available(): return Availability(usable=True, reason="foreign 1.0", extra=None)
 class Engine: ...
 """
 
@@ -49,8 +49,10 @@ def test_names_are_the_files_of_the_folder() -> None:
     assert {"ort", "ov"} <= set(plugins.names("engines"))
     for kind in ("engines", "sources", "sinks"):
         folder = Path(plugins.__file__).parent / kind
-        files = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
-        assert plugins.names(kind)[: len(files)] == files
+        files = {path.stem for path in folder.glob("[!_]*.py")} | {
+            path.parent.name for path in folder.glob("*/__init__.py")
+        }
+        assert plugins.names(kind)[: len(files)] == sorted(files)
 
 
 def test_names_import_nothing() -> None:
@@ -58,7 +60,7 @@ def test_names_import_nothing() -> None:
         "import sys; from tinyusfm_runtime import plugins\n"
         "for kind in plugins.KINDS: plugins.names(kind)\n"
         "print([m for m in sys.modules if m.startswith(('tinyusfm_export', 'tinyusfm_runtime.')) "
-        "and m not in ('tinyusfm_runtime.plugins', 'tinyusfm_runtime.errors')])"
+        "and m not in ('tinyusfm_runtime.plugins', 'tinyusfm_runtime.errors', 'tinyusfm_runtime.face')])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=child_environment()
@@ -71,7 +73,6 @@ def test_targets_are_empty_where_the_export_package_is_missing(monkeypatch: pyte
 
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "export" in name else real(name))
-    monkeypatch.setattr(plugins, "_entry_points", lambda kind: {})
     assert plugins.names("targets") == []
     with pytest.raises(InputError, match="none is installed"):
         plugins.canonical("targets", "onnx")
@@ -100,17 +101,19 @@ def test_an_unknown_name_lists_what_there_is(typed: str) -> None:
 
 
 def test_an_unknown_kind_lists_the_kinds() -> None:
-    for call in (plugins.names, lambda kind: plugins.load(kind, "x"), lambda kind: plugins.probe(kind, "x")):
+    for call in (plugins.names, lambda kind: plugins.load(kind, "x"), lambda kind: plugins.available(kind, "x")):
         with pytest.raises(InputError, match="engines"):
             call("motors")
 
 
 @pytest.mark.parametrize("kind", ["engines", "sources", "sinks"])
 def test_every_plug_in_probes_without_raising(kind: str) -> None:
-    for name in plugins.names(kind):
-        answer = plugins.load(kind, name).probe()
-        assert isinstance(answer, Probe) and answer.reason
-        assert plugins.probe(kind, name) == answer
+    existing = plugins.names(kind)
+    assert len(existing) >= 3
+    for name in existing:
+        answer = plugins.load(kind, name).available()
+        assert isinstance(answer, Availability) and answer.reason
+        assert plugins.available(kind, name) == answer
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -119,7 +122,7 @@ def test_another_distribution_adds_a_plug_in(distribute: Distribute, kind: str) 
     assert plugins.names(kind)[-1] == "foreign"
     assert plugins.canonical(kind, "Foreign") == "foreign"
     assert plugins.load(kind, "foreign").__name__ == "foreign_plugin"
-    assert plugins.probe(kind, "foreign") == Probe(works=True, reason="foreign 1.0", extra=None)
+    assert plugins.available(kind, "foreign") == Availability(usable=True, reason="foreign 1.0", extra=None)
 
 
 def test_a_built_in_name_wins(distribute: Distribute) -> None:
@@ -128,7 +131,7 @@ def test_a_built_in_name_wins(distribute: Distribute) -> None:
     assert plugins.load("engines", "ort").__name__ == "tinyusfm_runtime.engines.ort"
 
 
-def test_other_distributions_are_looked_for_once_and_not_for_every_picture(
+def test_other_distributions_are_looked_for_once_and_not_for_every_image(
     distribute: Distribute, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     import importlib.metadata
@@ -145,7 +148,7 @@ def test_other_distributions_are_looked_for_once_and_not_for_every_picture(
         open_source(f"phantom:{number}")
     assert scans == ["tinyusfm.sources"]
     distribute(WORKS, sources__foreign="foreign_plugin")
-    assert "foreign" in plugins.names("sources"), "the control: another path is searched anew"
+    assert "foreign" in plugins.names("sources"), "the control: another path is searched again"
 
 
 @pytest.mark.parametrize(
@@ -153,10 +156,10 @@ def test_other_distributions_are_looked_for_once_and_not_for_every_picture(
     [
         ("raise RuntimeError('two\\nlines')", "foreign_plugin", "two lines"),
         ("import surely_not_installed", "foreign_plugin", "surely_not_installed"),
-        ("x = 1", "foreign_plugin", "probe"),
+        ("x = 1", "foreign_plugin", "available"),
         ("class Engine: ...", "foreign_plugin:Engine", "module"),
-        ("def probe(): raise RuntimeError('broken probe')", "foreign_plugin", "broken probe"),
-        ("def probe(): return True", "foreign_plugin", "bool"),
+        ("def available(): raise RuntimeError('broken hook')", "foreign_plugin", "broken hook"),
+        ("def available(): return True", "foreign_plugin", "bool"),
     ],
 )
 def test_a_broken_plug_in_is_listed_with_its_reason(
@@ -164,6 +167,6 @@ def test_a_broken_plug_in_is_listed_with_its_reason(
 ) -> None:
     distribute(source, engines__foreign=target)
     assert "foreign" in plugins.names("engines")
-    answer = plugins.probe("engines", "foreign")
-    assert not answer.works and words in answer.reason and "\n" not in answer.reason
-    assert plugins.probe("engines", "ort").reason, "the others are none the worse"
+    answer = plugins.available("engines", "foreign")
+    assert not answer.usable and words in answer.reason and "\n" not in answer.reason
+    assert plugins.available("engines", "ort").reason, "the others are none the worse"

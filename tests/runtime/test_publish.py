@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Parts, child_environment
-from tinyusfm_runtime import publish
-from tinyusfm_runtime.bundle import MANIFEST_NAME, Bundle
+from tinyusfm_runtime.atomic import held_folder
+from tinyusfm_runtime.bundle import writer as publish
+from tinyusfm_runtime.bundle.reader import MANIFEST_NAME, Bundle
+from tinyusfm_runtime.bundle.writer import sweep
 from tinyusfm_runtime.errors import BundleError, OutputError, TamperedError
-from tinyusfm_runtime.publish import sweep
 
 ROUNDS = 40
 OLD, NEW = "2026-01-01T00:00:00Z", "2027-01-01T00:00:00Z"
@@ -81,10 +82,12 @@ def test_an_older_bundle_is_replaced(fake_parts: Parts, tmp_path: Path) -> None:
 
 def test_a_spoilt_bundle_and_an_empty_folder_may_be_replaced(fake_parts: Parts, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    Bundle.open(fake_parts.publish(tmp_path / "empty"))
+    assert Bundle.open(fake_parts.publish(tmp_path / "empty")).manifest.artefacts
     path = fake_parts.publish(tmp_path / "spoilt")
     (path / "extra").write_bytes(b"x")
-    Bundle.open(fake_parts.publish(path))
+    with pytest.raises(TamperedError):
+        Bundle.open(path)
+    assert Bundle.open(fake_parts.publish(path)).manifest.artefacts and not (path / "extra").exists()
 
 
 def test_what_is_no_bundle_is_not_overwritten(fake_parts: Parts, tmp_path: Path) -> None:
@@ -109,11 +112,17 @@ def test_a_parent_that_is_a_file(fake_parts: Parts, tmp_path: Path) -> None:
 def test_where_names_cannot_be_exchanged_nothing_is_overwritten(
     fake_parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    def refuse(left: bytes, right: bytes, flags: int) -> None:
-        raise OSError(code, os.strerror(code))
+    import ctypes
+
+    class Refusing:
+        """A C library whose file system cannot do it."""
+
+        def renameat2(self, *arguments: object) -> int:
+            ctypes.set_errno(code)
+            return -1
 
     path = fake_parts.publish(tmp_path / "b.bundle")
-    monkeypatch.setattr(publish, "_renameat2", refuse)
+    monkeypatch.setattr(ctypes, "CDLL", lambda *args, **kwargs: Refusing())
     assert "refuses to overwrite" in refusal(fake_parts, path, created_utc=NEW)
     assert Bundle.open(path).manifest.created_utc == OLD
     assert names(tmp_path) == ["b.bundle"]
@@ -231,7 +240,7 @@ def test_stale_temporaries_are_swept_and_living_ones_are_not(fake_parts: Parts, 
     foreign, other = ".b.bundle.tmp-x", f".c.bundle.tmp-{gone}-0011aabb"
     for name in (stale, living, foreign, other):
         (tmp_path / name / "golden").mkdir(parents=True)
-        (tmp_path / name / "golden/frames.npz").write_bytes(b"x")
+        (tmp_path / name / "golden/frames.safetensors").write_bytes(b"x")
     fake_parts.publish(tmp_path / "b.bundle")
     assert names(tmp_path) == sorted([living, foreign, other, "b.bundle"])
 
@@ -240,7 +249,7 @@ def test_a_locked_temporary_of_an_unknown_process_is_left_alone(tmp_path: Path) 
     """In another container the process id says nothing; the lock does."""
     folder = tmp_path / f".b.bundle.tmp-{pid_that_is_gone()}-0011aabb"
     folder.mkdir()
-    with publish._locked(folder):
+    with held_folder(folder):
         assert sweep(tmp_path / "b.bundle") == []
     assert sweep(tmp_path / "b.bundle") == [folder]
 
@@ -265,8 +274,8 @@ def test_a_link_named_like_a_temporary_is_not_followed(tmp_path: Path) -> None:
 PUBLISH = """
     import os, sys
     from pathlib import Path
-    from tinyusfm_runtime import publish
-    from tinyusfm_runtime.bundle import Bundle
+    from tinyusfm_runtime.bundle import writer as publish
+    from tinyusfm_runtime.bundle.reader import Bundle
     seed, path = Bundle.open(sys.argv[1]), Path(sys.argv[2])
     files = {name: seed.read(name) for name in seed.manifest.files}
     files |= {f"reports/r{i}.json": bytes([i]) * 30_000 for i in range(12)}
@@ -365,7 +374,7 @@ def test_a_file_size_limit_leaves_nothing(tmp_path: Path) -> None:
     code = """
     import resource, signal, sys
     from tinyusfm_runtime.errors import OutputError
-    from tinyusfm_runtime.publish import publish_folder
+    from tinyusfm_runtime.bundle.writer import publish_folder
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
     try:

@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.fakes.live_rigs import picture
+from tests.fakes.live_rigs import image
 from tinyusfm_runtime.errors import InputError, UnsupportedError
 from tinyusfm_runtime.frame import Frame, PixelFormat
 from tinyusfm_runtime.replay import outlets
-from tinyusfm_runtime.replay.faults import FAULTS, JITTER_PERIODS, Step, plan, read_faults
+from tinyusfm_runtime.replay.faults import FAULTS, JITTER_PERIODS, PlanStep, plan, read_faults
 from tinyusfm_runtime.replay.player import play
 
 RATE_HZ = 30.0
-CLIP = [Frame(pixels=picture(i), seq=i) for i in range(3000)]
+CLIP = [Frame(pixels=image(i), seq=i) for i in range(3000)]
 
 
-def steps(*faults: str, seed: int = 1) -> list[Step]:
+def steps(*faults: str, seed: int = 1) -> list[PlanStep]:
     return list(plan(CLIP, rate_hz=RATE_HZ, faults=frozenset(faults), seed=seed))
 
 
@@ -51,7 +51,7 @@ def test_each_fault_does_what_it_says() -> None:
     kinds = Counter(step.frame is None for step in frozen)
     assert kinds[True] and kinds[False] and 300 < len(frozen) < 2000
     still = next(step for step in frozen if step.frame is not None)
-    assert still.frame is CLIP[still.frame.seq] and still.frame.seq < still.seq, "an older picture with a new time"
+    assert still.frame is CLIP[still.frame.seq] and still.frame.seq < still.seq, "an older image with a new time"
 
 
 def test_steps_are_due_in_order_unless_jitter_says_otherwise() -> None:
@@ -93,14 +93,16 @@ def test_the_player_counts_what_it_does() -> None:
     assert sum(bad for _, _, bad in outlet.sent) == sum(step.corrupt and step.frame is not None for step in made)
     assert outlet.beats == tally.keep_alives >= 1
     times = dict((seq, t_ns) for seq, t_ns, _ in outlet.sent)
-    assert sorted(times.values()) == [times[seq] for seq in sorted(times)], "times are those of taking the picture"
+    assert sorted(times.values()) == [times[seq] for seq in sorted(times)], "times are those of taking the image"
 
 
 def test_the_player_stops_when_told() -> None:
     stop, outlet = threading.Event(), Recorder()
     timer = threading.Timer(0.1, stop.set)
     timer.start()
-    tally = play(iter([Step(due_s=60.0, taken_s=60.0, seq=0, frame=CLIP[0])]), outlet, rate_hz=1.0, seed=0, stop=stop)
+    tally = play(
+        iter([PlanStep(due_s=60.0, taken_s=60.0, seq=0, frame=CLIP[0])]), outlet, rate_hz=1.0, seed=0, stop=stop
+    )
     timer.join()
     assert tally.sent == 0
 
@@ -114,8 +116,8 @@ def test_without_an_output_device_the_camera_says_what_else_there_is(monkeypatch
 
 
 def test_what_a_video_device_is_given() -> None:
-    colour = np.stack([picture(1)] * 3, axis=-1)
+    colour = np.stack([image(1)] * 3, axis=-1)
     grey = outlets.as_grey(Frame(pixels=colour, pixel_format=PixelFormat.RGB))
-    np.testing.assert_array_equal(grey, picture(1))
+    np.testing.assert_array_equal(grey, image(1))
     ends: Any = outlets.as_yuyv(np.array([[0, 255]], np.uint8))
     np.testing.assert_array_equal(ends, [[[16, 128], [235, 128]]])

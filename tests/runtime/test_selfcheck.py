@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests.conftest import SIDE, tiny_logits, tiny_spec
+from tinyusfm_runtime.bundle.golden import golden_check, reference_check
+from tinyusfm_runtime.numerics.preprocess import place, preprocess
 from tinyusfm_runtime.phantom import make_phantom
-from tinyusfm_runtime.preprocess import place, preprocess
-from tinyusfm_runtime.selfcheck import golden_check, reference_check
 from tinyusfm_runtime.spec import PostProcess, Task
 
 

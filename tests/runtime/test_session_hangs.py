@@ -8,16 +8,15 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
 from tests.conftest import NumpyEngine, child_environment, tiny_logits
-from tests.runtime.live_sources import pictures, wait_until
+from tests.plugged import plug_in_module, plugged
+from tests.runtime.live_sources import images, wait_until
 from tinyusfm_runtime import session as session_module
 from tinyusfm_runtime.errors import EngineError
-from tinyusfm_runtime.plugins import Probe
 from tinyusfm_runtime.session import Session
 
 
@@ -42,11 +41,7 @@ class Hanging(NumpyEngine):
 
 @pytest.fixture
 def session(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
-    module = ModuleType("hanging")
-    module.Engine = Hanging  # type: ignore[attr-defined]
-    module.probe = lambda: Probe(works=True, reason="numpy", extra=None)  # type: ignore[attr-defined]
-    monkeypatch.setattr(session_module, "load", lambda kind, typed: module)
-    monkeypatch.setattr(session_module, "names", lambda kind: ["fake"])
+    plugged(monkeypatch, "engines", fake=plug_in_module("hanging", Engine=Hanging))
     monkeypatch.setattr(session_module, "CLOSE_WAIT_S", 0.1)
     monkeypatch.setattr(session_module, "CLOSE_GRACE_S", 0.1)
     for event in (Hanging.hang, Hanging.entered, Hanging.wake):
@@ -61,7 +56,7 @@ def stuck(session: Session) -> tuple[threading.Thread, list[Exception]]:
 
     def ask() -> None:
         try:
-            session.predict(pictures(1)[0])
+            session.predict(images(1)[0])
         except EngineError as error:
             failures.append(error)
 
@@ -86,7 +81,7 @@ def test_closing_gives_up_an_engine_that_hangs_and_it_frees_itself_later(
     thread.join(20)
     wait_until(lambda: engine.closed)
     with pytest.raises(EngineError, match="closed"):
-        session.predict(pictures(1)[0])
+        session.predict(images(1)[0])
 
 
 def test_closing_cancels_before_it_gives_up(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,13 +109,14 @@ def test_closing_waits_for_an_answer_that_is_on_its_way(session: Session, monkey
 PROGRAM = """
 import ctypes, sys, threading
 from pathlib import Path
-from types import ModuleType
 import numpy as np
+import pytest
 from tests.conftest import NumpyEngine, tiny_logits
-from tests.runtime.live_sources import PacedSource, pictures
+from tests.plugged import plug_in_module, plugged
+from tests.runtime.live_sources import PacedSource, images
 from tinyusfm_runtime import session as module
-from tinyusfm_runtime.live import Live
-from tinyusfm_runtime.live_options import LiveOptions
+from tinyusfm_runtime.live.loop import Live
+from tinyusfm_runtime.live.options import LiveOptions
 from tinyusfm_runtime.session import Session
 
 hang = threading.Event()
@@ -131,12 +127,10 @@ class Engine(NumpyEngine):
             ctypes.CDLL(None).sleep(600)  # in C, where no Python reaches
         return {"logits": tiny_logits(tensor)}
 
-plug_in = ModuleType("native")
-plug_in.Engine = Engine
-module.load, module.names = (lambda kind, typed: plug_in), (lambda kind: ["fake"])
+plugged(pytest.MonkeyPatch(), "engines", fake=plug_in_module("native", Engine=Engine))
 module.CLOSE_WAIT_S = module.CLOSE_GRACE_S = 0.2
 options = LiveOptions(period_ms=50, give_up_ms=300, grace_ms=100)
-source = PacedSource(20, pictures(4))
+source = PacedSource(20, images(4))
 with Session.open(Path(sys.argv[1])) as session:
     with Live(session, source, budget_ms=200, advanced=options) as live:
         next(live)

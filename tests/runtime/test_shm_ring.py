@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.fakes.live_rigs import picture, until
-from tinyusfm_runtime import shm_ring
+from tests.fakes.live_rigs import image, until
 from tinyusfm_runtime.errors import OutputError, SourceError
 from tinyusfm_runtime.frame import Frame, PixelFormat, VideoRange
-from tinyusfm_runtime.replay.shm_writer import FOLDER, ShmWriter
 from tinyusfm_runtime.sources import open_source
 from tinyusfm_runtime.sources.shm import ShmSource
+from tinyusfm_runtime.transport import shm_ring
+from tinyusfm_runtime.transport.shm_writer import FOLDER, ShmWriter
 
 CAPI = Path(__file__).parents[2] / "runtime" / "capi"
 CC = shutil.which("gcc") or shutil.which("clang") or shutil.which("cc")
@@ -119,7 +119,7 @@ def test_the_header_and_python_agree_on_the_layout(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pixel_format", list(PixelFormat))
 def test_everything_a_frame_says_comes_through(name: str, pixel_format: PixelFormat) -> None:
     channels = {PixelFormat.GREY: 1, PixelFormat.RGBA: 4}.get(pixel_format, 3)
-    pixels = np.stack([picture(i) for i in range(channels)], axis=-1)
+    pixels = np.stack([image(i) for i in range(channels)], axis=-1)
     sent = Frame(
         pixels=pixels[..., 0] if channels == 1 else pixels, pixel_format=pixel_format, seq=77, orientation="UN",
         video_range=VideoRange.LIMITED, spacing_mm=(0.1, 0.2), crop=(5, 6, 32, 48), t_source_ns=-5,
@@ -133,17 +133,17 @@ def test_everything_a_frame_says_comes_through(name: str, pixel_format: PixelFor
 
 
 def test_options_overrule_what_the_writer_says(name: str) -> None:
-    options = {"spacing_mm": (1.0, 2.0), "orientation": "MN", "crop": (4, 4, 16, 16)}
+    options = {"spacing_mm": (0.4, 0.5), "orientation": "MN", "crop": (4, 4, 16, 16)}
     with ShmWriter(name, 4096) as writer, open_source(f"shm:{name}", **options) as source:
-        writer.write(Frame(pixels=picture(1), spacing_mm=(0.1, 0.1), orientation="MF"))
+        writer.write(Frame(pixels=image(1), spacing_mm=(0.1, 0.1), orientation="MF"))
         frame = next(iter(source))
-    assert (frame.spacing_mm, frame.orientation, frame.crop) == ((1.0, 2.0), "MN", (4, 4, 16, 16))
-    np.testing.assert_array_equal(frame.pixels, picture(1)[4:20, 4:20])
+    assert (frame.spacing_mm, frame.orientation, frame.crop) == ((0.4, 0.5), "MN", (4, 4, 16, 16))
+    np.testing.assert_array_equal(frame.pixels, image(1)[4:20, 4:20])
 
 
-def test_the_last_picture_of_a_dead_writer_is_not_shown_and_its_successor_is_found(name: str) -> None:
+def test_the_last_image_of_a_dead_writer_is_not_shown_and_its_successor_is_found(name: str) -> None:
     with ShmWriter(name, 4096) as dead:
-        dead.write(Frame(pixels=picture(1)))
+        dead.write(Frame(pixels=image(1)))
         at = shm_ring.STATE_OFFSET + 8
         dead._memory[at : at + 8] = (time.monotonic_ns() - 3_000_000_000).to_bytes(8, "little")
         with open_source(f"shm:{name}") as source:
@@ -155,15 +155,15 @@ def test_the_last_picture_of_a_dead_writer_is_not_shown_and_its_successor_is_fou
             with ShmWriter(name, 4096) as alive:
                 # the successor's frame comes with the connection or after it, never the dead one's
                 while reader.is_alive():
-                    alive.write(Frame(pixels=picture(2)))
+                    alive.write(Frame(pixels=image(2)))
                     reader.join(0.02)
-            np.testing.assert_array_equal(shown[0].pixels, picture(2))
+            np.testing.assert_array_equal(shown[0].pixels, image(2))
             assert source.counters["reconnects"] == 1  # type: ignore[attr-defined]
 
 
 def test_a_heartbeat_of_the_future_is_damage(name: str) -> None:
     with ShmWriter(name, 4096) as writer, open_source(f"shm:{name}") as source:
-        writer.write(Frame(pixels=picture(1)))
+        writer.write(Frame(pixels=image(1)))
         next(iter(source))
         at = shm_ring.STATE_OFFSET + 8
         writer._memory[at : at + 8] = struct.pack("<Q", 1 << 62)
@@ -185,14 +185,14 @@ def test_what_is_no_ring_is_counted_and_waited_out(name: str) -> None:
         assert until(lambda: source.counters.get("ring"))  # type: ignore[attr-defined]
         with ShmWriter(name, 4096) as writer:
             while reader.is_alive():
-                writer.write(Frame(pixels=picture(3)))
+                writer.write(Frame(pixels=image(3)))
                 reader.join(0.02)
-    np.testing.assert_array_equal(shown[0].pixels, picture(3))
+    np.testing.assert_array_equal(shown[0].pixels, image(3))
 
 
 def test_a_link_in_the_place_of_a_ring_is_not_followed(name: str, tmp_path: Path) -> None:
     with ShmWriter(f"{name}-real", 4096) as writer:
-        writer.write(Frame(pixels=picture(1)))
+        writer.write(Frame(pixels=image(1)))
         (FOLDER / name).symlink_to(FOLDER / writer.name)
         with open_source(f"shm:{name}") as source:
             threading.Timer(0.2, source.close).start()  # type: ignore[attr-defined]
@@ -209,4 +209,4 @@ def test_names_that_leave_the_folder_are_refused(bad: str) -> None:
 
 def test_a_frame_that_does_not_fit_is_refused(name: str) -> None:
     with ShmWriter(name, 64) as writer, pytest.raises(OutputError, match="does not fit"):
-        writer.write(Frame(pixels=picture(1)))
+        writer.write(Frame(pixels=image(1)))

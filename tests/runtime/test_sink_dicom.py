@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.needs import needs
 from tests.runtime.live_driver import driver, live_result, phantoms
 from tests.runtime.test_sinks import leftovers, predicted
 from tinyusfm_runtime.errors import InputError, MissingExtra, OutputError
 from tinyusfm_runtime.frame import Frame, PixelFormat
 from tinyusfm_runtime.overlay import as_rgb
-from tinyusfm_runtime.sinks import dicom, open_sink
+from tinyusfm_runtime.sinks import RunFacts, dicom, open_sink
 from tinyusfm_runtime.sources import open_source
 
 pydicom = pytest.importorskip("pydicom", reason="install tinyusfm-edge[dicom-objects]")
-highdicom = pytest.importorskip("highdicom", reason="install tinyusfm-edge[dicom-objects]")
+needs("highdicom", reason="install tinyusfm-edge[dicom-objects]")
 
 NAME, PATIENT = "Doe^Jane", "MRN-4711"
 
@@ -93,7 +94,7 @@ def test_frames_of_no_dicom_source_become_a_self_contained_set(tmp_path: Path, c
         frames = [replace(r.frame, pixels=as_rgb(r.frame), pixel_format=PixelFormat.RGB) for r in results]
         results = [replace(result, frame=frame) for result, frame in zip(results, frames, strict=True)]
     results.append(live_result(7, frame=results[0].frame, withheld=True, stale=True, valid=False))
-    with open_sink(f"dicom:{tmp_path / 'out'}", facts={"labels": ("head",), "model": "tiny", "rate_hz": 30.0}) as sink:
+    with open_sink(f"dicom:{tmp_path / 'out'}", facts=RunFacts(labels=("head",), model="tiny", rate_hz=30.0)) as sink:
         for result in results:
             sink.write_live(result)  # type: ignore[attr-defined]
     folder = tmp_path / "out"
@@ -189,7 +190,7 @@ def test_nobody_is_named_unless_asked(tmp_path: Path, cine: Path) -> None:
 def test_frames_without_spacing_have_no_numbers(tmp_path: Path) -> None:
     frame, prediction = predicted(3)
     assert prediction.measurement is not None
-    bare = replace(prediction, measurement=replace(prediction.measurement, hc_mm=None, axes_mm=None))
+    bare = replace(prediction, measurements=(replace(prediction.measurement, hc_mm=None, axes_mm=None),))
     with dicom.open_sink(str(tmp_path / "out")) as sink:
         sink.write(replace(frame, spacing_mm=None), bare)
     assert numbers_of(read(tmp_path / "out", dicom.REPORT)) == [{}]
@@ -200,14 +201,16 @@ def test_frames_without_spacing_have_no_numbers(tmp_path: Path) -> None:
 
 def test_what_cannot_be_told_as_one_cine(tmp_path: Path, cine: Path) -> None:
     small = Frame(pixels=np.zeros((32, 48), np.uint8))
-    for options in ({}, {"source_dicom": str(cine)}):
+    for name, options in (("plain", {}), ("referring", {"source_dicom": str(cine)})):
         with pytest.raises(OutputError, match="cannot write the DICOM objects"):  # noqa: SIM117
-            with dicom.open_sink(str(tmp_path / "out"), **options) as sink:  # type: ignore[arg-type]
-                sink.write_live(live_result(1))
+            with dicom.open_sink(str(tmp_path / name), **options) as sink:  # type: ignore[arg-type]
+                if name == "plain":
+                    sink.write_live(live_result(1))
                 sink.write_live(live_result(2, frame=small, prediction=None))
     with dicom.open_sink(str(tmp_path / "out")):
         pass
-    assert leftovers(tmp_path) == ["cine.dcm"], "nothing is left of a cine without frames"
+    assert leftovers(tmp_path) == ["cine.dcm", "plain"], "nothing is left of a cine without frames"
+    assert "image.dcm" in leftovers(tmp_path / "plain"), "what came before the frame that did not fit is kept"
     (tmp_path / "taken").mkdir()
     with pytest.raises(OutputError, match="there already"):
         dicom.open_sink(str(tmp_path / "taken"))
@@ -222,11 +225,11 @@ def test_too_long_a_cine_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(OutputError, match="shorter cine"), dicom.open_sink(str(tmp_path / "out")) as sink:
         for seed in range(4):
             sink.write_live(live_result(seed))
-    assert leftovers(tmp_path) == []
+    assert leftovers(tmp_path) == ["out"], "what was taken is kept"
 
 
 def test_without_highdicom_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "highdicom", None)
-    with pytest.raises(MissingExtra, match=r"tinyusfm-edge\[dicom-objects\]"):
+    with pytest.raises(MissingExtra, match=r"pip install .+\[dicom-objects\]"):
         dicom.open_sink(str(tmp_path / "out"))
-    assert not dicom.probe().works
+    assert not dicom.available().usable

@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 
 from tests.runtime.live_driver import driver, live_result, phantoms
-from tinyusfm_runtime import igtl_wire as wire
 from tinyusfm_runtime.errors import InputError, OutputError
-from tinyusfm_runtime.live_result import LiveState, StateChange
+from tinyusfm_runtime.results import LiveState, StateChange
 from tinyusfm_runtime.sinks import igtl, open_sink
+from tinyusfm_runtime.transport import igtl_wire as wire
 
 WAIT_S = 30.0
 
@@ -32,11 +32,11 @@ class Reader:
     def __init__(self, port: int) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), WAIT_S)
 
-    def message(self) -> wire.Message:
+    def message(self) -> wire.IgtlMessage:
         header = wire.unpack_header(self._exactly(wire.HEADER_BYTES))
         return wire.unpack_body(header, self._exactly(header.body_bytes))
 
-    def until(self, kind: str) -> wire.Message:
+    def until(self, kind: str) -> wire.IgtlMessage:
         while (message := self.message()).header.kind != kind:
             pass
         return message
@@ -117,7 +117,11 @@ def test_a_lost_source_withdraws_the_mask_and_says_so() -> None:
         assert wire.unpack_image(reader.until("IMAGE")).pixels.any()
         sink.on_state(StateChange(before=LiveState.LIVE, after=LiveState.LOST, t_ns=1, reason="gone"))
         assert not wire.unpack_image(reader.until("IMAGE")).pixels.any()
-        assert json.loads(wire.unpack_string(reader.until("STRING"))) == {"schema": 2, "state": "lost", "valid": False}
+        assert json.loads(wire.unpack_string(reader.until("STRING"))) == {
+            "schema": igtl.SCHEMA,
+            "state": "lost",
+            "valid": False,
+        }
         assert wire.unpack_status(reader.until("STATUS")) == (13, "LOST")
 
 
@@ -180,7 +184,7 @@ def test_closing_leaves_no_thread_and_frees_the_port() -> None:
     before = {thread.ident for thread in threading.enumerate()}
     with served() as (sink, _):
         port = sink.port
-        with pytest.raises(OutputError, match="cannot listen"):
+        with pytest.raises(OutputError, match="is in use: give port 0"):
             igtl.open_sink(f"//127.0.0.1:{port}")
     sink.close()
     sink.write_live(live_result(1))

@@ -23,14 +23,13 @@ from tests.browser import chromium
 from tests.runtime.live_driver import driver, live_result, phantoms
 from tinyusfm_runtime.errors import InputError, MissingExtra, OutputError
 from tinyusfm_runtime.frame import PixelFormat
-from tinyusfm_runtime.live_page import EVENTS, PageFeed, encode, reading
-from tinyusfm_runtime.live_result import LiveCounters, LiveEvent, LiveEventKind, LiveState, StateChange
 from tinyusfm_runtime.overlay import as_rgb
+from tinyusfm_runtime.results import LiveCounters, LiveEvent, LiveEventKind, LiveState, SmoothedReading, StateChange
 from tinyusfm_runtime.sinks import listen_address, open_sink, web
-from tinyusfm_runtime.temporal import Reading
+from tinyusfm_runtime.sinks.web.feed import EVENTS, PageFeed, encode, reading
 
-if not web.probe().works:
-    pytest.skip(web.probe().reason, allow_module_level=True)
+if not web.available().usable:
+    pytest.skip(web.available().reason, allow_module_level=True)
 
 WAIT_S = 30.0
 
@@ -83,7 +82,7 @@ def refused(url: str, **headers: str) -> int:
 def test_a_message_holds_frame_mask_and_ellipse() -> None:
     result, page = live_result(3), feed()
     page.add(result)
-    header, png, mask = unpack(page.message(page.picture(), after=0)[0])
+    header, png, mask = unpack(page.message(page.image(), after=0)[0])
     assert result.prediction is not None and result.prediction.measurement is not None
     np.testing.assert_array_equal(decode_grey(png), result.frame.pixels)
     bits = np.unpackbits(np.frombuffer(mask, np.uint8))[: result.frame.pixels.size]
@@ -102,8 +101,8 @@ def test_a_message_holds_frame_mask_and_ellipse() -> None:
     [{"stale": True}, {"stale": True, "withheld": True, "valid": False}, {"prediction": None, "valid": False}],
 )
 def test_no_overlay_of_what_is_late_withheld_or_missing(changes: dict[str, Any]) -> None:
-    picture = encode(live_result(3, **changes), time.monotonic_ns(), ("head",))
-    assert picture.mask == b"" and picture.header["ellipse"] is None
+    image = encode(live_result(3, **changes), time.monotonic_ns(), ("head",))
+    assert image.mask == b"" and image.header["ellipse"] is None
     assert encode(live_result(3), time.monotonic_ns(), ("head",)).mask, "the control"
 
 
@@ -111,7 +110,7 @@ def test_smoothed_and_held_readings_are_told_beside_the_raw_one() -> None:
     raw = live_result(3)
     assert raw.prediction is not None and raw.prediction.mask_HW is not None
     mask = np.roll(raw.prediction.mask_HW, 3, axis=1)
-    over_time = Reading(mask_HW=mask, hc_mm=171.5, held=False, held_ms=0.0, flicker=0.04, flicker_smoothed=0.01)
+    over_time = SmoothedReading(mask_HW=mask, hc_mm=171.5, held=False, held_ms=0.0, flicker=0.04, flicker_smoothed=0.01)
     header = encode(replace(raw, reading=over_time), time.monotonic_ns(), ("head",)).header
     assert header["smoothed"]["hc_mm"] == 171.5 and header["mask_smoothed"] is True
     plain = encode(raw, time.monotonic_ns(), ("head",))
@@ -126,16 +125,16 @@ def test_smoothed_and_held_readings_are_told_beside_the_raw_one() -> None:
 def test_events_of_artefacts_are_listed_and_noise_is_not() -> None:
     page = feed()
     for number in range(10):
-        page.event(LiveEvent(kind=LiveEventKind.RUNG_CHANGED, t_ns=time.monotonic_ns(), reason=f"rung {number}"))
+        page.event(LiveEvent(kind=LiveEventKind.LEVEL_CHANGED, t_ns=time.monotonic_ns(), reason=f"level {number}"))
         page.event(LiveEvent(kind=LiveEventKind.DEADLINE_MISSED, t_ns=time.monotonic_ns(), reason="late"))
     events = unpack(page.message(None, after=0)[0])[0]["events"]
-    assert [event["reason"] for event in events] == [f"rung {number}" for number in range(10 - EVENTS, 10)]
-    assert {event["kind"] for event in events} == {"rung_changed"} and events[-1]["ago_ms"] >= 0
+    assert [event["reason"] for event in events] == [f"level {number}" for number in range(10 - EVENTS, 10)]
+    assert {event["kind"] for event in events} == {"level_changed"} and events[-1]["ago_ms"] >= 0
 
 
 @pytest.mark.slow
 def test_chromium_shows_a_switch_to_the_fallback_and_what_is_held(tmp_path: Path) -> None:
-    over_time = Reading(mask_HW=None, hc_mm=171.5, held=False, held_ms=0.0, flicker=0.04, flicker_smoothed=0.01)
+    over_time = SmoothedReading(mask_HW=None, hc_mm=171.5, held=False, held_ms=0.0, flicker=0.04, flicker_smoothed=0.01)
     with (
         web.open_sink("//:0", title="tiny", budget_ms=60_000.0, overlay_ms=60_000.0) as sink,
         chromium(tmp_path) as tab,
@@ -150,9 +149,9 @@ def test_chromium_shows_a_switch_to_the_fallback_and_what_is_held(tmp_path: Path
         assert raw not in ("", "171.5", "\u2013"), "the reading of the frame itself stays"
         assert tab.run("return document.getElementById('events').hidden")
         reason = "second-fp32 answers from now on (the one before it failed)"
-        sink.on_event(LiveEvent(kind=LiveEventKind.RUNG_CHANGED, t_ns=time.monotonic_ns(), reason=reason))
+        sink.on_event(LiveEvent(kind=LiveEventKind.LEVEL_CHANGED, t_ns=time.monotonic_ns(), reason=reason))
         held = replace(over_time, held=True, held_ms=120.0)
-        change = {"degraded": True, "rung": 1, "state": LiveState.DEGRADED}
+        change = {"degraded": True, "level": 1, "state": LiveState.DEGRADED}
         sink.write_live(live_result(2, reading=held, prediction=None, valid=False, **change))
         tab.wait(text.format("smoothed") + ".includes('HELD for 120 ms: smoothed 171.5 mm')", 60)
         assert "fallback 1 answers" in tab.run("return " + text.format("flags"))
@@ -171,16 +170,17 @@ def test_large_and_coloured_frames_are_thinned() -> None:
     result = live_result(3)
     big = np.kron(as_rgb(result.frame), np.ones((4, 4, 1), np.uint8))
     frame = replace(result.frame, pixels=big, pixel_format=PixelFormat.RGB)
-    picture = encode(replace(result, frame=frame, prediction=None), time.monotonic_ns(), ())
-    assert (picture.header["width"], picture.header["height"]) == (800, 540) and picture.header["full"] == [1600, 1080]
+    image = encode(replace(result, frame=frame, prediction=None), time.monotonic_ns(), ())
+    assert (image.header["width"], image.header["height"]) == (800, 540) and image.header["full"] == [1600, 1080]
 
 
 def test_pixels_are_copied_for_the_page() -> None:
     result, page = live_result(3), feed()
-    before = result.frame.pixels.copy()
-    page.add(result)
-    result.frame.pixels[:] = 0
-    _, png, _ = unpack(page.message(page.picture(), after=0)[0])
+    before = result.frame.pixels
+    held = before.copy()
+    page.add(replace(result, frame=replace(result.frame, pixels=held)))
+    held[:] = 0
+    _, png, _ = unpack(page.message(page.image(), after=0)[0])
     np.testing.assert_array_equal(decode_grey(png), before)
 
 
@@ -314,8 +314,8 @@ def test_states_and_the_end_are_told(page: web.WebSink) -> None:
 
         page.write_live(live_result(1))
         told("live")
-        page.on_state(StateChange(before=LiveState.LIVE, after=LiveState.FROZEN, t_ns=1, reason="same picture"))
-        assert told("frozen")["reason"] == "same picture"
+        page.on_state(StateChange(before=LiveState.LIVE, after=LiveState.FROZEN, t_ns=1, reason="same image"))
+        assert told("frozen")["reason"] == "same image"
         page.end("the source has ended")
         assert told("ended")["reason"] == "the source has ended"
 
@@ -323,7 +323,7 @@ def test_states_and_the_end_are_told(page: web.WebSink) -> None:
 def test_closing_leaves_no_thread_and_a_taken_port_is_one_line() -> None:
     before = threading.active_count()
     with web.open_sink("//:0") as sink:
-        with pytest.raises(OutputError, match="cannot listen"):
+        with pytest.raises(OutputError, match=f"port {sink.port} is in use: give port 0"):
             web.open_sink(f"//127.0.0.1:{sink.port}")
         with looking(sink.url) as connection:
             connection.recv(WAIT_S)
@@ -337,9 +337,9 @@ def test_closing_leaves_no_thread_and_a_taken_port_is_one_line() -> None:
 
 def test_without_starlette_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    with pytest.raises(MissingExtra, match=r"tinyusfm-edge\[live\]"):
+    with pytest.raises(MissingExtra, match=r"pip install .+\[live\]"):
         open_sink("web://:0")
-    assert not web.probe().works
+    assert not web.available().usable
 
 
 @pytest.mark.parametrize(

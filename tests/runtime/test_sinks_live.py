@@ -14,11 +14,10 @@ import pytest
 from tests.runtime.live_driver import driver, live_result, phantoms
 from tests.runtime.test_sinks import predicted
 from tinyusfm_runtime.errors import InputError, OutputError
-from tinyusfm_runtime.live_result import LiveResult, LiveState, StateChange
 from tinyusfm_runtime.overlay import ELLIPSE_RGB, OUTLINE_RGB, WARNING_RGB
+from tinyusfm_runtime.results import LiveResult, LiveState, SmoothedReading, StateChange
 from tinyusfm_runtime.sinks import callback, csv, igtl, jsonl
 from tinyusfm_runtime.sinks.video import draw_live
-from tinyusfm_runtime.temporal import Reading
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -57,7 +56,7 @@ def test_json_lines_and_table_of_one_run_agree(fake_bundle: Path, plug_in: objec
 
 
 def test_what_smoothing_says_stands_beside_the_raw_answer_and_is_flagged(tmp_path: Path) -> None:
-    fresh = Reading(mask_HW=None, hc_mm=171.5, held=False, held_ms=0.0, flicker=0.04, flicker_smoothed=0.01)
+    fresh = SmoothedReading(mask_HW=None, hc_mm=171.5, held=False, held_ms=0.0, flicker=0.04, flicker_smoothed=0.01)
     held = replace(fresh, held=True, held_ms=120.0, flicker=None, flicker_smoothed=None)
     results = [
         live_result(0, reading=fresh),
@@ -86,11 +85,11 @@ def test_what_smoothing_says_stands_beside_the_raw_answer_and_is_flagged(tmp_pat
 
 
 def test_a_table_names_the_likeliest_class(tmp_path: Path) -> None:
-    frame, prediction = predicted(scores=np.array([0.25, 0.75], np.float32), measurement=None)
+    frame, prediction = predicted(scores=np.array([0.25, 0.75], np.float32), measurements=())
     for labels, want in ((("a", "b"), "b"), ((), "1"), (("only",), "")):
         with csv.open_sink(str(tmp_path / "out"), labels=labels) as sink:
             sink.write(frame, prediction)
-        assert rows_of(tmp_path / "out")[0]["label"] == want
+        assert rows_of(tmp_path / "out")[-1]["label"] == want
 
 
 @pytest.mark.parametrize(
@@ -104,10 +103,10 @@ def test_a_table_names_the_likeliest_class(tmp_path: Path) -> None:
     ],
 )
 def test_the_video_shows_only_what_may_be_shown(changes: dict[str, Any], has_overlay: bool, warns: bool) -> None:
-    picture_HWC = draw_live(live_result(3, **changes))
-    drawn = (picture_HWC == ELLIPSE_RGB).all(-1) | (picture_HWC == OUTLINE_RGB).all(-1)
+    image_HWC = draw_live(live_result(3, **changes))
+    drawn = (image_HWC == ELLIPSE_RGB).all(-1) | (image_HWC == OUTLINE_RGB).all(-1)
     assert bool(drawn.any()) is has_overlay
-    assert bool((picture_HWC == WARNING_RGB).all(-1).any()) is warns
+    assert bool((image_HWC == WARNING_RGB).all(-1).any()) is warns
 
 
 def test_a_callback_gets_results_and_states() -> None:

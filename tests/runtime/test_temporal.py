@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyusfm_runtime.errors import InputError
-from tinyusfm_runtime.measure import HeadMeasurement
-from tinyusfm_runtime.preprocess import Placement
-from tinyusfm_runtime.session import Prediction, Timings
-from tinyusfm_runtime.temporal import Temporal, TemporalOptions, flicker
+from tinyusfm_runtime.live.smoothing import Temporal, TemporalOptions, flicker
+from tinyusfm_runtime.numerics.measure import Measurement
+from tinyusfm_runtime.numerics.preprocess import Placement
+from tinyusfm_runtime.results import Prediction, Timings
 
 PLACE = Placement(crop=(0, 0, 32, 32), box=(0, 0, 32, 32), spacing_mm=(1.0, 1.0), frame_size=(32, 32))
 TICK_NS = 30_000_000
@@ -23,7 +23,7 @@ def said(mask: np.ndarray | None, hc_mm: float | None = None, *, valid: bool = T
     """A prediction with this mask and reading."""
     return Prediction(
         seq=0, mask_HW=mask, placement=PLACE, scores=None,
-        measurement=None if hc_mm is None else HeadMeasurement(found=True, hc_mm=hc_mm),
+        measurements=() if hc_mm is None else (Measurement(found=True, hc_mm=hc_mm),),
         engine="none", target="none", precision="fp32", verified=True, valid=valid,
         timings=Timings(preprocess_ms=0, infer_ms=0, postprocess_ms=0, total_ms=0), t_recv_ns=None, age_ms=None,
         auxiliary={},
@@ -37,11 +37,11 @@ def disc(radius: float, label: int = 1) -> np.ndarray:
 
 def test_a_flickering_mask_becomes_steady_and_both_figures_are_told() -> None:
     temporal = Temporal()
-    for step in range(40):
-        temporal.add(said(disc(10 if step % 2 else 6)), step * TICK_NS)
-    figures = temporal.mean_flicker
-    assert figures is not None
-    assert figures[0] > 0.2 and figures[1] < 0.2 * figures[0]
+    readings = [temporal.add(said(disc(10 if step % 2 else 6)), step * TICK_NS) for step in range(40)]
+    assert readings[0].flicker is None and readings[0].flicker_smoothed is None
+    before = float(np.mean([reading.flicker for reading in readings[1:]]))
+    after = float(np.mean([reading.flicker_smoothed for reading in readings[1:]]))
+    assert before > 0.2 and after < 0.2 * before
 
 
 def test_without_smoothing_nothing_changes() -> None:

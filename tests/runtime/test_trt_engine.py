@@ -13,15 +13,15 @@ import pytest
 from tests.conftest import SIDE, tiny_logits, tiny_onnx, tiny_spec
 from tests.fakes import tensorrt as fake_tensorrt
 from tests.fakes.tensorrt import Fake, World, fits, real_module, signatures
+from tinyusfm_export.targets.trt import timing_files
 from tinyusfm_runtime import plugins
-from tinyusfm_runtime.cuda import Cuda, open_cuda
-from tinyusfm_runtime.device_engine import DeviceEngine, ensure_engine
-from tinyusfm_runtime.engine import Engine, EngineConfig
-from tinyusfm_runtime.engine_cache import EngineCache
-from tinyusfm_runtime.engines import trt
+from tinyusfm_runtime.engines import Engine, EngineConfig, trt
+from tinyusfm_runtime.engines.trt.build import BuildFlags, import_tensorrt
+from tinyusfm_runtime.engines.trt.cache import EngineCache
+from tinyusfm_runtime.engines.trt.cuda import Cuda, lane, open_cuda
+from tinyusfm_runtime.engines.trt.device import DeviceEngine, ensure_engine, timing_name
 from tinyusfm_runtime.errors import EngineError, MissingExtra, TamperedError, UnsupportedError
 from tinyusfm_runtime.spec import PreprocessSpec
-from tinyusfm_runtime.trt_build import BuildFlags, import_tensorrt
 
 CONFIG = EngineConfig(threads=1, rest_precision="f32")
 
@@ -60,8 +60,8 @@ def tensor() -> np.ndarray:
 
 def test_it_is_an_engine_and_its_probe_tells_the_truth(world: World) -> None:
     assert isinstance(trt.Engine(), Engine)
-    answer = plugins.probe("engines", "tensorrt")
-    assert answer.works and "Fake RTX (20 SMs)" in answer.reason and "not run by us" in answer.reason
+    answer = plugins.available("engines", "tensorrt")
+    assert answer.usable and "Fake RTX (20 SMs)" in answer.reason and "not run by us" in answer.reason
 
 
 def test_it_computes_the_model_logits_first(engine: trt.Engine, tensor: np.ndarray) -> None:
@@ -215,7 +215,7 @@ def test_the_full_edition_has_a_timing_cache_and_no_runtime_cache(
     monkeypatch.setenv("TINYUSFM_EDGE_CACHE", str(tmp_path / "cache"))
     world = fake_tensorrt.install(monkeypatch, edition="tensorrt", version="10.3.0", capability=(8, 7), name="Orin")
     seen: list[str] = []
-    found = build(files, told=lambda what, share: seen.append(what))
+    found = build(files, progress=lambda what, share: seen.append(what))
     assert found.entry.key.library == "tensorrt" and found.entry.key.library_version == "10.3.0"
     assert seen and list((tmp_path / "cache" / "timing").iterdir())
     made = trt.Engine()
@@ -224,6 +224,28 @@ def test_the_full_edition_has_a_timing_cache_and_no_runtime_cache(
     np.testing.assert_allclose(made.run(tensor)["logits"], tiny_logits(tensor), atol=2e-5)
     made.close()
     assert not world.cudart.faults and not world.cudart.leaks()
+
+
+def test_a_timing_cache_in_the_bundle_is_taken_before_the_devices_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: dict[str, bytes]
+) -> None:
+    monkeypatch.setenv("TINYUSFM_EDGE_CACHE", str(tmp_path / "cache"))
+    fake_tensorrt.install(monkeypatch, edition="tensorrt", version="10.3.0", capability=(8, 7), name="Orin")
+    given: list[bytes] = []
+
+    def fake_build(*_: object, timing_cache: bytes, **__: object) -> tuple[bytes, bytes]:
+        given.append(timing_cache)
+        return b"plan", b"measured"
+
+    monkeypatch.setattr("tinyusfm_runtime.engines.trt.device.build_plan", fake_build)
+    key = build(files).entry.key
+    assert given == [b""] and EngineCache().timing(key) == b"measured"
+    build(files, rebuild=True)
+    signed = {**files, timing_name(key): b"signed", "tensorrt-9.9.9-Orin-1-SMs-sm8.7.timing": b"of another"}
+    build(signed, rebuild=True)
+    assert given == [b"", b"measured", b"signed"]
+    (kept,) = (tmp_path / "cache" / "timing").iterdir()
+    assert timing_files([kept]) == {timing_name(key): b"measured"}, "an export takes what a device keeps"
 
 
 def test_a_dla_is_asked_for_where_there_is_one_only(world: World, files: dict[str, bytes]) -> None:
@@ -245,11 +267,11 @@ def test_missing_pieces_are_named_one_by_one(monkeypatch: pytest.MonkeyPatch, fi
 
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    monkeypatch.setattr("tinyusfm_runtime.trt_build.importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingExtra, match=r"pip install 'tinyusfm-edge\[tensorrt\]'"):
+    monkeypatch.setattr("tinyusfm_runtime.engines.trt.build.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match=r"pip install '.+\[tensorrt\]'"):
         trt.Engine().load(files, tiny_spec(), CONFIG)
-    answer = trt.probe()
-    assert not answer.works and answer.reason == "tensorrt-rtx is not installed" and answer.extra == "tensorrt"
+    answer = trt.available()
+    assert not answer.usable and answer.reason == "tensorrt-rtx is not installed" and answer.extra == "tensorrt"
     assert [name for name, works, _, mend in trt.pieces() if not works and mend][0] == "TensorRT"
 
 
@@ -288,19 +310,18 @@ def test_every_method_that_is_faked_has_signatures() -> None:
 
 
 def test_control_a_tensor_without_an_address(world: World, files: dict[str, bytes]) -> None:
-    build(files)
-    made = trt.Engine()
-    real = trt.Engine._bind
-
-    def forgetful(self: Any, module: Any, engine: Any, lane: Any) -> None:
-        real(self, module, engine, lane)
-        self._context = engine.create_execution_context()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trt.Engine, "_bind", forgetful)
-        with pytest.raises(EngineError, match="could not queue"):
-            made.load(files, tiny_spec(), CONFIG)
-    assert any("without an address" in fault for fault in world.cudart.faults)
+    plan = build(files).entry.content["plan"]
+    engine = import_tensorrt().module.Runtime(None).deserialize_cuda_engine(plan)
+    context = engine.create_execution_context()
+    with lane(open_cuda()) as made:
+        held = {}
+        for name in ("logits", "pooled", "image"):
+            assert not context.execute_async_v3(made.stream), f"{name} has no address yet"
+            held[name] = made.buffer(tuple(engine.get_tensor_shape(name)), np.dtype(np.float32))
+            assert context.set_tensor_address(name, held[name].address)
+        assert context.execute_async_v3(made.stream)
+    assert len(world.cudart.faults) == 3
+    assert all("without an address" in fault for fault in world.cudart.faults)
 
 
 def test_control_reading_before_waiting_is_stale(engine: trt.Engine, tensor: np.ndarray) -> None:
@@ -327,8 +348,8 @@ def test_control_closing_the_lane_first_is_seen(world: World, files: dict[str, b
 
 @pytest.mark.needs_gpu
 def test_on_a_real_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tensor: np.ndarray) -> None:
-    answer = trt.probe()
-    if not answer.works:
+    answer = trt.available()
+    if not answer.usable:
         pytest.skip(answer.reason)
     monkeypatch.setenv("TINYUSFM_EDGE_CACHE", str(tmp_path / "cache"))
     files = {"model.onnx": tiny_onnx()}

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.fakes.live_rigs import picture
-from tinyusfm_runtime import v4l2, v4l2_output
+from tests.fakes.live_rigs import image
 from tinyusfm_runtime.errors import OutputError, UnsupportedError
 from tinyusfm_runtime.frame import Frame
 from tinyusfm_runtime.replay import outlets
-from tinyusfm_runtime.v4l2_output import BUFFER, BUFFERS, VideoOutput
+from tinyusfm_runtime.transport import v4l2, v4l2_output
+from tinyusfm_runtime.transport.v4l2_output import BUFFER, BUFFERS, VideoOutput
 
-ROWS, COLS = picture(0).shape
+ROWS, COLS = image(0).shape
 CODES = {name: int.from_bytes(name.encode(), "little") for name in ("GREY", "YUYV")}
 
 
@@ -24,7 +24,7 @@ class Driver:
     """What the kernel keeps of one output device, whoever opens it.
 
     It answers as videobuf2 does (drivers/media/common/videobuf2): a call out of turn is EINVAL, buffers while
-    something else holds them EBUSY, a picture shorter than the format EINVAL. Of the buffers that were queued it shows
+    something else holds them EBUSY, an image shorter than the format EINVAL. Of the buffers that were queued it shows
     all but the last one.
     """
 
@@ -189,7 +189,7 @@ def outlet(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def send(outlet: outlets.CameraOutlet, count: int) -> None:
     for seq in range(count):
-        outlet.send(Frame(pixels=picture(seq), seq=seq), seq=seq, t_unix_ns=0, damage=None)
+        outlet.send(Frame(pixels=image(seq), seq=seq), seq=seq, t_unix_ns=0, damage=None)
 
 
 def test_structures_have_the_kernels_sizes_and_places() -> None:
@@ -217,7 +217,7 @@ def test_structures_have_the_kernels_sizes_and_places() -> None:
         (v4l2.READWRITE | v4l2.STREAMING, "refused", "buffers"),
     ],
 )
-def test_every_picture_arrives_in_order(outlet: Any, codes: tuple[str, ...], ways: int, writes: str, way: str) -> None:
+def test_every_image_arrives_in_order(outlet: Any, codes: tuple[str, ...], ways: int, writes: str, way: str) -> None:
     driver = Driver(ways=ways, codes=codes, writes=writes)
     out = outlet(driver)
     send(out, 9)
@@ -226,7 +226,7 @@ def test_every_picture_arrives_in_order(outlet: Any, codes: tuple[str, ...], way
     out.close()
     coding = driver.format[2]
     assert coding == ("GREY" if "GREY" in codes else "YUYV"), "grey as it is, where the device takes that"
-    want = [picture(seq) if coding == "GREY" else outlets.as_yuyv(picture(seq)) for seq in range(9)]
+    want = [image(seq) if coding == "GREY" else outlets.as_yuyv(image(seq)) for seq in range(9)]
     # the last one that was queued stays on the screen
     want = want if way == "write" else want[:-1]
     assert driver.seen == [each.tobytes() for each in want]
@@ -237,16 +237,16 @@ def test_every_picture_arrives_in_order(outlet: Any, codes: tuple[str, ...], way
 
 def test_refusals_are_one_line(outlet: Any) -> None:
     out = outlet(Driver(ways=v4l2.READWRITE, writes="refused"))
-    with pytest.raises(OutputError, match="takes no picture: Invalid argument"):
+    with pytest.raises(OutputError, match="takes no image: Invalid argument"):
         send(out, 1)
     out.close()
-    for writes, words in (("half", "a part"), ("gone", "No such device"), ("never", "took no picture for")):
+    for writes, words in (("half", "a part"), ("gone", "No such device"), ("never", "took no image for")):
         out = outlet(Driver(ways=v4l2.READWRITE | v4l2.STREAMING, writes=writes))
         with pytest.raises(OutputError, match=words):
             send(out, 1)
         out.close()
     out = outlet(Driver(ways=v4l2.STREAMING, shows=False))
-    with pytest.raises(OutputError, match="took no picture for"):
+    with pytest.raises(OutputError, match="took no image for"):
         send(out, v4l2_output.WANTED_BUFFERS + 1)
     out.close()
     driver = Driver(ways=v4l2.READWRITE)
@@ -272,12 +272,12 @@ def test_a_clip_that_changes_its_size_is_refused(outlet: Any) -> None:
     out = outlet(Driver(ways=v4l2.READWRITE))
     send(out, 1)
     with pytest.raises(OutputError, match="one size"):
-        out.send(Frame(pixels=picture(0)[:-8]), seq=1, t_unix_ns=0, damage=None)
+        out.send(Frame(pixels=image(0)[:-8]), seq=1, t_unix_ns=0, damage=None)
     out.close()
 
 
 def test_the_imitation_refuses_what_videobuf2_refuses() -> None:
-    """The control: the calls in a wrong order, or too short a picture, do not pass."""
+    """The control: the calls in a wrong order, or too short an image, do not pass."""
     opened = Driver(ways=v4l2.STREAMING).open("x")
     opened.driver.format = (COLS, ROWS, "GREY", COLS)
     short = bytearray(BUFFER.pack(0, v4l2.OUTPUT_TYPE, 0, 0, v4l2.FIELD_NONE, 0, 0, 0, 1, 0, 0))

@@ -1,4 +1,4 @@
-"""A session in a process of its own: the same answers, killed when it hangs, made anew, and no process is left."""
+"""A session in a process of its own: the same answers, killed when it hangs, made again, and no process is left."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ import numpy as np
 import pytest
 
 from tests.conftest import Parts
-from tests.runtime.live_sources import HandSource, pictures, wait_until
+from tests.runtime.live_sources import HandSource, images, only, wait_until
 from tinyusfm_runtime.errors import EngineError, FrameError
 from tinyusfm_runtime.frame import Frame
-from tinyusfm_runtime.ladder import Ladder, LadderOptions
-from tinyusfm_runtime.live import Live
-from tinyusfm_runtime.live_options import LiveOptions
-from tinyusfm_runtime.live_result import LiveEvent, LiveEventKind
-from tinyusfm_runtime.measure import HeadMeasurement
-from tinyusfm_runtime.watchdog import CallLimits, Watchdog
-from tinyusfm_runtime.worker import WorkerSession
+from tinyusfm_runtime.isolate.session import WorkerSession
+from tinyusfm_runtime.live.fallback import Fallback, FallbackOptions
+from tinyusfm_runtime.live.loop import Live
+from tinyusfm_runtime.live.options import LiveOptions
+from tinyusfm_runtime.live.watchdog import CallLimits, Watchdog
+from tinyusfm_runtime.numerics.measure import Measurement
+from tinyusfm_runtime.results import LiveEvent, LiveEventKind
 
-FRAMES = pictures(4)
+FRAMES = images(4)
 HANG = Frame(pixels=np.full((64, 64), 77, np.uint8), seq=77, spacing_mm=(1.0, 1.0))
-"""The plug-in below hangs at this picture, and lets nothing else in its process run at this one with 78."""
+"""The plug-in below hangs at this image, and lets nothing else in its process run at this one with 78."""
 PLUG_IN = '''
-"""An engine of another distribution, the tiny model in numpy, that hangs at certain pictures."""
+"""An engine of another distribution, the tiny model in numpy, that hangs at certain images."""
 
 import ctypes
 import threading
@@ -38,11 +38,11 @@ import time
 import numpy as np
 
 from tinyusfm_runtime.errors import EngineError
-from tinyusfm_runtime.plugins import Probe
+from tinyusfm_runtime.plugins import Availability
 
 
-def probe():
-    return Probe(works=True, reason="numpy", extra=None)
+def available():
+    return Availability(usable=True, reason="numpy", extra=None)
 
 
 class Engine:
@@ -95,7 +95,7 @@ def bundle(fake_parts: Parts, plug_in_folder: Path, tmp_path: Path, monkeypatch:
     import io
 
     from tests.conftest import tiny_kernel
-    from tinyusfm_runtime.manifest import file_entry
+    from tinyusfm_runtime.bundle.manifest import file_entry
 
     monkeypatch.syspath_prepend(str(plug_in_folder))
     packed = io.BytesIO()
@@ -104,7 +104,7 @@ def bundle(fake_parts: Parts, plug_in_folder: Path, tmp_path: Path, monkeypatch:
     files = {name: content for name, content in fake_parts.files.items() if name not in (*fake.files, fake.golden)}
     artefacts = []
     for target in ("one", "two"):
-        place, golden = f"artefacts/{target}-fp32/model.onnx", f"golden/{target}-fp32.npz"
+        place, golden = f"artefacts/{target}-fp32/model.onnx", f"golden/{target}-fp32.safetensors"
         artefacts.append(replace(fake, target=target, engine="hanging", files={place: file_entry(raw)}, golden=golden))
         files |= {place: raw, golden: fake_parts.files[fake.golden]}
     return replace(fake_parts, artefacts=tuple(artefacts), files=files).publish(tmp_path / "hang.bundle")
@@ -143,7 +143,7 @@ def test_it_answers_as_the_session_itself(worker: WorkerSession, bundle: Path) -
             np.testing.assert_array_equal(here.mask_HW, there.mask_HW)
             for name in ("seq", "placement", "measurement", "target", "precision", "verified", "valid", "engine"):
                 assert getattr(here, name) == getattr(there, name), name
-            assert isinstance(there.measurement, HeadMeasurement) and there.timings.infer_ms > 0
+            assert isinstance(there.measurement, Measurement) and there.timings.infer_ms > 0
         assert worker.description.startswith(session.description)
     assert worker.restarts == 0 and worker.alive and worker.pid != os.getpid()
 
@@ -162,26 +162,26 @@ def test_a_bundle_that_does_not_open_is_said_in_one_line(bundle: Path) -> None:
 
 
 def test_cancelling_stops_a_call_and_not_the_process(worker: WorkerSession) -> None:
-    dog = Watchdog(worker, owns=False)
+    watchdog = Watchdog(worker, owns=False)
     misses: list[int] = []
     with pytest.raises(EngineError, match="cancelled"):
         limits = CallLimits(deadline_ms=50, give_up_ms=100, grace_ms=20_000)
-        dog.call(replace(HANG, pixels=HANG.pixels - 1), limits, lambda: misses.append(1))
+        watchdog.call(replace(HANG, pixels=HANG.pixels - 1), limits, lambda: misses.append(1))
     assert misses == [1] and worker.restarts == 0 and worker.predict(FRAMES[0]).valid
-    dog.close()
+    watchdog.close()
 
 
 @pytest.mark.parametrize("code", [0, 1], ids=["alone", "with the whole process"])
 def test_a_kernel_that_hangs_is_killed_and_made_anew(worker: WorkerSession, code: int) -> None:
-    dog, first = Watchdog(worker, owns=False), worker.pid
+    watchdog, first = Watchdog(worker, owns=False), worker.pid
     limits = CallLimits(deadline_ms=50, give_up_ms=100, grace_ms=100)
     began_s = time.monotonic()
     with pytest.raises(EngineError, match="killed"):
-        dog.call(replace(HANG, pixels=HANG.pixels + np.uint8(code)), limits, lambda: None)
-    assert time.monotonic() - began_s < 10 and not dog.abandoned
+        watchdog.call(replace(HANG, pixels=HANG.pixels + np.uint8(code)), limits, lambda: None)
+    assert time.monotonic() - began_s < 10 and not watchdog.abandoned
     wait_until(lambda: worker.alive, 60)
     assert worker.restarts == 1 and worker.pid != first and worker.predict(FRAMES[0]).valid
-    dog.close()
+    watchdog.close()
 
 
 def test_a_process_that_falls_silent_is_killed_without_a_call_being_given_up(bundle: Path) -> None:
@@ -189,7 +189,7 @@ def test_a_process_that_falls_silent_is_killed_without_a_call_being_given_up(bun
     try:
         assert worker.pid is not None
         os.kill(worker.pid, signal.SIGSTOP)
-        with pytest.raises(EngineError, match="died|anew"):
+        with pytest.raises(EngineError, match="died|again"):
             worker.predict(FRAMES[0])
         wait_until(lambda: worker.alive, 60)
         os.kill(worker.pid, signal.SIGKILL)
@@ -202,30 +202,30 @@ def test_a_process_that_falls_silent_is_killed_without_a_call_being_given_up(bun
 
 def test_a_loop_falls_back_while_the_process_is_made_anew(bundle: Path) -> None:
     source, events = HandSource(), list[LiveEvent]()
-    options = LiveOptions(on_event=events.append, deadline_ms=1500, give_up_ms=2000, grace_ms=100)
+    options = LiveOptions(deadline_ms=1500, give_up_ms=2000, grace_ms=100)
     with (
-        Ladder.open(
-            bundle, advanced=LadderOptions(isolate=True, threads=1, recheck_s=None, misses_in_a_row=0)
-        ) as ladder,
-        Live(ladder, source, budget_ms=60_000, advanced=options) as live,
+        Fallback.open(
+            bundle, advanced=FallbackOptions(isolate=True, threads=1, recheck_s=None, misses_in_a_row=0)
+        ) as fallback,
+        Live(fallback, source, budget_ms=60_000, on_event=only(LiveEvent, events), advanced=options) as live,
     ):
         source.push(replace(FRAMES[0], seq=1))
-        assert next(live).rung == 0
+        assert next(live).level == 0
         source.push(replace(HANG, seq=2))
         hung = next(live)
         assert hung.prediction is None and hung.error is not None and "killed" in hung.error
         source.push(replace(FRAMES[1], seq=3))
         served = next(live)
-        assert served.valid and served.rung == 1 and served.degraded and "two-fp32" in served.engine
+        assert served.valid and served.level == 1 and served.degraded and "two-fp32" in served.engine
         assert [event.kind for event in events] == [
-            LiveEventKind.DEADLINE_MISSED, LiveEventKind.ENGINE_FAILED, LiveEventKind.RUNG_CHANGED,
+            LiveEventKind.DEADLINE_MISSED, LiveEventKind.ENGINE_FAILED, LiveEventKind.LEVEL_CHANGED,
         ]  # fmt: skip
-        first = ladder.rungs[0].dog.predictor
+        first = fallback.levels[0].watchdog.predictor
         assert isinstance(first, WorkerSession)
         wait_until(lambda: first.alive, 60)
-        ladder.request(0)
+        fallback.request(0)
         source.push(replace(FRAMES[2], seq=4), replace(FRAMES[3], seq=5))
-        wait_until(lambda: ladder.rung == 0)
+        wait_until(lambda: fallback.level == 0)
         assert live.counters.balanced
 
 

@@ -12,23 +12,24 @@ import numpy as np
 import pytest
 
 from tests.export.mil_edit import Files, weight_of, with_input, with_weight
+from tests.needs import needs
 from tinyusfm_calibration.sets import phantom_frames
-from tinyusfm_edge.cli.student import ForeignOptions, load
-from tinyusfm_export.checked import compare_outputs
-from tinyusfm_export.engine_run import run_engine
-from tinyusfm_export.expected import Expected, expect
-from tinyusfm_export.gate import Gate
-from tinyusfm_export.gate_frames import GateFrames
-from tinyusfm_export.graph import build_graph
-from tinyusfm_export.mil.stand_in import MilEngine
-from tinyusfm_export.parity import ParityReport
-from tinyusfm_export.ptq import decide
+from tinyusfm_edge.cli.train.student import ForeignOptions, load
+from tinyusfm_export.graph.build import build_graph
+from tinyusfm_export.quantize.ptq import decide
 from tinyusfm_export.targets.coreml import Target
-from tinyusfm_runtime.engine import EngineConfig
+from tinyusfm_export.targets.coreml.stand_in import MilEngine
+from tinyusfm_export.verify.artefact import compare_outputs
+from tinyusfm_export.verify.engine_run import run_engine
+from tinyusfm_export.verify.expected import Expected, expect
+from tinyusfm_export.verify.gate import Gate
+from tinyusfm_export.verify.gate_frames import GateFrames
+from tinyusfm_export.verify.parity import ParityReport
+from tinyusfm_runtime.engines import EngineConfig
 from tinyusfm_runtime.errors import EngineError
 from tinyusfm_runtime.spec import ModelSpec
 
-pytest.importorskip("coremltools", reason="coremltools is not installed: pip install 'tinyusfm-edge[coreml]'")
+needs("coremltools", reason="coremltools is not installed: pip install 'tinyusfm-edge[coreml]'")
 pytestmark = pytest.mark.filterwarnings("ignore")
 SEEDS = (101, 104)
 Judge = Callable[[Files], ParityReport]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tinyusfm_edge import students
-from tinyusfm_edge.training.patient_gate import TARGETS, judge_on_patients, main, offered, patient_frames
+from tinyusfm_edge.release.patient_gate import TARGETS, judge_on_patients, main, offered, patient_frames
 
 
 def _entries() -> dict[tuple[str, str], dict[str, object]]:
@@ -16,6 +16,7 @@ def _entries() -> dict[tuple[str, str], dict[str, object]]:
 
 def test_the_card_holds_a_passed_gate_for_every_artefact_of_these_weights() -> None:
     student, entries = students.load("fetal-head"), _entries()
+    assert TARGETS and all("int8" in offered(target) for target in TARGETS)
     for target in TARGETS:
         for precision in offered(target):
             gate = entries[target, precision]

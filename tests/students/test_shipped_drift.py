@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -11,16 +10,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tinyusfm_calibration.tables import read_table_rows
 from tinyusfm_edge import students
-from tinyusfm_edge.cli.data_folder import read_frame
-from tinyusfm_export.checked import load_target
-from tinyusfm_export.engine_run import open_engine
-from tinyusfm_export.graph import build_graph
-from tinyusfm_export.ptq import PtqPolicy, decide
+from tinyusfm_edge.data.frames import read_row
+from tinyusfm_export.graph.build import build_graph
+from tinyusfm_export.quantize.ptq import PtqPolicy, decide
+from tinyusfm_export.verify.artefact import load_target
+from tinyusfm_export.verify.engine_run import open_engine
 from tinyusfm_runtime import plugins
-from tinyusfm_runtime.drift import DriftMonitor, DriftReading, DriftStatistic
+from tinyusfm_runtime.drift import DriftMonitor, DriftStatistic
 from tinyusfm_runtime.frame import Frame
-from tinyusfm_runtime.preprocess import preprocess
+from tinyusfm_runtime.numerics.preprocess import preprocess
+from tinyusfm_runtime.results import DriftReading
 from tinyusfm_runtime.sources import open_source
 
 pytestmark = pytest.mark.needs_shared
@@ -48,7 +49,7 @@ def statistic() -> DriftStatistic:
 @pytest.fixture(scope="module")
 def listen(statistic: DriftStatistic, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Frame], Outputs]]:
     """The INT8 artefact in its own engine: frame -> auxiliary outputs."""
-    target = next((t for t in ("ov", "ort") if plugins.probe("targets", t).works), None)
+    target = next((t for t in ("ov", "ort") if plugins.available("targets", t).usable), None)
     if target is None:
         pytest.skip("no inference library is installed")
     loaded = students.load("fetal-head")
@@ -67,16 +68,15 @@ def listen(statistic: DriftStatistic, tmp_path_factory: pytest.TempPathFactory) 
 def watch(monitor: DriftMonitor, seen: Iterable[tuple[Frame, Outputs]]) -> list[DriftReading]:
     """Readings of a stream."""
     monitor.reset()
-    return [monitor.observe(SimpleNamespace(auxiliary=aux, valid=True), frame) for frame, aux in seen]  # type: ignore[arg-type]
+    return [monitor.observe(SimpleNamespace(auxiliary=aux, valid=True, drift=None), frame) for frame, aux in seen]  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
 def patients(listen: Callable[[Frame], Outputs], shared_folder: Path) -> list[tuple[Frame, Outputs]]:
     """One frame of each of some patients of the test split."""
     folder = shared_folder / "data" / "hc18"
-    with (folder / "split.csv").open(encoding="utf-8", newline="") as file:
-        rows = {row["group"]: row for row in csv.DictReader(file) if row["split"] == "test"}
-    frames = (read_frame(folder, row).frame for row in itertools.islice(rows.values(), PATIENTS))
+    rows = {row.group: row for row in read_table_rows(folder) if row.split == "test"}
+    frames = (read_row(row).frame for row in itertools.islice(rows.values(), PATIENTS))
     return [(frame, listen(frame)) for frame in frames]
 
 

@@ -7,18 +7,23 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tinyusfm_calibration.ranges import SPAN
 from tinyusfm_edge import students
+from tinyusfm_edge.data.table import resize_mask
 from tinyusfm_edge.models.checkpoint import LoadedStudent
-from tinyusfm_edge.training.card import render_card
-from tinyusfm_edge.training.data import resize_mask
-from tinyusfm_export.graph import build_graph
-from tinyusfm_export.reference import reference_outputs
+from tinyusfm_edge.release.card import render_card
+from tinyusfm_edge.students.choice import load_student
+from tinyusfm_export.graph.build import build_graph
+from tinyusfm_export.quantize.spans import calibration_taps
+from tinyusfm_export.verify.reference import reference_outputs
 from tinyusfm_runtime.errors import InputError
-from tinyusfm_runtime.measure import dice
+from tinyusfm_runtime.numerics.measure import dice
+from tinyusfm_runtime.numerics.preprocess import preprocess
 from tinyusfm_runtime.phantom import make_phantom
 
 GOLDEN_SEEDS = range(16)
@@ -34,17 +39,21 @@ def test_fetal_head_is_shipped_with_ranges_for_its_graph(fetal_head: LoadedStude
     assert fetal_head.name == fetal_head.spec.name == "fetal-head"
     assert students.find_by_hash(fetal_head.weights_sha256) == "fetal-head"
     assert fetal_head.ranges is not None
-    assert set(fetal_head.ranges.tensors) == set(build_graph(fetal_head.module, fetal_head.spec).linear_inputs)
+    graph = build_graph(fetal_head.module, fetal_head.spec)
+    golden = preprocess(make_phantom(0).frame, fetal_head.spec.preprocess)[0]
+    # ranges for every quantized layer and spans for the integer engine
+    assert set(fetal_head.ranges.tensors) == set(calibration_taps(graph)(golden)) > set(graph.linear_inputs)
     assert fetal_head.spec.licence == "CC-BY-4.0"
     assert "not a medical device" in fetal_head.spec.intended_use
 
 
 def test_breast_lesion_is_opt_in_and_says_what_is_unclear() -> None:
     student, card = students.load("breast-lesion"), students.card("breast-lesion")
-    assert student.spec.labels == ("benign", "malignant", "normal")
+    assert student.spec.labels == ("benign (demo only)", "malignant (demo only)", "normal (demo only)")
     assert student.spec.licence == "LicenseRef-BUSI-not-stated" and students.opt_in("breast-lesion")
     text = (students.folder("breast-lesion") / students.CARD_TEXT).read_text(encoding="utf-8")
-    assert "not stated at its source" in text and "have **not been tested**" in text
+    assert "not stated at its source" in text and text.splitlines()[2].startswith("**Demo only: on breast images")
+    assert "demonstration" in student.spec.intended_use and not students.demo_only("fetal-head")
     assert card["metrics"]["test"]["metrics"]["auc"]["low"] > 0.5
     assert not students.opt_in("fetal-head")
 
@@ -56,7 +65,7 @@ def test_card_agrees_with_the_files(name: str) -> None:
     assert card["weights"]["bytes"] == (place / students.WEIGHTS).stat().st_size
     assert card["spec"] == student.spec.to_json()
     assert card["ranges"]["set_id"] == student.ranges.set_id
-    assert card["ranges"]["tensors"] == len(student.ranges.tensors)
+    assert card["ranges"]["tensors"] == sum(not tensor.endswith(SPAN) for tensor in student.ranges.tensors)
     text = (place / students.CARD_TEXT).read_text(encoding="utf-8")
     assert text == render_card(card), "CARD.md was edited by hand, or card.json without it"
     assert set(p.name for p in place.iterdir()) == {
@@ -65,6 +74,7 @@ def test_card_agrees_with_the_files(name: str) -> None:
         students.CARD,
         students.CARD_TEXT,
         *([students.DRIFT] if card.get("drift") else []),
+        *([students.READING] if card["spec"]["reading"] else []),
     }
 
 
@@ -83,7 +93,7 @@ def test_the_drift_statistic_is_of_these_weights_and_what_the_card_says(name: st
 @pytest.mark.parametrize("name", students.names())
 def test_gates_in_the_card_are_of_these_weights(name: str) -> None:
     card = students.card(name)
-    assert all(gate["weights_sha256"] == card["weights"]["sha256"] for gate in card["gates"])
+    assert {gate["weights_sha256"] for gate in card["gates"]} == {card["weights"]["sha256"]}
 
 
 def test_phantoms_are_segmented(fetal_head: LoadedStudent) -> None:
@@ -102,6 +112,38 @@ def test_unknown_name_lists_the_known_ones() -> None:
     for name in ("liver", "", "..", "fetal-head/..", "__pycache__"):
         with pytest.raises(InputError, match="there are breast-lesion, fetal-head"):
             students.load(name)
+
+
+@pytest.fixture
+def without_breast_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The students as a wheel installs them; returns a checkout's weights of the one that is left out."""
+    source = students.folder("breast-lesion")
+    installed = tmp_path / "students"
+    for name in ("breast-lesion", "fetal-head"):
+        (installed / name).mkdir(parents=True)
+        for file in students.folder(name).iterdir():
+            if (name, file.name) != ("breast-lesion", students.WEIGHTS):
+                (installed / name / file.name).symlink_to(file)
+    monkeypatch.setenv(students.STUDENTS_VARIABLE, str(installed))
+    return source / students.WEIGHTS
+
+
+def test_weights_that_are_not_installed_are_named_with_their_path(without_breast_weights: Path) -> None:
+    assert students.names() == ["fetal-head"] and students.left_out() == ["breast-lesion"]
+    for refused in (lambda: students.load("breast-lesion"), lambda: load_student("breast-lesion")):
+        with pytest.raises(InputError) as caught:
+            refused()
+        message = str(caught.value)
+        assert str(without_breast_weights) in message and "source checkout only (the licence of BUSI" in message
+
+
+def test_weights_of_a_checkout_are_the_same_student_with_all_its_marks(without_breast_weights: Path) -> None:
+    with pytest.warns(UserWarning) as heard:
+        student = load_student(without_breast_weights)
+    assert student.spec.labels == ("benign (demo only)", "malignant (demo only)", "normal (demo only)")
+    assert student.ranges is not None and student.spec.name == "breast-lesion"
+    said = " ".join(str(warning.message) for warning in heard)
+    assert "opt-in" in said and "for demonstrations alone" in said
 
 
 def test_names_and_hashes_need_no_torch() -> None:
@@ -133,4 +175,4 @@ def test_without_torch_the_missing_extra_is_named() -> None:
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=60, check=True
     )
-    assert "needs torch" in done.stdout and "tinyusfm-edge[torch]" in done.stdout
+    assert "needs torch" in done.stdout and "[torch]'" in done.stdout

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from tinyusfm_edge.models.teachers.dinov2 import VARIANTS, Dinov2
-from tinyusfm_edge.training.distill_config import DistillConfig, read_config
+from tinyusfm_edge.training.pretrain.config import DistillConfig, read_config
 
 SMALL = (
     "view.image_size=32",

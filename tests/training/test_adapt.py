@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +12,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.tables import read_rows, write_rows
+from tinyusfm_edge.data.fingerprint import images_sha256
 from tinyusfm_edge.models.checkpoint import load_student_file, save_student
 from tinyusfm_edge.models.encoder import EncoderShape
 from tinyusfm_edge.models.student import StudentConfig, build_student
 from tinyusfm_edge.models.teachers import dinov2
-from tinyusfm_edge.training import loop
-from tinyusfm_edge.training.adapt import BEST, adapt, best_student, preprocess_spec, student_spec, write_student
-from tinyusfm_edge.training.adapt_config import AdaptConfig
-from tinyusfm_edge.training.task import class_names, load_task, score
-from tinyusfm_edge.training.teach import TeacherChoice
+from tinyusfm_edge.training.adapt.config import AdaptConfig
+from tinyusfm_edge.training.adapt.fit import BEST, engine_config, preprocess_spec
+from tinyusfm_edge.training.adapt.run import adapt, best_student, student_spec, write_student
+from tinyusfm_edge.training.adapt.task import class_names, load_task, score
+from tinyusfm_edge.training.adapt.teacher import AdaptTeacher
+from tinyusfm_edge.training.trainer import loop
+from tinyusfm_runtime.device.machine import machine_card
 from tinyusfm_runtime.errors import CheckpointError, InputError
 
 STUDENT = StudentConfig(image_size=32, width=48, heads=3, drop_path=0.1)
@@ -40,31 +43,26 @@ def whole(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def classes(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same pictures with two labels by patient, one row of them flagged."""
+    """The same images with two labels by patient, one row of them flagged."""
     folder = tmp_path_factory.mktemp("classes")
-    with (table / "split.csv").open(encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
-    for index, row in enumerate(rows):
-        row["label"] = ("dark", "light")[index // 2 % 2]
-        row["near_duplicate"] = str(int(index == 5))
-        for name in (row["file"], row["mask"]):
-            (folder / name).write_bytes((table / name).read_bytes())
-    with (folder / "split.csv").open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return folder
+    for path in table.glob("*.png"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    rows = read_rows(table)
+    labels = [("dark", "light")[number // 2 % 2] for number in range(len(rows))]
+    return write_rows(
+        folder, [{**row, "label": labels[n], "near_duplicate": int(n == 5)} for n, row in enumerate(rows)]
+    )
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> TeacherChoice:
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> AdaptTeacher:
     """A tiny DINOv2 under a name of its own."""
     torch.manual_seed(0)
     shape = EncoderShape(width=24, depth=12, heads=3, patch=14, grid=2, scale="timm")
     net = dinov2.Dinov2(shape)
     path = tmp_path_factory.mktemp("teacher") / "tiny.safetensors"
     save_file(net.state_dict(), path)
-    return TeacherChoice(name="tiny", weights=path)
+    return AdaptTeacher(name="tiny", weights=path)
 
 
 @pytest.fixture
@@ -81,15 +79,16 @@ def same(first: Path, second: Path) -> bool:
 def test_a_run_cut_short_ends_with_the_same_weights(
     table: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = loop._Loop._step
+    real, steps = torch.optim.AdamW.step, list[int]()
 
-    def killed(self: loop._Loop, parts: list[object]) -> dict[str, torch.Tensor]:
-        if self.state.step == 5:
+    def killed(self: torch.optim.AdamW, *arguments: object) -> object:
+        steps.append(1)
+        if len(steps) == 6:
             raise KeyboardInterrupt
-        return real(self, parts)
+        return real(self, *arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Loop, "_step", killed)
+        patch.setattr(torch.optim.AdamW, "step", killed)
         with pytest.raises(KeyboardInterrupt):
             adapt(table, tmp_path / "run", SMALL, HEAD, quiet=True)
     torch.manual_seed(123)  # a new process starts elsewhere
@@ -107,11 +106,12 @@ def test_best_weights_become_a_student_file(table: Path, whole: Path, tmp_path: 
     sha256, stops = write_student(whole, tmp_path / "s.safetensors", SMALL, spec, data=table)
     found = load_student_file(tmp_path / "s.safetensors")
     assert (found.weights_sha256, found.spec.labels, stops) == (sha256, HEAD, None)
+    assert dict(found.report.stages) == {"images": images_sha256([table])}, "what a bundle's trace begins with"
     image = torch.randn(1, 3, 32, 32)
     torch.testing.assert_close(found.module(image), best_student(whole, SMALL)(image))
     with pytest.raises(InputError, match="holds no"):
         best_student(tmp_path, SMALL)
-    with pytest.raises(InputError, match="another net"):
+    with pytest.raises(InputError, match="another model"):
         best_student(whole, replace(SMALL, student=replace(STUDENT, task="classify", num_classes=2), phantom_share=0))
 
 
@@ -157,7 +157,7 @@ def test_a_start_is_taken_over_and_recorded(table: Path, tmp_path: Path) -> None
     torch.testing.assert_close(found["model.backbone.pos_embed"], start.backbone.pos_embed.detach(), atol=1e-5, rtol=0)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["init"]["sha256"] == sha256
     wide = replace(SMALL, student=replace(STUDENT, width=96))
-    with pytest.raises(CheckpointError, match="another net"):
+    with pytest.raises(CheckpointError, match="another model"):
         adapt(table, tmp_path / "wide", wide, HEAD, init=tmp_path / "start.safetensors", quiet=True)
     assert not (tmp_path / "wide").exists()
 
@@ -188,7 +188,7 @@ def test_a_share_of_the_labels_is_whole_patients(classes: Path, tmp_path: Path) 
 
 @pytest.mark.usefixtures("tiny_variant")
 @pytest.mark.parametrize("task", ["segment", "classify"])
-def test_a_lora_teacher_guides_the_student(task: str, classes: Path, teacher: TeacherChoice, tmp_path: Path) -> None:
+def test_a_lora_teacher_guides_the_student(task: str, classes: Path, teacher: AdaptTeacher, tmp_path: Path) -> None:
     pytest.importorskip("peft", reason="install tinyusfm-edge[train]")
     student = replace(STUDENT, task=task, num_classes=2)
     config = replace(
@@ -218,7 +218,7 @@ def test_a_lora_teacher_guides_the_student(task: str, classes: Path, teacher: Te
     assert (tmp_path / "teacher" / BEST).stat().st_mtime_ns == stamp, "the teacher's finished run serves every seed"
 
 
-def test_distillation_and_a_teacher_belong_together(table: Path, teacher: TeacherChoice, tmp_path: Path) -> None:
+def test_distillation_and_a_teacher_belong_together(table: Path, teacher: AdaptTeacher, tmp_path: Path) -> None:
     for config, choice in ((SMALL, teacher), (replace(SMALL, kd=("logits",)), None)):
         with pytest.raises(InputError, match="belong together"):
             adapt(table, tmp_path / "run", config, HEAD, teacher=choice, quiet=True)
@@ -250,18 +250,36 @@ def test_impossible_settings(change: dict[str, object]) -> None:
         replace(SMALL, **change)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("asked", "features", "computed"),
+    [
+        ("fp32", ["amx_bf16"], "fp32"),
+        ("natural", ["amx_bf16"], "bf16"),
+        ("natural", ["avx512_bf16"], "bf16"),
+        ("natural", ["avx2"], "fp32"),
+    ],
+)
+def test_natural_precision_is_what_the_machine_computes_in(
+    asked: str, features: list[str], computed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = replace(machine_card(), features=tuple(features))
+    monkeypatch.setattr("tinyusfm_runtime.device.machine.machine_card", lambda: card)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert engine_config(replace(AdaptConfig(), precision=asked)).precision == computed
+
+
 def test_negatives_teach_a_net_to_answer_with_nothing(table: Path, tmp_path: Path) -> None:
-    """Stripes have no head; a net that never saw them marks one, a net that did marks none."""
+    """Stripes have no head; a network that never saw them marks one, a network that did marks none."""
     stripes = tmp_path / "stripes"
     stripes.mkdir()
     rows = []
     for index in range(12):
-        picture = np.broadcast_to(
-            (np.arange(96)[:, None] // (2 + index % 4) % 2 * 180 + 40).astype(np.uint8), (96, 128)
-        )
-        cv2.imwrite(str(stripes / f"{index}.png"), picture)
-        rows.append(f"{index}.png,muscle,,{'val' if index >= 8 else 'train'},group{index}")
-    (stripes / "split.csv").write_text("\n".join(["file,label,mask,split,group", *rows]) + "\n", encoding="utf-8")
+        image = np.broadcast_to((np.arange(96)[:, None] // (2 + index % 4) % 2 * 180 + 40).astype(np.uint8), (96, 128))
+        cv2.imwrite(str(stripes / f"{index}.png"), image)
+        split = "val" if index >= 8 else "train"
+        named = {"file": f"{index}.png", "label": "muscle", "mask": "", "split": split, "group": f"group{index}"}
+        rows.append(named)
+    write_rows(stripes, rows)
     without = replace(SMALL, steps=150, evaluate_every=150, ema=0.0, learning_rate=2e-3, layer_decay=1.0, batch=8)
     found = {}
     for share in (0.0, 0.4):
@@ -283,7 +301,7 @@ def test_negatives_teach_a_net_to_answer_with_nothing(table: Path, tmp_path: Pat
 
 @pytest.mark.usefixtures("tiny_variant")
 def test_a_taught_student_may_have_negatives_that_its_teacher_has_not(
-    table: Path, classes: Path, teacher: TeacherChoice, tmp_path: Path
+    table: Path, classes: Path, teacher: AdaptTeacher, tmp_path: Path
 ) -> None:
     config = replace(
         SMALL, steps=3, phantom_share=0.0, negative_share=0.3, kd=("logits",), teacher_steps=2, lora_rank=0

@@ -1,4 +1,4 @@
-"""Augmentation: off means off, masks follow pictures, the same state gives the same batch."""
+"""Augmentation: off means off, masks follow images, the same state gives the same batch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tinyusfm_edge.training.augment import AugmentConfig, augment
+from tinyusfm_edge.training.adapt.augment import AugmentConfig, augment
+from tinyusfm_edge.training.adapt.bedside import acoustic_shadows
 
 STILL = AugmentConfig(
     geometry=0.0, gamma=(1.0, 1.0), contrast=(1.0, 1.0), gain=0.0, ramp=0.0, noise=0.0, blur=0.0, erase=0.0
@@ -35,8 +36,8 @@ def test_nothing_happens_when_everything_is_off() -> None:
     torch.testing.assert_close(moved_mask, mask, atol=1e-5, rtol=0)
 
 
-def test_masks_follow_the_picture() -> None:
-    """The picture is its own mask here, so it must stay so inside the moved frame."""
+def test_masks_follow_the_image() -> None:
+    """The image is its own mask here, so it must stay so inside the moved frame."""
     image, mask = batch(32)
     moved, moved_mask = augment(image, mask, replace(STILL, geometry=1.0), seeded())
     inside = augment(torch.ones_like(image), mask, replace(STILL, geometry=1.0), seeded())[0] > 0.999
@@ -77,8 +78,41 @@ def test_each_range_acts(change: dict[str, object]) -> None:
     assert (moved - image).abs().max() > 0.05
 
 
+@pytest.mark.parametrize("name", ["shadow", "sides", "doppler", "bars", "screen"])
+def test_what_happens_at_the_bedside_changes_the_image_and_keeps_it_in_range(name: str) -> None:
+    image, mask = batch(16)
+    seen, moved = augment(image, mask, replace(STILL, **{name: 1.0}), seeded())  # type: ignore[arg-type]
+    assert seen.shape == image.shape and float(seen.min()) >= 0 and float(seen.max()) <= 1
+    assert ((seen - image).abs().amax((1, 2, 3)) > 0.05).float().mean() > 0.7
+    if name in ("bars", "screen"):
+        assert (moved - mask).abs().amax((1, 2, 3)).min() > 0.5, "the mask moves with the image"
+    else:
+        torch.testing.assert_close(moved, mask, atol=1e-5, rtol=0)
+
+
+def test_shadows_run_down_and_leave_the_rest_alone() -> None:
+    flat, mask = torch.full((64, 64), 0.5), torch.zeros(64, 64)
+    for seed in range(20):
+        shaded = acoustic_shadows(flat, mask, seeded(seed))
+        dark = shaded < 0.4
+        assert dark.any() and not dark.all()
+        assert dark[-1].sum() >= dark[0].sum()
+
+
+def test_any_rotation_keeps_every_sample_a_rigid_copy_up_to_mirror_and_scale() -> None:
+    """A square's corners stay a rectangle: no angle turns an image into a shear."""
+    for seed in range(40):
+        rows, cols = torch.meshgrid(torch.arange(96.0), torch.arange(96.0), indexing="ij")
+        disc = (((rows - 47.5) ** 2 + (cols - 47.5) ** 2) < 20**2).float()[None, None]
+        config = replace(STILL, geometry=1.0, rotate_deg=180.0, scale=(1.0, 1.0), aspect=1.0, shift=0.0)
+        moved = augment(disc, disc, config, seeded(seed))[1]
+        assert float((moved - disc).abs().mean()) < 0.02, f"seed {seed}"
+
+
 def test_halved_ranges_are_all_nearer_to_nothing() -> None:
-    full, half = AugmentConfig(), AugmentConfig().halved()
+    bedside = {name: 0.5 for name in ("shadow", "sides", "doppler", "bars", "screen")}
+    full = AugmentConfig(**bedside)  # type: ignore[arg-type]
+    half = full.halved()
     none = replace(STILL, rotate_deg=0.0, shift=0.0, aspect=1.0, scale=(1.0, 1.0))
     for field in fields(AugmentConfig):
         values = [np.ravel(getattr(config, field.name)) for config in (full, half, none)]

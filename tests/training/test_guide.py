@@ -11,9 +11,9 @@ from tinyusfm_edge.models.early_exit import all_exits
 from tinyusfm_edge.models.encoder import EncoderShape
 from tinyusfm_edge.models.student import StudentConfig, build_student
 from tinyusfm_edge.models.teachers.dinov2 import Dinov2
-from tinyusfm_edge.training.adapt_config import AdaptConfig
-from tinyusfm_edge.training.guide import Guide, exits_loss, observe
-from tinyusfm_edge.training.lora import TaskTeacher
+from tinyusfm_edge.training.adapt.config import AdaptConfig
+from tinyusfm_edge.training.adapt.guide import Guide, exits_loss, observe
+from tinyusfm_edge.training.adapt.lora import TaskTeacher
 
 SEGMENT = StudentConfig(image_size=32, width=48, heads=3, drop_path=0.0)
 CLASSIFY = StudentConfig(task="classify", num_classes=3, image_size=32, width=48, heads=3, drop_path=0.0, exits=(5, 9))
@@ -23,7 +23,7 @@ IMAGE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 def teacher(task: str, outputs: int) -> TaskTeacher:
     torch.manual_seed(1)
     encoder = Dinov2(EncoderShape(width=24, depth=12, heads=3, patch=14, grid=2, scale="timm"))
-    return TaskTeacher(encoder, task=task, outputs=outputs, image_size=32, rank=0)
+    return TaskTeacher(encoder, task=task, outputs=outputs, image_hw=(32, 32), rank=0)
 
 
 @pytest.mark.parametrize("config", [SEGMENT, CLASSIFY], ids=lambda config: config.task)

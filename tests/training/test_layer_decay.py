@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tinyusfm_edge.models.student import StudentConfig, build_student
-from tinyusfm_edge.training.layer_decay import layer_of, layer_scale
-from tinyusfm_edge.training.loop import plain_groups
+from tinyusfm_edge.training.adapt.layer_decay import layer_of, layer_scale
+from tinyusfm_edge.training.trainer.loop import plain_groups
 
 SMALL = StudentConfig(image_size=32, width=48, heads=3)
 

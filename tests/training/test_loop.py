@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,12 +18,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tinyusfm_edge.training import loop
-from tinyusfm_edge.training.loop import (
+from tinyusfm_edge.training.trainer import loop
+from tinyusfm_edge.training.trainer.lock import LOCK, one_run
+from tinyusfm_edge.training.trainer.loop import (
     Draw,
-    EngineConfig,
     Evaluation,
     ParameterGroup,
+    TrainerConfig,
     draws_of_step,
     fit,
     learning_rate,
@@ -29,8 +33,9 @@ from tinyusfm_edge.training.loop import (
     stable_seed,
 )
 from tinyusfm_runtime.errors import CheckpointError, InputError
+from tinyusfm_runtime.stop_signal import StopSignal
 
-CONFIG = EngineConfig(steps=9, batch=4, learning_rate=0.05, clip=1.0, ema=0.9, checkpoint_every=3, log_every=1)
+CONFIG = TrainerConfig(steps=9, batch=4, learning_rate=0.05, clip=1.0, ema=0.9, checkpoint_every=3, log_every=1)
 
 
 class Toy(nn.Module):
@@ -68,7 +73,7 @@ class ToyTask:
         return torch.stack([torch.randn(4, generator=torch.Generator().manual_seed(d.seed)) for d in draws])
 
 
-def run(out: Path, config: EngineConfig = CONFIG, task: ToyTask | None = None, **options: Any) -> dict[str, Tensor]:
+def run(out: Path, config: TrainerConfig = CONFIG, task: ToyTask | None = None, **options: Any) -> dict[str, Tensor]:
     task = task or ToyTask()
     fit(task, config, out, settings={"toy": 1}, device="cpu", quiet=True, **options)
     return dict(task.objective.state_dict())
@@ -82,7 +87,7 @@ def test_every_item_comes_once_an_epoch(items: int, batch: int, seed: int, first
     assert [d.position for d in draws] == list(range(first * batch, (first + steps) * batch))
     start = -(-first * batch // items) * items
     epoch = Counter(d.index for d in draws if start <= d.position < start + items)
-    assert all(count == 1 for count in epoch.values())
+    assert set(epoch.values()) == {1}
     assert len({d.seed for d in draws}) == len(draws)
 
 
@@ -96,7 +101,7 @@ def test_orders_differ_between_epochs_and_seeds() -> None:
 
 
 def test_schedule_rises_to_the_peak_and_ends_at_the_final_rate() -> None:
-    config = EngineConfig(steps=100, batch=1, learning_rate=1.0, final_learning_rate=0.01, warmup=10)
+    config = TrainerConfig(steps=100, batch=1, learning_rate=1.0, final_learning_rate=0.01, warmup=10)
     rates = [learning_rate(config, step) for step in range(100)]
     assert rates[9] == 1.0
     assert rates[0] == pytest.approx(0.1)
@@ -213,3 +218,55 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     task.batch = lambda draws: torch.full((len(draws), 4), float("nan"))  # type: ignore[method-assign]
     with pytest.raises(InputError, match="the loss is nan"):
         run(tmp_path, task=task)
+
+
+def interrupting(at: int) -> ToyTask:
+    """A task in whose step ``at`` (from 1) somebody presses Ctrl-C, in the middle of the work."""
+    task = ToyTask()
+    forward, calls = task.objective.forward, iter(range(1, 1000))
+
+    def press(batch: Tensor) -> object:
+        if next(calls) == at:
+            signal.raise_signal(signal.SIGINT)
+        return forward(batch)
+
+    task.objective.forward = press  # type: ignore[method-assign]
+    return task
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt, match=r"stopped at step 4 of 9; saved\. Run the same command to go on"):
+        run(tmp_path / "stopped", replace(CONFIG, checkpoint_every=100), interrupting(4))
+    assert (tmp_path / "stopped" / "step-00000004").is_dir(), "the step was finished and saved"
+    again = run(tmp_path / "stopped")
+    assert torch.equal(whole["inner.weight"], again["inner.weight"])
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
+    with StopSignal() as stop, pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+        assert stop.heard
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("the second one ends the work")
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)  # handlers are as before
+
+
+def test_two_runs_in_one_folder_are_refused_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
+    with one_run(tmp_path / "a"), pytest.raises(InputError, match=rf"in use by process {os.getpid()}"):
+        run(tmp_path / "a")
+    run(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / LOCK).write_text("99999999", encoding="ascii")
+    run(tmp_path / "b")
+    assert not list(tmp_path.rglob(LOCK))
+
+
+def test_a_run_can_be_made_longer_but_not_shorter_than_it_is(tmp_path: Path) -> None:
+    run(tmp_path / "a")
+    longer = run(tmp_path / "a", replace(CONFIG, steps=12))
+    assert (tmp_path / "a" / "step-00000012").is_dir() and longer
+    assert json.loads((tmp_path / "a" / "config.json").read_text(encoding="utf-8"))["engine"]["steps"] == 12
+    with pytest.raises(InputError, match="has taken 12 steps already, 10 are asked for"):
+        run(tmp_path / "a", replace(CONFIG, steps=10))

@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.needs import needs
 from tinyusfm_edge.models.encoder import EncoderShape
 from tinyusfm_edge.models.teachers.dinov2 import Dinov2
-from tinyusfm_edge.training.lora import TaskTeacher, inject_adapters, merge_adapters, split_attention
+from tinyusfm_edge.models.teachers.usfm_beit import UsfmBeit
+from tinyusfm_edge.models.teachers.vit_plain import PlainVit
+from tinyusfm_edge.training.adapt.lora import TaskTeacher, inject_adapters, merge_adapters, split_attention
 from tinyusfm_runtime.errors import InputError
 
-pytest.importorskip("peft", reason="install tinyusfm-edge[train]")
+needs("peft", reason="install tinyusfm-edge[train]")
 
 SHAPE = EncoderShape(width=48, depth=12, heads=3, patch=14, grid=4, scale="timm")
 
@@ -66,7 +69,7 @@ def test_merged_weight_is_w_plus_two_b_a(encoder: Dinov2) -> None:
 
 @pytest.mark.parametrize(("task", "outputs", "shape"), [("segment", 1, (2, 1, 64, 64)), ("classify", 3, (2, 3))])
 def test_only_adapters_and_head_learn(encoder: Dinov2, task: str, outputs: int, shape: tuple[int, ...]) -> None:
-    teacher = TaskTeacher(encoder, task=task, outputs=outputs, image_size=64, rank=2)
+    teacher = TaskTeacher(encoder, task=task, outputs=outputs, image_hw=(64, 64), rank=2)
     logits, tokens = teacher.seen(torch.randn(2, 3, 64, 64))
     assert logits.shape == shape
     assert [t.shape for t in tokens] == [(2, 16, 48)] * 4, "on the student's grid of 4x4"
@@ -81,7 +84,28 @@ def test_only_adapters_and_head_learn(encoder: Dinov2, task: str, outputs: int, 
 
 
 def test_without_a_rank_only_the_head_learns(encoder: Dinov2) -> None:
-    teacher = TaskTeacher(encoder, task="classify", outputs=2, image_size=32, rank=0)
+    teacher = TaskTeacher(encoder, task="classify", outputs=2, image_hw=(32, 32), rank=0)
     assert {name.split(".")[0] for name, p in teacher.named_parameters() if p.requires_grad} == {"norm", "classifier"}
     with pytest.raises(InputError, match="rank"):
         inject_adapters(split_attention(encoder), 0)
+
+
+@pytest.mark.parametrize("kind", ["plain", "usfm"])
+def test_other_encoders_are_adapted_alike(kind: str) -> None:
+    """Splitting and merging change nothing in a plain ViT and in USFM with its relative positions."""
+    torch.manual_seed(0)
+    if kind == "plain":
+        net = PlainVit(EncoderShape(width=48, depth=12, heads=3, patch=16, grid=2)).eval()
+    else:
+        net = UsfmBeit(EncoderShape(width=48, depth=12, heads=3, patch=16, grid=2, scale="beit", bias="qv")).eval()  # type: ignore[assignment]
+    randomised(net)
+    image = torch.randn(2, 3, 32, 32)
+    before = net.tokens(image, (12,))[0]
+    teacher = TaskTeacher(net, task="segment", outputs=1, image_hw=(32, 32), rank=2)
+    torch.testing.assert_close(teacher.encoder.tokens(image, (12,))[0], before, atol=1e-5, rtol=1e-5)
+    randomised(teacher.encoder, "lora_")
+    adapted = teacher.encoder.tokens(image, (12,))[0]
+    assert not torch.allclose(adapted, before, atol=1e-2)
+    merged = merge_adapters(teacher.encoder)
+    torch.testing.assert_close(merged.tokens(image, (12,))[0], adapted, atol=1e-4, rtol=1e-4)  # type: ignore[operator]
+    assert teacher(image).shape == (2, 1, 32, 32)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyusfm_edge.training.losses import (
+from tinyusfm_edge.training.adapt.losses import (
     class_loss,
     feature_distillation,
     logit_distillation,

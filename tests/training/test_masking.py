@@ -1,4 +1,4 @@
-"""Masks keep their laws: bands partition the annulus, the centre is safe, pictures stay real, finite and in range."""
+"""Masks keep their laws: bands partition the annulus, the centre is safe, images stay real, finite and in range."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyusfm_edge.training.masking import (
+from tinyusfm_edge.training.pretrain.masking import (
     MaskConfig,
     band_index,
     band_radii,
@@ -54,7 +54,7 @@ def test_bands_partition_the_annulus(size: int) -> None:
 
 @given(SIZES, SEEDS)
 @settings(max_examples=25, deadline=None)
-def test_frequency_masking_keeps_the_centre_and_gives_real_finite_pictures(size: int, seed: int) -> None:
+def test_frequency_masking_keeps_the_centre_and_gives_real_finite_images(size: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     image = torch.rand(2, 1, size, size, generator=generator)
     bands = torch.stack([draw_bands(CONFIG, generator) for _ in range(2)])

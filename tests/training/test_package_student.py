@@ -16,17 +16,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.tables import change_rows
 from tinyusfm_calibration.drift_fit import DriftSample, fit_drift
-from tinyusfm_calibration.ranges import Ranges
+from tinyusfm_calibration.ranges import SPAN, Ranges
 from tinyusfm_calibration.sets import describe_frames, phantom_frames
 from tinyusfm_edge import students
-from tinyusfm_edge.models.checkpoint import load_student_file
+from tinyusfm_edge.data.table import read_table
+from tinyusfm_edge.models.checkpoint import LoadedStudent, load_student_file
 from tinyusfm_edge.models.student import StudentConfig, build_student
-from tinyusfm_edge.training.adapt import adapt, student_spec, write_student
-from tinyusfm_edge.training.adapt_config import AdaptConfig
-from tinyusfm_edge.training.card import render_card
-from tinyusfm_edge.training.data import read_table
-from tinyusfm_edge.training.package_student import (
+from tinyusfm_edge.release.card import render_card
+from tinyusfm_edge.release.package import (
     PackagePlan,
     add_drift,
     add_gates,
@@ -35,8 +34,11 @@ from tinyusfm_edge.training.package_student import (
     package,
     size_stratified,
 )
-from tinyusfm_export.calibration_file import CalibrationFile
-from tinyusfm_export.graph import build_graph
+from tinyusfm_edge.training.adapt.config import AdaptConfig
+from tinyusfm_edge.training.adapt.run import adapt, student_spec, write_student
+from tinyusfm_export.graph.build import build_graph
+from tinyusfm_export.quantize.calibration_file import CalibrationFile
+from tinyusfm_export.quantize.spans import calibration_taps
 from tinyusfm_runtime.drift import GREY_NAMES
 from tinyusfm_runtime.errors import CalibrationError, InputError
 
@@ -106,8 +108,17 @@ def gate(card: dict[str, Any], target: str = "openvino", precision: str = "int8"
     }
 
 
+def assert_ranges_cover(student: LoadedStudent) -> None:
+    """Ranges for every quantized layer, and spans for the integer engine: all that calibration sees, no more."""
+    graph = build_graph(student.module, student.spec)
+    seen = set(calibration_taps(graph)(np.zeros(student.spec.input.shape, np.uint8)))
+    found = set(student.ranges.tensors)
+    assert {name for name in found if not name.endswith(SPAN)} == set(graph.linear_inputs)
+    assert found == seen and found > set(graph.linear_inputs)
+
+
 def test_package_loads_as_a_shipped_student(packaged: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(students, "_FOLDER", packaged)
+    monkeypatch.setenv(students.STUDENTS_VARIABLE, str(packaged))
     assert students.names() == ["fetal-head"]
     student = students.load("fetal-head")
     card = students.card("fetal-head")
@@ -117,7 +128,8 @@ def test_package_loads_as_a_shipped_student(packaged: Path, run: Path, monkeypat
     trained = load_file(run / "small.safetensors")
     own = student.module.state_dict()
     assert all(torch.equal(own[name], tensor.half().float()) for name, tensor in trained.items())
-    assert set(student.ranges.tensors) == set(build_graph(student.module, student.spec).linear_inputs)
+    assert student.spec.to_json() == card["spec"]
+    assert_ranges_cover(student)
 
 
 def test_ranges_come_from_training_frames_alone(packaged: Path, table: Path) -> None:
@@ -167,7 +179,7 @@ def test_test_split_is_looked_at_once(plan: PackagePlan, table: Path, tmp_path: 
     assert repeated["earlier_looks"] == [look], "the same weights once more are no further look"
 
 
-def test_pictures_without_a_head_are_counted(packaged: Path, table: Path) -> None:
+def test_images_without_a_head_are_counted(packaged: Path, table: Path) -> None:
     student = load_student_file(packaged / "fetal-head" / students.WEIGHTS)
     sure = replace(student, spec=replace(student.spec, threshold=1 - 1e-9))
     never, always = (
@@ -278,6 +290,23 @@ def test_a_drift_statistic_is_added_and_goes_with_its_weights(
     assert package(replace(plan, out=out))["drift"] is None and not (out / students.DRIFT).exists()
 
 
+def test_how_a_mask_is_read_goes_with_its_weights(plan: PackagePlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(students.STUDENTS_VARIABLE, str(plan.out.parent))
+    sha = package(plan)["weights"]["sha256"]
+    read = {"version": 1, "weights_sha256": sha, "second_pass": "small", "min_area": 0.005}
+    path = plan.out / students.READING
+    path.write_text(json.dumps({**read, "reading": None, "anatomy": None}), encoding="utf-8")
+    card = package(plan)
+    assert card["spec"]["second_pass"] == "small" and card["spec"]["min_area"] == 0.005
+    assert students.load("fetal-head").spec.to_json() == card["spec"]
+    path.write_text(
+        json.dumps({**read, "weights_sha256": "0" * 64, "reading": None, "anatomy": None}), encoding="utf-8"
+    )
+    card = package(plan)
+    assert not path.exists() and card["spec"]["second_pass"] == "never"
+    assert students.load("fetal-head").spec.to_json() == card["spec"]
+
+
 def test_gates_of_other_weights_do_not_survive_a_new_package(plan: PackagePlan, tmp_path: Path) -> None:
     add_gates(plan.out, [gate(package(plan))])
     assert len(package(plan)["gates"]) == 1
@@ -317,11 +346,8 @@ def classes(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The table with BUSI's three labels by patient."""
     folder = tmp_path_factory.mktemp("data") / "classes"
     shutil.copytree(table, folder)
-    text = (folder / "split.csv").read_text(encoding="utf-8").splitlines()
     labels = ("benign", "malignant", "normal")
-    rows = [line.replace(",head,", f",{labels[index // 2 % 3]},") for index, line in enumerate(text[1:])]
-    (folder / "split.csv").write_text("\n".join([text[0], *rows]) + "\n", encoding="utf-8")
-    return folder
+    return change_rows(folder, lambda number, row: {"label": labels[number // 2 % 3]})
 
 
 def test_a_classifier_is_packaged_with_its_licence_note_and_scored_by_class(
@@ -336,14 +362,17 @@ def test_a_classifier_is_packaged_with_its_licence_note_and_scored_by_class(
     folder = tmp_path / "students"
     arguments = ["--name", "breast-lesion", "--weights", str(tmp_path / "c.safetensors"), "--data", str(classes)]
     assert main([*arguments, "--out", str(folder / "breast-lesion"), "--final"]) == 0, capsys.readouterr().out
-    monkeypatch.setattr(students, "_FOLDER", folder)
+    monkeypatch.setenv(students.STUDENTS_VARIABLE, str(folder))
     loaded, card = students.load("breast-lesion"), students.card("breast-lesion")
-    assert loaded.spec.labels == labels and loaded.spec.exits is not None
-    assert set(loaded.ranges.tensors) == set(build_graph(loaded.module, loaded.spec).linear_inputs)
+    assert loaded.spec.labels == tuple(f"{label} (demo only)" for label in labels) and loaded.spec.exits is not None
+    assert loaded.spec.to_json() == card["spec"]
+    assert_ranges_cover(loaded)
     assert set(card["ranges"]["strata"]) == set(labels)
     assert card["metrics"]["test"]["metrics"]["accuracy"]["num_values"] == 4
     text = (folder / "breast-lesion" / students.CARD_TEXT).read_text(encoding="utf-8")
-    assert "licence of BUSI" in text and "Opt-in" in text and "have **not been tested**" in text
+    assert "licence of BUSI" in text and "Opt-in" in text
+    # what other sources showed, as the first thing said and among the limits
+    assert text.splitlines()[2].startswith("**Demo only: ") and "images of two other sources" in text
     assert "Early exits" in text and "| true benign |" in text
     assert students.opt_in("breast-lesion").startswith("the licence of BUSI")
     known = card["metrics"]["val"]["metrics"]["accuracy"]["mean"]

@@ -9,21 +9,22 @@ import cv2
 import numpy as np
 import pytest
 
-from tinyusfm_edge.training.pictures import list_rows, read_pool
+from tests.tables import write_rows
+from tinyusfm_edge.data.images import list_rows, read_pool
 from tinyusfm_runtime.errors import InputError
 from tinyusfm_runtime.frame import Frame
-from tinyusfm_runtime.preprocess import preprocess
+from tinyusfm_runtime.numerics.preprocess import preprocess
 from tinyusfm_runtime.spec import PreprocessSpec
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three pictures in two folders, no table."""
+    """Three images in two folders, no table."""
     place = tmp_path / "pool"
     (place / "deep").mkdir(parents=True)
     for name, shade in (("b2.png", 90), ("b10.png", 120), ("deep/c.png", 200)):
         cv2.imwrite(str(place / name), np.full((40, 60), shade, np.uint8))
-    (place / "notes.txt").write_text("not a picture", encoding="utf-8")
+    (place / "notes.txt").write_text("not an image", encoding="utf-8")
     return place
 
 
@@ -33,8 +34,8 @@ def write_video(path: Path, frames: int = 20) -> None:
         stream = container.add_stream("mpeg4", rate=10)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for number in range(frames):
-            picture = av.VideoFrame.from_ndarray(np.full((48, 64), 10 * number, np.uint8), format="gray")
-            container.mux(stream.encode(picture.reformat(format="yuv420p")))
+            image = av.VideoFrame.from_ndarray(np.full((48, 64), 10 * number, np.uint8), format="gray")
+            container.mux(stream.encode(image.reformat(format="yuv420p")))
         container.mux(stream.encode())
 
 
@@ -77,7 +78,7 @@ def test_cines_and_videos_give_every_so_manieth_frame(folder: Path) -> None:
 
 
 def test_a_file_that_cannot_be_decoded_stops_or_is_named(folder: Path) -> None:
-    (folder / "patient_mueller.png").write_bytes(b"no picture")
+    (folder / "patient_mueller.png").write_bytes(b"no image")
     rows = list_rows([folder]).rows
     with pytest.raises(InputError, match=r"1 of 4 files cannot be decoded, 0 allowed") as caught:
         read_pool(rows, 32)
@@ -90,12 +91,15 @@ def test_a_file_that_cannot_be_decoded_stops_or_is_named(folder: Path) -> None:
 
 
 def test_flags_are_honoured_and_counted(folder: Path) -> None:
-    text = "file,split,near_duplicate,label_conflict\nb2.png,train,0,0\nb10.png,train,1,0\ndeep/c.png,train,0,1\n"
-    (folder / "split.csv").write_text(text, encoding="utf-8")
+    flags = {"b2.png": (0, 0), "b10.png": (1, 0), "deep/c.png": (0, 1)}
+    write_rows(
+        folder,
+        [{"file": f, "split": "train", "near_duplicate": a, "label_conflict": b} for f, (a, b) in flags.items()],
+    )
     found = list_rows([folder])
     assert [row.id for row in found.rows] == ["pool/b2.png"]
     assert found.left_out == {"near_duplicate": 1, "label_conflict": 1}
-    with pytest.raises(InputError, match="no picture in split val"):
+    with pytest.raises(InputError, match="no image in split val"):
         list_rows([folder], ("val",))
 
 
@@ -120,7 +124,7 @@ def test_two_folders_of_one_name_are_refused_where_their_files_clash(folder: Pat
     other = Path(shutil.copytree(folder, tmp_path / "elsewhere" / "pool"))
     with pytest.raises(InputError, match="rename a folder"):
         list_rows([folder, other])
-    with pytest.raises(InputError, match="no data at"):
+    with pytest.raises(InputError, match="nothing does not exist"):
         list_rows([tmp_path / "nothing"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -18,20 +19,23 @@ from safetensors.torch import load_file
 from tests.conftest import child_environment
 from tests.training.small_runs import SMALL, random_teacher, small_config
 from tinyusfm_edge.cli.main import main
+from tinyusfm_edge.data.fingerprint import images_sha256
+from tinyusfm_edge.data.images import list_rows
 from tinyusfm_edge.models.checkpoint import load_student_file, load_weights
 from tinyusfm_edge.models.student import StudentConfig, build_student
-from tinyusfm_edge.training import teacher_bank
-from tinyusfm_edge.training.loop import Outcome, draws_of_step, read_scalars
-from tinyusfm_edge.training.pictures import list_rows
-from tinyusfm_edge.training.pretrain import (
+from tinyusfm_edge.training.pretrain import teacher_bank
+from tinyusfm_edge.training.pretrain.run import (
     STUDENT_FILE,
+    DistillTeacher,
     PretrainTask,
-    TeacherChoice,
+    check_steps,
     open_pool,
     open_teacher,
     pretrain,
 )
-from tinyusfm_runtime.errors import InputError
+from tinyusfm_edge.training.trainer.lock import LOCK, one_run
+from tinyusfm_edge.training.trainer.loop import Outcome, draws_of_step, read_scalars
+from tinyusfm_runtime.errors import CheckpointError, InputError
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +50,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(table: Path, out: Path, cache: Path, teacher: Path | None, ablation: str = "ours", *changes: str) -> Outcome:
     config = small_config(ablation, *changes)
-    choice = TeacherChoice(name="dinov2_vits14", weights=teacher) if teacher and config.needs_teacher else None
-    return pretrain(list_rows([table]), config, out, teacher=choice, cache=cache, device="cpu", quiet=True)
+    choice = DistillTeacher(name="dinov2_vits14", weights=teacher) if teacher and config.needs_teacher else None
+    return pretrain(list_rows([table]), config, out, teacher=choice, cache=cache, device="cpu", quiet=True, short=True)
 
 
 def command(table: Path, out: Path, cache: Path, teacher: Path, *changes: str) -> list[str]:
     changed = [part for change in (*SMALL, *changes) for part in ("--set", change)]
     return [
         *("-m", "tinyusfm_edge", "distill", "--data", str(table), "--out", str(out), "--cache", str(cache)),
-        *("--teacher", "dinov2_vits14", "--teacher-weights", str(teacher), "--device", "cpu", *changed),
+        *("--teacher", "dinov2_vits14", "--teacher-weights", str(teacher), "--device", "cpu", "--short", *changed),
     ]
 
 
@@ -66,17 +70,20 @@ def whole(table: Path, cache: Path, teacher: Path, tmp_path_factory: pytest.Temp
 
 
 def curve(out: Path) -> list[float]:
-    return [entry["loss"] for entry in read_scalars(out)]
+    """The feature loss of every step: the loss itself is divided by its running mean."""
+    return [entry.get("kd", entry["loss"]) for entry in read_scalars(out)]
 
 
-def test_a_run_leaves_a_student_that_others_can_start_from(whole: Path) -> None:
+def test_a_run_leaves_a_student_that_others_can_start_from(whole: Path, table: Path, teacher: Path) -> None:
     found = load_student_file(whole / STUDENT_FILE)
     assert found.spec.task.value == "features"
+    made_of = {"images": images_sha256([table]), "teacher": hashlib.sha256(teacher.read_bytes()).hexdigest()}
+    assert dict(found.report.stages) == made_of, "what a bundle's trace begins with"
     assert "dinov2_vits14" in found.spec.origin
     bigger = build_student(StudentConfig(task="classify", num_classes=3, width=32, heads=2, depth=2, image_size=64))
     with pytest.warns(UserWarning, match="interpolated|fc_norm"):
         report = load_weights(bigger, whole / STUDENT_FILE, resize_positions=True)
-    assert all(name.startswith("head") for name in report.missing_heads)
+    assert report.missing_heads and all(name.startswith("head") for name in report.missing_heads)
     assert len(curve(whole)) == 6
 
 
@@ -138,7 +145,7 @@ def test_cached_features_are_the_teachers(table: Path, teacher: Path, cache: Pat
     cached = run(table, tmp_path / "a", cache, teacher, "ours", "steps=1", "batch=24")
     config = small_config("ours", "steps=1", "batch=24")
     pool = open_pool(list_rows([table]), config, cache)
-    features, _ = open_teacher(TeacherChoice(name="dinov2_vits14", weights=teacher), config)
+    features, _ = open_teacher(DistillTeacher(name="dinov2_vits14", weights=teacher), config)
     task = PretrainTask(pool, config, None, features, (features.width,) * 2)
     batch = task.batch(draws_of_step(len(task), 24, config.seed, 0))
     assert "teacher" not in batch
@@ -181,19 +188,19 @@ def test_what_does_not_fit_is_refused(table: Path, cache: Path, tmp_path: Path, 
 
 
 def test_a_foreign_bank_teaches_as_the_teacher_does(table: Path, teacher: Path, tmp_path: Path) -> None:
-    """Written by the command with our teacher, read as somebody else's: the curve is the same up to 8-bit pictures."""
+    """Written by the command with our teacher, read as somebody else's: the curve is the same up to 8-bit images."""
     changes = [part for change in SMALL for part in ("--set", change)]
     line = ["bank", "--data", str(table), "--out", str(tmp_path / "bank"), *changes]
     assert main([*line, "--teacher", "dinov2_vits14", "--teacher-weights", str(teacher)]) == 0
     config = small_config()
-    choice = TeacherChoice(name="feature_bank", weights=tmp_path / "bank")
-    options = {"cache": tmp_path / "cache", "device": "cpu", "quiet": True}
+    choice = DistillTeacher(name="feature_bank", weights=tmp_path / "bank")
+    options = {"cache": tmp_path / "cache", "device": "cpu", "quiet": True, "short": True}
     pretrain(list_rows([table]), config, tmp_path / "foreign", teacher=choice, **options)  # type: ignore[arg-type]
-    ours = TeacherChoice(name="dinov2_vits14", weights=teacher)
+    ours = DistillTeacher(name="dinov2_vits14", weights=teacher)
     pretrain(list_rows([table]), config, tmp_path / "ours", teacher=ours, **options)  # type: ignore[arg-type]
     assert curve(tmp_path / "foreign") == pytest.approx(curve(tmp_path / "ours"), rel=0.02)
-    pictures = np.load(tmp_path / "bank" / "pictures-spatial.npy", mmap_mode="r")
-    assert (pictures.shape, pictures.dtype) == ((48, 32, 32), np.uint8)
+    images = np.load(tmp_path / "bank" / "images-spatial.npy", mmap_mode="r")
+    assert (images.shape, images.dtype) == ((48, 32, 32), np.uint8)
     other = small_config("ours", "view_seed=5")
     with pytest.raises(InputError, match="written for another seed"):
         pretrain(list_rows([table]), other, tmp_path / "x", teacher=choice, **options)  # type: ignore[arg-type]
@@ -202,10 +209,46 @@ def test_a_foreign_bank_teaches_as_the_teacher_does(table: Path, teacher: Path, 
         pretrain(list_rows([table]), third, tmp_path / "y", teacher=choice, **options)  # type: ignore[arg-type]
 
 
+def test_a_run_too_short_to_teach_is_asked_for_or_refused(
+    table: Path, cache: Path, teacher: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = [word for word in command(table, tmp_path / "run", cache, teacher)[2:] if word != "--short"]
+    assert main(line) == 2
+    told = capsys.readouterr().err
+    assert "6 steps teach a student next to nothing" in told and "steps=800" in told and "--short" in told
+    assert not (tmp_path / "run").exists()
+    assert "SHORT RUN of 6 steps" in load_student_file(whole / STUDENT_FILE).spec.origin
+    assert json.loads((whole / "config.json").read_text())["short"] is True
+    with pytest.raises(InputError, match="set steps=800"):
+        check_steps(499, short=False)
+    assert not check_steps(500, short=False)
+
+
+def test_a_run_starts_from_the_weights_it_is_given_and_goes_on_after_a_pause(
+    table: Path, cache: Path, teacher: Path, whole: Path, tmp_path: Path
+) -> None:
+    config, choice = small_config(), DistillTeacher(name="dinov2_vits14", weights=teacher)
+    start = {"teacher": choice, "cache": cache, "device": "cpu", "quiet": True, "short": True}
+    with pytest.raises(CheckpointError):
+        pretrain(list_rows([table]), config, tmp_path / "a", init=teacher, **start)  # type: ignore[arg-type]
+    given = {**start, "init": whole / STUDENT_FILE}
+    paused = pretrain(list_rows([table]), config, tmp_path / "b", stop_after_s=1e-9, **given)  # type: ignore[arg-type]
+    assert paused.steps == 1 and not (tmp_path / "b" / STUDENT_FILE).exists()
+    done = pretrain(list_rows([table]), config, tmp_path / "b", **given)  # type: ignore[arg-type]
+    assert done.steps == 6
+    assert curve(tmp_path / "b")[0] != curve(whole)[0], "it does not start where the first run did"
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["init"]
+    assert "from whole" in load_student_file(tmp_path / "b" / STUDENT_FILE).spec.origin
+
+
 def test_a_bank_without_a_teacher_says_what_to_add(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     changes = [part for change in SMALL for part in ("--set", change)]
     assert main(["bank", "--data", str(table), "--out", str(tmp_path / "bank"), *changes]) == 0
     assert "features-spatial-1.npy" in capsys.readouterr().out
+    assert not (tmp_path / "bank" / LOCK).exists(), "a finished run leaves no lock"
+    with one_run(tmp_path / "bank"):
+        assert main(["bank", "--data", str(table), "--out", str(tmp_path / "bank"), *changes]) == 2
+    assert "is in use by process" in capsys.readouterr().err
     assert main(["bank", "--data", str(table), "--out", str(tmp_path / "b"), *changes, "--set", "variants=0"]) == 2

@@ -1,8 +1,10 @@
-"""Gradient trajectories: the closed form is autograd's, masks stay with pictures, stopped epochs are taken up again."""
+"""Gradient trajectories: the closed form is autograd's, masks stay with images, stopped epochs are taken up again."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,15 +12,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyusfm_edge.training.pictures import Pool, list_rows, read_pool
-from tinyusfm_edge.training.proxy import Proxy, ProxyConfig, embed_pool, gradient_norms, mask_order
+from tinyusfm_edge.data.images import ImagePool, list_rows, read_pool
+from tinyusfm_edge.training.coreset.proxy import Proxy, ProxyConfig, embed_pool, gradient_norms, mask_order
 from tinyusfm_runtime.errors import InputError
 
 SMALL = ProxyConfig(image_size=64, epochs=3, batch=8, width=32, depth=2, heads=2, learning_rate=2e-3)
 
 
 @pytest.fixture(scope="module")
-def pool(table: Path) -> Pool:
+def pool(table: Path) -> ImagePool:
     return read_pool(list_rows([table]).rows, 64)
 
 
@@ -31,7 +33,7 @@ def test_both_forms_give_the_norm_of_the_sum_of_outer_products(b: int, p: int, d
     torch.testing.assert_close(gradient_norms(h, delta), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_closed_form_equals_autograd_picture_by_picture(pool: Pool, tmp_path: Path) -> None:
+def test_closed_form_equals_autograd_image_by_image(pool: ImagePool, tmp_path: Path) -> None:
     proxy = Proxy(pool, SMALL, tmp_path, "cpu")
     rows = np.arange(5)
     found = proxy._pass(rows, None)
@@ -46,13 +48,13 @@ def test_closed_form_equals_autograd_picture_by_picture(pool: Pool, tmp_path: Pa
         assert found[row] == pytest.approx(float(net.head.weight.grad.norm()), rel=1e-4)
 
 
-def test_a_picture_keeps_its_mask_and_two_pictures_have_two() -> None:
+def test_an_image_keeps_its_mask_and_two_images_have_two() -> None:
     assert torch.equal(mask_order("a/1.png", 49), mask_order("a/1.png", 49))
     assert not torch.equal(mask_order("a/1.png", 49), mask_order("a/2.png", 49))
     assert mask_order("a/1.png", 49).sort().values.tolist() == list(range(49))
 
 
-def test_every_picture_is_recorded_in_every_epoch_whoever_trained(pool: Pool, tmp_path: Path) -> None:
+def test_every_image_is_recorded_in_every_epoch_whoever_trained(pool: ImagePool, tmp_path: Path) -> None:
     proxy = Proxy(pool, ProxyConfig(**{**_values(SMALL), "share": 0.5}), tmp_path, "cpu")
     found = proxy.run()
     assert found.shape == (24, 3)
@@ -64,30 +66,26 @@ def _values(config: ProxyConfig) -> dict[str, object]:
     return {name: getattr(config, name) for name in ProxyConfig.__dataclass_fields__}
 
 
-def test_a_stopped_proxy_goes_on_to_the_same_trajectories(
-    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_proxy_goes_on_to_the_same_trajectories(pool: ImagePool, tmp_path: Path) -> None:
     whole = np.array(Proxy(pool, SMALL, tmp_path / "whole", "cpu").run())
-    broken = Proxy(pool, SMALL, tmp_path / "broken", "cpu")
-    real, calls = broken._pass, []
+    batches = iter(range(5))
 
-    def failing(rows: np.ndarray, step: int | None) -> np.ndarray:
-        calls.append(1)
-        if len(calls) > 5:
-            raise RuntimeError("stopped")
-        return real(rows, step)
+    def stopping(items: Iterable[Any], _label: str, _total: int) -> Iterator[Any]:
+        for item in items:
+            if next(batches, None) is None:
+                raise RuntimeError("stopped")
+            yield item
 
-    monkeypatch.setattr(broken, "_pass", failing)
     with pytest.raises(RuntimeError, match="stopped"):
-        broken.run()
+        Proxy(pool, SMALL, tmp_path / "broken", "cpu").run(stopping)
     again = Proxy(pool, SMALL, tmp_path / "broken", "cpu")
     assert again.epoch == 1
     assert np.array_equal(again.run(), whole)
     other = Proxy(pool, ProxyConfig(**{**_values(SMALL), "seed": 9}), tmp_path / "broken", "cpu")
-    assert other.epoch == 0, "another proxy starts anew"
+    assert other.epoch == 0, "another proxy starts again"
 
 
-def test_embeddings_are_means_over_patches_in_order(pool: Pool, tmp_path: Path) -> None:
+def test_embeddings_are_means_over_patches_in_order(pool: ImagePool, tmp_path: Path) -> None:
     def tokens(image: torch.Tensor) -> torch.Tensor:
         return image.flatten(1)[:, :, None].expand(-1, -1, 2) * torch.tensor([1.0, -2.0])
 
@@ -96,6 +94,6 @@ def test_embeddings_are_means_over_patches_in_order(pool: Pool, tmp_path: Path) 
     np.testing.assert_allclose(found, np.stack([mean, -2 * mean], 1), rtol=1e-4)
 
 
-def test_a_pool_of_another_size_is_refused(pool: Pool, tmp_path: Path) -> None:
+def test_a_pool_of_another_size_is_refused(pool: ImagePool, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="squares of 64"):
         Proxy(pool, ProxyConfig(image_size=112), tmp_path, "cpu")

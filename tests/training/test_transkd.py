@@ -1,4 +1,4 @@
-"""TransKD's terms by definition: shapes, the context loss by hand, the softmax of two, one picture alone."""
+"""TransKD's terms by definition: shapes, the context loss by hand, the softmax of two, one image alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tinyusfm_edge.training.transkd import SelectiveFusion, TransKd, context_loss
+from tinyusfm_edge.training.adapt.transkd import SelectiveFusion, TransKd, context_loss
 
 
 def test_context_loss_by_hand() -> None:
@@ -19,7 +19,7 @@ def test_context_loss_by_hand() -> None:
     assert context_loss(a, a) == 0.0
     small = context_loss(a[..., :2, :2], b[..., :2, :2])
     pooled = F.mse_loss(a[..., :2, :2].mean((2, 3)), b[..., :2, :2].mean((2, 3)))
-    torch.testing.assert_close(small, (F.mse_loss(a[..., :2, :2], b[..., :2, :2]) + 0.125 * pooled) / 1.125)
+    torch.testing.assert_close(small, (F.mse_loss(a[..., :2, :2], b[..., :2, :2]) + 0.5 * pooled) / 1.5)
 
 
 def test_fusion_is_a_convex_mixture_channel_by_channel() -> None:
@@ -39,7 +39,7 @@ def test_fusion_is_a_convex_mixture_channel_by_channel() -> None:
     assert same.shape == deeper.shape
 
 
-def test_one_picture_trains_without_batch_statistics() -> None:
+def test_one_image_trains_without_batch_statistics() -> None:
     fusion = SelectiveFusion(12, 24, deepest=False).train()
     out, _ = fusion(torch.randn(1, 12, 5, 5), torch.randn(1, 64, 5, 5))
     assert torch.isfinite(out).all()
@@ -74,3 +74,11 @@ def test_terms_pull_the_student_towards_the_teacher() -> None:
     assert losses[-1] < 0.8 * losses[0]
     aligned = F.linear(tokens, net.align.weight, net.align.bias).detach()
     assert float(net.patches(tokens, aligned).detach()) == pytest.approx(0.0, abs=1e-10)
+
+
+def test_the_weight_halves_after_each_pool_that_is_used() -> None:
+    """On a 4x4 map the pools are 2 and 1: (m + p2 / 2 + p1 / 4) / 1.75, as in the source."""
+    mine, theirs = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    whole = F.mse_loss(mine, theirs)
+    pools = [F.mse_loss(F.adaptive_avg_pool2d(mine, n), F.adaptive_avg_pool2d(theirs, n)) for n in (2, 1)]
+    torch.testing.assert_close(context_loss(mine, theirs), (whole + pools[0] / 2 + pools[1] / 4) / 1.75)

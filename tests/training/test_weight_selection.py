@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tinyusfm_edge.models.checkpoint import load_weights
+from tinyusfm_edge.cli.main import main
+from tinyusfm_edge.models.checkpoint import load_student_file, load_weights
 from tinyusfm_edge.models.student import StudentConfig, build_student
-from tinyusfm_edge.training.weight_selection import TEACHER_GRID, TEACHER_WIDTH, main, select_weights
+from tinyusfm_edge.models.weight_selection import TEACHER_GRID, TEACHER_WIDTH, select_weights
 from tinyusfm_runtime.errors import CheckpointError
 
 CONFIG = StudentConfig(image_size=32)
@@ -19,7 +20,7 @@ CONFIG = StudentConfig(image_size=32)
 
 @pytest.fixture(scope="module")
 def teacher() -> dict[str, Tensor]:
-    """A random net with the names and shapes of timm's vit_small_patch14_dinov2."""
+    """A random network with the names and shapes of timm's vit_small_patch14_dinov2."""
     generator = torch.Generator().manual_seed(0)
     d = TEACHER_WIDTH
     shapes: dict[str, tuple[int, ...]] = {
@@ -69,17 +70,30 @@ def test_layer_scale_is_folded(teacher: dict[str, Tensor]) -> None:
 
 
 def test_other_teachers_and_students_are_refused(teacher: dict[str, Tensor]) -> None:
-    with pytest.raises(CheckpointError, match="width 192, 12 heads"):
-        select_weights(teacher, StudentConfig(heads=3))
+    with pytest.raises(CheckpointError, match="width 192, 12 blocks"):
+        select_weights(teacher, StudentConfig(heads=6))
     with pytest.raises(CheckpointError, match="position table"):
         select_weights({**teacher, "pos_embed": torch.zeros(1, 197, 384)}, CONFIG)
     with pytest.raises(CheckpointError, match="lacks 'blocks.5.ls1.gamma'"):
         select_weights({k: v for k, v in teacher.items() if k != "blocks.5.ls1.gamma"}, CONFIG)
 
 
-def test_command_line_writes_weights_that_a_student_loads(teacher: dict[str, Tensor], tmp_path: Path) -> None:
+def test_three_heads_are_every_second_of_the_teachers_whole(teacher: dict[str, Tensor]) -> None:
+    selected = select_weights(teacher, StudentConfig(heads=3, image_size=32))
+    packed, own = teacher["blocks.4.attn.qkv.bias"], selected["backbone.blocks.4.attn.qkv.bias"]
+    assert torch.equal(own[:64], packed[:64])
+    assert torch.equal(own[64:128], packed[128:192]), "head 1 is the teacher's head 2"
+    assert torch.equal(own[192:256], packed[384:448]), "keys likewise"
+
+
+def test_command_writes_a_student_file_that_says_where_it_comes_from(
+    teacher: dict[str, Tensor], tmp_path: Path
+) -> None:
     save_file(teacher, tmp_path / "teacher.safetensors")
     out = tmp_path / "init.safetensors"
-    assert main(["--teacher", str(tmp_path / "teacher.safetensors"), "--out", str(out)]) == 0
-    assert not load_weights(build_student(StudentConfig()), out).missing_heads
-    assert main(["--teacher", str(tmp_path / "none"), "--out", str(out)]) == 2
+    assert main(["select", "--teacher-weights", str(tmp_path / "teacher.safetensors"), "--out", str(out)]) == 0
+    found = load_weights(build_student(StudentConfig()), out)
+    assert "selected out of a DINOv2" in found.origin
+    assert found.missing_heads and all(name.startswith(("neck.", "head.")) for name in found.missing_heads)
+    assert load_student_file(out).spec.task.value == "features"
+    assert main(["select", "--teacher-weights", str(tmp_path / "none"), "--out", str(out)]) == 2

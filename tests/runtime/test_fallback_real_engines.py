@@ -1,4 +1,4 @@
-"""R10 on the real libraries: ONNX Runtime and OpenVINO that overrun, raise or answer nonsense, and a fallback."""
+"""The fallback on the real libraries: ONNX Runtime and OpenVINO that overrun, raise or answer nonsense."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import pytest
 
 from tests.conftest import make_parts, tiny_spec
 from tests.contracts import test_engines as slow_models
-from tests.runtime.live_sources import PacedSource, pictures
+from tests.runtime.live_sources import PacedSource, images, only
 from tinyusfm_runtime import plugins
-from tinyusfm_runtime.engine import Engine, EngineConfig
-from tinyusfm_runtime.ladder import Ladder, LadderOptions
-from tinyusfm_runtime.live import Live
-from tinyusfm_runtime.live_options import LiveOptions
-from tinyusfm_runtime.live_result import LiveEvent, LiveEventKind, LiveResult
+from tinyusfm_runtime.engines import Engine, EngineConfig
+from tinyusfm_runtime.live.fallback import Fallback, FallbackOptions
+from tinyusfm_runtime.live.loop import Live
+from tinyusfm_runtime.live.options import LiveOptions
+from tinyusfm_runtime.results import LiveEvent, LiveEventKind, LiveResult
 from tinyusfm_runtime.session import Session
 from tinyusfm_runtime.spec import PreprocessSpec
 
-FRAMES = pictures(4)
+FRAMES = images(4)
 HOWS = ("overruns", "raises", "answers nan", "answers nonsense")
 ROUNDS = 20
 LONG_SIDE = 384
@@ -33,8 +33,8 @@ LONG_SIDE = 384
 def first(request: pytest.FixtureRequest) -> str:
     """The engine that fails; the other one stands in."""
     for name in ("ort", "ov"):
-        answer = plugins.probe("engines", name)
-        if not answer.works:
+        answer = plugins.available("engines", name)
+        if not answer.usable:
             pytest.skip(answer.reason)
     return str(request.param)
 
@@ -83,7 +83,7 @@ class Spoilt:
 
 
 @pytest.mark.slow
-def test_r10_twenty_rounds_on_a_real_engine(first: str, bundle: Path, long: Engine) -> None:
+def test_a_real_engine_that_fails_is_replaced_in_twenty_rounds(first: str, bundle: Path, long: Engine) -> None:
     told_ms, served_ms = [], []
     for number in range(ROUNDS):
         how = HOWS[number % len(HOWS)]
@@ -95,8 +95,8 @@ def test_r10_twenty_rounds_on_a_real_engine(first: str, bundle: Path, long: Engi
             told_ms.append(told)
         elif how == "answers nonsense":
             assert "golden frame" in failed
-    print(f"R10 {first}: miss told {max(told_ms):.0f} ms after its deadline, fallback after {max(served_ms):.0f} ms")
-    assert max(served_ms) < 2000, "the issue's own limit"
+    print(f"{first}: miss told {max(told_ms):.0f} ms after its deadline, fallback after {max(served_ms):.0f} ms")
+    assert max(served_ms) < 2000, "two seconds without an answer are too long for whoever looks at the screen"
 
 
 def one_round(bundle: Path, how: str, long: Engine) -> tuple[float | None, float, list[LiveEvent]]:
@@ -108,14 +108,15 @@ def one_round(bundle: Path, how: str, long: Engine) -> tuple[float | None, float
     """
     events = list[LiveEvent]()
     # only nonsense needs golden frames; elsewhere one of them would meet the broken engine first, and no deadline
-    options = LadderOptions(recheck_s=0.3 if how == "answers nonsense" else None, misses_in_a_row=0, threads=1)
-    with Ladder.open(bundle, advanced=options) as ladder:
-        period_ms = 4 * healthy_ms(ladder) + 100
-        limits = LiveOptions(on_event=events.append, period_ms=period_ms, give_up_ms=3 * period_ms, grace_ms=1000)
+    options = FallbackOptions(recheck_s=0.3 if how == "answers nonsense" else None, misses_in_a_row=0, threads=1)
+    with Fallback.open(bundle, advanced=options) as fallback:
+        period_ms = 4 * healthy_ms(fallback) + 100
+        limits = LiveOptions(period_ms=period_ms, give_up_ms=3 * period_ms, grace_ms=1000)
         budget_ms = 1.5 * period_ms
-        with Live(ladder, PacedSource(1000 / period_ms, FRAMES), budget_ms=budget_ms, advanced=limits) as live:
-            assert next(live).rung == 0
-            session = ladder.rungs[0].dog.predictor
+        source, keep = PacedSource(1000 / period_ms, FRAMES), only(LiveEvent, events)
+        with Live(fallback, source, budget_ms=budget_ms, on_event=keep, advanced=limits) as live:
+            assert next(live).level == 0
+            session = fallback.levels[0].watchdog.predictor
             assert isinstance(session, Session) and session._engine is not None
             spoilt = Spoilt(session._engine, how, long)
             session._engine = spoilt  # type: ignore[assignment]
@@ -126,7 +127,7 @@ def one_round(bundle: Path, how: str, long: Engine) -> tuple[float | None, float
     begun_s = spoilt.begun_s
     assert begun_s is not None
     kinds = [event.kind for event in events]
-    assert kinds.index(LiveEventKind.ENGINE_FAILED) < kinds.index(LiveEventKind.RUNG_CHANGED), "never silently"
+    assert kinds.index(LiveEventKind.ENGINE_FAILED) < kinds.index(LiveEventKind.LEVEL_CHANGED), "never silently"
     missed = [event.t_ns for event in events if event.kind is LiveEventKind.DEADLINE_MISSED]
     told_ms = None
     if how == "overruns":
@@ -135,19 +136,19 @@ def one_round(bundle: Path, how: str, long: Engine) -> tuple[float | None, float
     return told_ms, (served_s - begun_s) * 1e3, events
 
 
-def healthy_ms(ladder: Ladder) -> float:
+def healthy_ms(fallback: Fallback) -> float:
     """The slowest of some answers of the engines as they are, on this machine as busy as it is now."""
     times = []
-    for rung in ladder.rungs:
+    for level in fallback.levels:
         for frame in FRAMES:
             begin_s = time.perf_counter()
-            rung.dog.predictor.predict(frame)
+            level.watchdog.predictor.predict(frame)
             times.append((time.perf_counter() - begin_s) * 1e3)
     return min(max(times), 25.0)
 
 
 def first_from_the_fallback(live: Live) -> LiveResult:
     for result in live:
-        if result.rung == 1 and result.prediction is not None:
+        if result.level == 1 and result.prediction is not None:
             return result
     raise AssertionError("the loop ended")

@@ -1,0 +1,115 @@
+"""Recipes of shipped students: every stage is a command that exists, stages resume, the better student is chosen."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from tinyusfm_edge.cli.main import app
+from tinyusfm_edge.release.make_student import RECIPES, Stage, choose, held, main, read_recipe, recipe_names, run_stage
+from tinyusfm_edge.training.adapt.config import AdaptConfig
+from tinyusfm_runtime.errors import InputError
+
+pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason="recipes are TOML")
+PLACES = {"data": "DATA", "teacher": "TEACHER", "state": "STATE"}
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_stage_is_a_command_with_options_that_exist(name: str) -> None:
+    stages = read_recipe(name, PLACES)
+    made = {str(stage.makes) for stage in stages}
+    for stage in stages:
+        if stage.among:
+            assert set(stage.among) <= {one.name for one in stages} and stage.measure
+            continue
+        command = get_command(app).commands[stage.command[0]]  # type: ignore[attr-defined]
+        piece = ["--minutes", "40"] if stage.in_pieces else []
+        command.make_context(stage.command[0], [*stage.command[1:], *piece])
+        for word in stage.command:
+            if word.startswith("STATE/") and "/../" not in word and word.endswith(".safetensors") and word not in made:
+                raise AssertionError(f"{stage.name} uses {word}, which no stage makes")
+    assert {"fetal-head", "fetal-head-fast"} <= set(recipe_names())
+
+
+def test_the_distilled_start_has_a_control_of_labels_alone_among_the_choices() -> None:
+    stages = {stage.name: stage for stage in read_recipe("fetal-head", PLACES)}
+    assert set(stages["chosen"].among) == {"taught-3", "control-3", "distilled-3"}
+    start = "STATE/distil-224/student.safetensors"
+    for number, rate in ((1, None), (2, "4e-4"), (3, "2e-4")):
+        own, control = (list(stages[f"{name}-{number}"].command) for name in ("distilled", "control"))
+        assert own[own.index("--init") + 1] == start and "--kd" not in own
+        assert (own[own.index("--learning-rate") + 1] if "--learning-rate" in own else None) == rate
+        for words in (own, control):
+            del words[words.index("--init") : words.index("--init") + 2]
+        assert [word.replace("distilled", "control") for word in own] == control
+        start = f"STATE/distilled-{number}.safetensors"
+    for name in recipe_names():
+        for stage in read_recipe(name, PLACES):
+            if stage.command[:1] == ("adapt",):
+                assert stage.command[stage.command.index("--precision") + 1] == "natural"
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.json")), ids=lambda path: path.stem)
+def test_settings_of_recipes_are_usable(path: Path) -> None:
+    plan = AdaptConfig.from_json(json.loads(path.read_text(encoding="utf-8")))
+    assert plan.augment.shadow > 0 and plan.repeat_small == 3
+    assert (plan.student.heads, plan.student.seg_head) == ((3, "lite") if "fast" in path.stem else (12, "fpn"))
+
+
+def stage(tmp_path: Path, name: str, **changes: object) -> Stage:
+    values: dict[str, object] = {
+        "name": name,
+        "about": "",
+        "command": ("adapt",),
+        "makes": tmp_path / f"{name}.json",
+        "in_pieces": True,
+        "among": (),
+        "measure": "",
+    }
+    return Stage(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_a_stage_goes_on_until_its_file_is_there_and_is_not_run_again(tmp_path: Path) -> None:
+    one, calls = stage(tmp_path, "one"), []
+
+    def call(words: Sequence[str]) -> None:
+        calls.append(list(words))
+        if len(calls) == 3:
+            one.makes.write_text("{}")
+
+    assert run_stage(one, [one], tmp_path, 60, command=call)
+    assert len(calls) == 3 and calls[0][1:] == ["--minutes", "40.0"]
+    assert run_stage(one, [one], tmp_path, 60, command=call) and len(calls) == 3
+    assert len((tmp_path / "stages.jsonl").read_text().splitlines()) == 1
+    assert not run_stage(stage(tmp_path, "two"), [], tmp_path, 0.0), "no time is left"
+
+
+def test_the_better_on_validation_is_chosen_and_it_is_written_down(tmp_path: Path) -> None:
+    pair = [stage(tmp_path, name, makes=tmp_path / f"{name}.safetensors") for name in ("taught", "control")]
+    for one, score in zip(pair, (0.961, 0.968), strict=True):
+        one.makes.write_bytes(one.name.encode())
+        report = {"reports": [{"ellipse_dice": {"mean": score}}]}
+        one.makes.with_suffix(".val.json").write_text(json.dumps(report))
+    goal = tmp_path / "head.safetensors"
+    last = stage(tmp_path, "chosen", makes=goal, among=("taught", "control"), measure="ellipse_dice.mean")
+    choose(last, [*pair, last], tmp_path)
+    assert last.makes.read_bytes() == b"control"
+    assert json.loads((tmp_path / "chosen.json").read_text())["chosen"] == "control"
+    (tmp_path / "control.val.json").unlink()
+    with pytest.raises(InputError, match="no score"):
+        choose(last, [*pair, last], tmp_path)
+
+
+def test_one_training_at_a_time_by_its_lock(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lock = tmp_path / "lock"
+    with held(lock), pytest.raises(InputError, match="held by another training"), held(lock):
+        pass
+    assert main(["--name", "nothing", "--state", str(tmp_path)]) == 2
+    assert "there is no recipe" in capsys.readouterr().err
+    assert main(["--state", str(tmp_path), "--list"]) == 0
+    assert "open  select" in capsys.readouterr().out
