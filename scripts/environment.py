@@ -27,7 +27,7 @@ DEMO_MB = (175, 660)
 """Download and disk of the demo without torch, measured on Linux x86-64, Python 3.11, with constraints.txt."""
 TORCH_MB = (192, 755)
 """The same for torch's CPU build. Linux gets the CUDA build, several GB, where pip knows no CPU build."""
-MORE_MB = {"test": (230, 700), "opencv": (60, 155), "lint": (27, 90), "bench": (50, 210)}
+MORE_MB = {"test": (230, 700), "opencv": (60, 155), "lint": (27, 90), "docs": (20, 80), "bench": (50, 210)}
 """What an extra adds to the demo."""
 
 SOURCES = ("pyproject.toml", "constraints.txt", "setup.py")

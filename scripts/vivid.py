@@ -21,7 +21,7 @@ MODULES = ("9p", "9pnet_virtio", "virtio_pci", "vivid")
 VIVID = (
     "n_devs=1 node_types=0x101 vid_cap_nr=0 vid_out_nr=1 input_types=0xd num_inputs=2 output_types=0x1 num_outputs=1"
 )
-"""Input 0 a television, input 1 HDMI, the one output HDMI: pictures can be looped from there to input 1."""
+"""Input 0 a television, input 1 HDMI, the one output HDMI: images can be looped from there to input 1."""
 MARK = "exit code of the program:"
 INIT = """#!/bin/busybox sh
 /bin/busybox mkdir -p /proc /sys /dev /host
@@ -117,8 +117,8 @@ def run(files: Path, arguments: list[str], timeout_s: float) -> int:
             "-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap", "-net", "none",
         ]  # fmt: skip
         environment = {**os.environ, "LD_LIBRARY_PATH": libraries}
-        said = Path(place) / "said"
-        with said.open("wb") as file:
+        output = Path(place) / "said"
+        with output.open("wb") as file:
             # a file and no pipe, so that what was said until a timeout is there
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment)
             try:
@@ -127,7 +127,7 @@ def run(files: Path, arguments: list[str], timeout_s: float) -> int:
                 process.kill()
                 process.wait()
                 print(f"no end within {timeout_s:.0f} s", file=sys.stderr)
-        text = said.read_text(encoding="utf-8", errors="replace")
+        text = output.read_text(encoding="utf-8", errors="replace")
     print(text)
     return int(text.rpartition(MARK)[2].split()[0]) if MARK in text else 125
 
