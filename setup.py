@@ -24,8 +24,9 @@ HEADERS = (
     *("tue_numerics", "dispatch", "runs", "exact"),
     *(
         f"integer_{part}"
-        for part in ("engine", "internal", "model", "threads", "avx2", "avx2_vectors", "neon", "layers")
+        for part in ("engine", "internal", "model", "threads", "avx2", "avx2_vectors", "avx2_attention")
     ),
+    *(f"integer_{part}" for part in ("heads", "layers", "neon", "plain")),
 )
 
 native = Extension(

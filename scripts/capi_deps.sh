@@ -49,11 +49,11 @@ arm64() {
   fi
   # 32-bit Arm needs only its C library, which the cross compiler brings
   [ -x "$deps/bookworm-backports-amd64/usr/bin/qemu-aarch64" ] || unpack bookworm-backports amd64 qemu-user
-  [ -d "$deps/arm64-site/openvino" ] && return
+  [ -d "$deps/arm64-site/openvino" ] && [ -d "$deps/arm64-site/ai_edge_litert" ] && return
   local tags=(--platform manylinux2014_aarch64)
   for glibc in 17 27 28 31 35; do tags+=(--platform "manylinux_2_${glibc}_aarch64"); done
   pip_for "$deps/arm64-site" "${tags[@]}" --abi cp311 --abi abi3 --abi none -- \
-    numpy onnxruntime openvino openvino-telemetry packaging flatbuffers protobuf \
+    numpy onnxruntime openvino openvino-telemetry packaging flatbuffers protobuf ai-edge-litert backports.strenum tqdm ml-dtypes \
     typer click shellingham rich pygments markdown-it-py mdurl annotated-doc pydantic pydantic-core annotated-types typing-extensions typing-inspection pytest iniconfig pluggy hypothesis sortedcontainers
 }
 

@@ -43,7 +43,7 @@ def main() -> int:
     """Runs one of the two commands."""
     match sys.argv[1:]:
         case ["export", bundle]:
-            return export(bundle, "integer,onnx,openvino")
+            return export(bundle, "integer,onnx,openvino,litert")
         case ["export", bundle, targets]:
             return export(bundle, targets)
         case ["prepare", bundle, folder]:
@@ -137,7 +137,7 @@ def with_fewer_golden_frames(bundle: Bundle, count: int, target: Path) -> None:
 def real_frames(count: int) -> Iterator[Frame]:
     """Validation images, where the data folder is there."""
     table = REAL / "split.csv"
-    if not table.exists():
+    if not count or not table.exists():
         return
     import csv
 

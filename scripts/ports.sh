@@ -25,7 +25,7 @@ configure() {  # configure FOLDER OPTIONS...: the C runtime with every engine wh
 bundles() {  # a bundle of all targets, smaller copies, images, and what this machine answers
   mkdir -p "$ports"
   if [ ! -d "$ports/fetal-head.bundle" ]; then
-    say "a bundle of three targets (minutes)"
+    say "a bundle of four targets (minutes)"
     "$python" scripts/ports.py export "$ports/fetal-head.bundle" >/dev/null
   fi
   [ -d "$ports/four.bundle" ] || "$python" scripts/ports.py prepare "$ports/fetal-head.bundle" "$ports"
@@ -83,11 +83,11 @@ digest() { find "$@" -type f ! -path "*/__pycache__/*" -print0 | LC_ALL=C sort -
 arm64() {  # ARM64_STEPS="c-onnx session" takes these alone
   step packages 1800 "$(digest scripts/capi_deps.sh)" packages_here
   step bundles 1800 "$(digest scripts/ports.py runtime)" bundles
-  step cross 900 "$(digest runtime tests/runtime/test_native.py scripts/ports.sh)" cross
+  step cross 900 "$(digest runtime tests/runtime scripts/ports.sh)" cross
   [ -e build/arm64/tests/answers ] && [ -d build/arm64/tree ] || { echo "the steps before must pass first"; exit 1; }
   local c python
   c=$(digest build/arm64/libtinyusfm.so build/arm64/tests/answers "$ports/four.bundle/manifest.json" "$ports/one.bundle/manifest.json" scripts/ports.py)
-  python=$(digest build/arm64/tree/tinyusfm_{runtime,edge} build/arm64/tree/tests/runtime/test_native.py "$ports/four.bundle/manifest.json")
+  python=$(digest build/arm64/tree/tinyusfm_{runtime,edge} build/arm64/tree/tests/runtime/{test_native,test_integer_engine,integer_models}.py "$ports/four.bundle/manifest.json" "$ports/one.bundle/manifest.json")
   step doctor 600 "$python" doctor
   step c-integer 600 "$c" c_answers integer cortex-a76 four.bundle list.txt
   step c-onnx 900 "$c" c_answers onnx cortex-a76 four.bundle golden.txt
@@ -97,14 +97,17 @@ arm64() {  # ARM64_STEPS="c-onnx session" takes these alone
   step c-openvino-a72 900 "$c" c_answers openvino cortex-a72 one.bundle one.txt
   step network 600 "$c" network
   step native 900 "$python" native
-  step session 900 "$python" sessions cortex-a76 four.bundle
+  step definition 900 "$python" definition
+  step session 900 "$python" sessions onnx cortex-a76 four.bundle
+  step litert 900 "$python" sessions litert cortex-a76 four.bundle
+  step litert-a72 900 "$python" sessions litert cortex-a72 one.bundle
   summary
 }
 
 summary() {
   say "emulated 64-bit Arm"
   local name total=0 cpu
-  for name in doctor c-integer c-onnx c-openvino c-integer-a72 c-onnx-a72 c-openvino-a72 network native session; do
+  for name in doctor c-integer c-onnx c-openvino c-integer-a72 c-onnx-a72 c-openvino-a72 network native definition session litert litert-a72; do
     cpu=$(sed -n 2p "$steps/$name.passed" 2>/dev/null || true)
     printf '%-16s %s\n' "$name" "${cpu:+passed, $cpu s of CPU time}${cpu:-not passed}" | sed 's/\(CPU time\).*/\1/'
     total=$((total + ${cpu:-0}))
@@ -126,6 +129,11 @@ doctor() { cd build/arm64/tree && emulated_python cortex-a76 -m tinyusfm_edge do
 native() {
   cd build/arm64/tree
   emulated_python cortex-a76 -m pytest -q -p no:cacheprovider tests/runtime/test_native.py
+}
+
+definition() {  # random models: NEON with and without dot products and the portable form against the numpy definition
+  cd build/arm64/tree
+  emulated_python cortex-a76 -m pytest -q -p no:cacheprovider tests/runtime/test_integer_engine.py
 }
 
 tree() {  # the Python packages with kernels for aarch64
@@ -155,12 +163,12 @@ c_answers() {  # c_answers TARGET CPU BUNDLE LIST: opening compares the golden f
   "$python" ../../scripts/ports.py compare "here-part-$1-$2.txt" "$out" "$1"
 }
 
-sessions() {  # sessions CPU BUNDLE: opening compares the golden frames
-  emulated_python "$1" - "$ports/$2" <<'PYTHON'
+sessions() {  # sessions TARGET CPU BUNDLE: opening compares the golden frames; LiteRT has no C engine, this is its check
+  emulated_python "$2" - "$ports/$3" "$1" <<'PYTHON'
 import sys
 from tinyusfm_runtime.session import Session
 
-with Session.open(sys.argv[1], target="onnx", threads=1, second_pass=False) as session:
+with Session.open(sys.argv[1], target=sys.argv[2], threads=1, second_pass=False) as session:
     report = session.run_golden()
     print(f"{session.description}; {len(session.golden_frames)} golden frames, {bool(report)}")
     sys.exit(0 if report else 1)
@@ -179,6 +187,7 @@ network() {  # the network alone, byte by byte: every CPU model and the portable
   "$qemu/qemu-arm" build/arm64/check_armhf "$table" "$frames" 1 >"$ports/armhf.txt"
   for name in arm64-a76 arm64-a72 armhf; do
     head -"$(wc -l <"$ports/$name.txt")" "$ports/here-network.txt" >"$ports/here-head.txt"
+    check test -s "$ports/$name.txt"
     check cmp "$ports/here-head.txt" "$ports/$name.txt" && echo "$name: $(wc -l <"$ports/$name.txt") frames, the same bytes"
   done
 }

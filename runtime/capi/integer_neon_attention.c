@@ -3,62 +3,17 @@
 
 #ifdef TUE_INT_ARM
 
-enum { LANES = 8, QUERIES = 4 };
+enum { KEYS = 8, PAIR = 1, QUERIES = 4 };
 
-/* Attention, a head at a time: keys in blocks of eight that lie channel by channel, values key by key, four queries at
- * once. Nothing of tokens x tokens is kept. */
-typedef struct head_places {
-    int16_t *keys, *values, *queries, *weights;
-    int32_t *scores;
-    int32_t tokens, padded, depth, wide_depth; /* padded: tokens; wide_depth: channels, both multiples of eight */
-} head_places;
-
-static size_t place_head(head_places *p, int32_t tokens, int32_t size, uint8_t *scratch) {
-    p->tokens = tokens;
-    p->padded = (tokens + LANES - 1) / LANES * LANES;
-    p->depth = size;
-    p->wide_depth = (size + LANES - 1) / LANES * LANES;
-    size_t padded = (size_t)p->padded, at = 0, sizes[5];
-    sizes[0] = padded * (size_t)size * 2;
-    sizes[1] = padded * (size_t)p->wide_depth * 2;
-    sizes[2] = ((size_t)tokens + QUERIES) * (size_t)size * 2;
-    sizes[3] = QUERIES * padded * 2;
-    sizes[4] = QUERIES * padded * 4;
-    uint8_t *places[5];
-    for (int32_t i = 0; i < 5; i++) {
-        places[i] = scratch ? scratch + at : NULL;
-        at += tue_round_up(sizes[i], 64) + 64;
-    }
-    p->keys = (int16_t *)(void *)places[0], p->values = (int16_t *)(void *)places[1];
-    p->queries = (int16_t *)(void *)places[2], p->weights = (int16_t *)(void *)places[3];
-    p->scores = (int32_t *)(void *)places[4];
-    return at;
-}
-
-static void gather_head(const head_places *p, const uint8_t *packed, int32_t width, int32_t size, int32_t head) {
-    size_t stride = (size_t)width * 3;
-    memset(p->keys, 0, (size_t)p->padded * (size_t)size * 2);
-    memset(p->values, 0, (size_t)p->padded * (size_t)p->wide_depth * 2);
-    for (int32_t j = 0; j < p->tokens; j++) {
-        const uint8_t *q = packed + (size_t)j * stride + (size_t)(head * size), *k = q + width, *v = k + width;
-        int16_t *queries = p->queries + (size_t)j * (size_t)size;
-        int16_t *keys = p->keys + (size_t)(j / LANES * LANES) * (size_t)size + (size_t)(j % LANES);
-        int16_t *values = p->values + (size_t)j * (size_t)p->wide_depth;
-        for (int32_t d = 0; d < size; d++) {
-            queries[d] = (int16_t)(q[d] - 128);
-            keys[d * LANES] = (int16_t)(k[d] - 128);
-            values[d] = (int16_t)(v[d] - 128);
-        }
-    }
-}
+#include "integer_heads.h"
 
 /* Scores of four queries with all keys, padded ones too. */
 static void score(const head_places *p, const int16_t *queries) {
-    for (int32_t block = 0; block < p->padded; block += LANES) {
+    for (int32_t block = 0; block < p->padded; block += KEYS) {
         const int16_t *keys = p->keys + (size_t)block * (size_t)p->depth;
         int32x4_t sums[QUERIES][2];
         for (int32_t m = 0; m < QUERIES; m++) sums[m][0] = sums[m][1] = vdupq_n_s32(0);
-        for (int32_t d = 0; d < p->depth; d++, keys += LANES) {
+        for (int32_t d = 0; d < p->depth; d++, keys += KEYS) {
             int16x8_t k = vld1q_s16(keys);
 #pragma GCC unroll 4
             for (int32_t m = 0; m < QUERIES; m++) {
@@ -145,12 +100,12 @@ void tue_int_neon_attention(const tue_int_state *s, const tue_int_op *op, int32_
             score(&p, p.queries + (size_t)(op->f[1] + row) * (size_t)p.depth);
             for (int32_t m = 0; m < QUERIES; m++)
                 sums[m] = soften(&p, m, op->left[head], op->right[head], op->factor[head], op->f[4]);
-            for (int32_t channel = 0; channel < size; channel += LANES) {
+            for (int32_t channel = 0; channel < size; channel += KEYS) {
                 int32x4_t mixed[QUERIES][2];
                 mix(&p, channel, mixed);
-                int32_t count = size - channel < LANES ? size - channel : LANES;
+                int32_t count = size - channel < KEYS ? size - channel : KEYS;
                 for (int32_t m = 0; m < rows; m++) {
-                    uint8_t codes[LANES];
+                    uint8_t codes[KEYS];
                     uint8_t *out = (uint8_t *)target->data + (size_t)(row + m) * (size_t)width + head * size + channel;
                     vst1_u8(codes, finish(mixed[m][0], mixed[m][1], sums[m], op->out[head], bits, zero));
                     memcpy(out, codes, (size_t)count);
