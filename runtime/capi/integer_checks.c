@@ -182,6 +182,18 @@ static const char *check_affine(const tue_int_op *op, const tue_int_buffer *sour
     return NULL;
 }
 
+static const char *check_gather(const tue_int_op *op, const tue_int_buffer *source, const tue_int_buffer *target) {
+    static const int32_t lows[] = {0, 0, -32768, INT32_MIN}, highs[] = {255, 0, 32767, INT32_MAX};
+    NEED(op->f[0] == 0 || op->f[0] == 1, range_text);
+    NEED(source->dtype == TUE_INT_U8 || source->dtype == TUE_INT_I16 || source->dtype == TUE_INT_I32, shape_text);
+    NEED(target->dtype == source->dtype && target->columns == source->columns && op->source != op->target, shape_text);
+    for (int32_t i = 0; i < target->rows; i++)
+        NEED(op->index[i] >= -op->f[0] && op->index[i] < source->rows, range_text);
+    for (int32_t c = 0; op->f[0] && c < target->columns; c++)
+        NEED(op->blank[c] >= lows[source->dtype] && op->blank[c] <= highs[source->dtype], range_text);
+    return NULL;
+}
+
 const char *tue_int_check(const tue_int_op *op, const tue_int_model *model) {
     const tue_int_buffer *source = &model->buffers[op->source], *target = &model->buffers[op->target];
     NEED(op->target != 0 || op->kind == TUE_OUTPUT, "it writes to the input");
@@ -218,6 +230,7 @@ const char *tue_int_check(const tue_int_op *op, const tue_int_model *model) {
             return NULL;
         case TUE_AFFINE: return check_affine(op, source, target);
         case TUE_OUTPUT: return check_output(op, source, model);
+        case TUE_GATHER: return check_gather(op, source, target);
         default: return range_text;
     }
 }

@@ -92,6 +92,7 @@ static int32_t count_items(const tue_int_op *op, const tue_int_model *m) {
         case TUE_PEAK:
         case TUE_SUM: return 1;
         case TUE_FILL:
+        case TUE_GATHER:
         case TUE_PATCHES: return m->buffers[op->target].rows;
         default: return m->buffers[op->source].rows;
     }

@@ -29,6 +29,7 @@ enum tue_int_kind {
     TUE_SUM,
     TUE_AFFINE,
     TUE_OUTPUT,
+    TUE_GATHER,
     TUE_KINDS
 };
 
@@ -65,6 +66,7 @@ typedef struct tue_int_op {
     const int32_t *first[2]; /* of TUE_RESIZE: rows, columns */
     const int16_t *share[2];
     const int32_t *factor32; /* of TUE_AFFINE */
+    const int32_t *index, *blank; /* of TUE_GATHER: a row's number or -1, and the row that -1 is */
 } tue_int_op;
 
 /* What kernels read of an engine. */

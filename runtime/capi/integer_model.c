@@ -22,7 +22,9 @@ enum role_target {
     ROLE_ROWS_SHARE,
     ROLE_COLUMNS_FIRST,
     ROLE_COLUMNS_SHARE,
-    ROLE_FACTOR32
+    ROLE_FACTOR32,
+    ROLE_INDEX,
+    ROLE_BLANK
 };
 
 typedef struct wanted_tensor {
@@ -151,6 +153,8 @@ static int32_t list_wanted(const tue_int_op *op, const tue_int_model *m, wanted_
                             {"columns_share", ROLE_COLUMNS_SHARE, TUE_INT_I16, 1, {op->f[3]}}};
     wanted_tensor fill[] = {{"table", ROLE_WORDS, TUE_INT_I16, 2, {target->rows, o}}};
     wanted_tensor affine[] = {{"factor", ROLE_FACTOR32, TUE_INT_I32, 1, {in}}, {"bias", ROLE_BIAS, TUE_INT_I32, 1, {in}}};
+    wanted_tensor gather[] = {{"index", ROLE_INDEX, TUE_INT_I32, 1, {target->rows}},
+                              {"blank", ROLE_BLANK, TUE_INT_I32, 1, {o}}};
     const wanted_tensor *from = NULL;
     int32_t count = 0;
     switch (op->kind) {
@@ -162,6 +166,7 @@ static int32_t list_wanted(const tue_int_op *op, const tue_int_model *m, wanted_
         case TUE_RESIZE: from = axes, count = 4; break;
         case TUE_FILL: from = fill, count = 1; break;
         case TUE_AFFINE: from = affine, count = 2; break;
+        case TUE_GATHER: from = gather, count = op->f[0] == 1 ? 2 : 1; break;
         default: break;
     }
     if (from) memcpy(out, from, (size_t)count * sizeof *out);
@@ -185,6 +190,8 @@ static void set_role(tue_int_op *op, int32_t target, const void *data) {
         case ROLE_COLUMNS_FIRST: op->first[1] = data; break;
         case ROLE_COLUMNS_SHARE: op->share[1] = data; break;
         case ROLE_FACTOR32: op->factor32 = data; break;
+        case ROLE_INDEX: op->index = data; break;
+        case ROLE_BLANK: op->blank = data; break;
         default: break;
     }
 }
@@ -226,7 +233,7 @@ static int32_t bind(const tue_int_tensor *tensors, size_t count, tue_int_model *
 static const int32_t field_counts[TUE_KINDS] = {
     [TUE_PATCHES] = 1, [TUE_TOKENS] = 1, [TUE_LINEAR] = 7, [TUE_NORM] = 5,  [TUE_ATTENTION] = 5,
     [TUE_CONVOLUTION] = 4, [TUE_DEPTHWISE] = 4, [TUE_RESIZE] = 6, [TUE_HALVE] = 3, [TUE_CODES] = 3,
-    [TUE_MEAN] = 6, [TUE_PEAK] = 1, [TUE_SUM] = 2, [TUE_OUTPUT] = 3};
+    [TUE_MEAN] = 6, [TUE_PEAK] = 1, [TUE_SUM] = 2, [TUE_OUTPUT] = 3, [TUE_GATHER] = 1};
 
 static int32_t read_ops(const tue_int_tensor *tensors, size_t count, tue_int_model *m) {
     int32_t *rows = table_of(tensors, count, "operations", m->op_count, 12), good = rows != NULL;

@@ -229,6 +229,28 @@ static void output(const tue_int_state *s, const tue_int_op *op, int32_t begin, 
     }
 }
 
+static void blank_row(const tue_int_op *op, const tue_int_buffer *target, void *out) {
+    for (int32_t c = 0; c < target->columns; c++) switch (target->dtype) {
+            case TUE_INT_U8: ((uint8_t *)out)[c] = (uint8_t)op->blank[c]; break;
+            case TUE_INT_I16: ((int16_t *)out)[c] = (int16_t)op->blank[c]; break;
+            default: ((int32_t *)out)[c] = op->blank[c];
+        }
+}
+
+/* Rows by their numbers: copies alone, so that no set has a form of its own. */
+static void gather(const tue_int_state *s, const tue_int_op *op, int32_t begin, int32_t end, void *scratch) {
+    (void)scratch;
+    const tue_int_buffer *source = &s->buffers[op->source], *target = &s->buffers[op->target];
+    size_t bytes = (size_t)target->columns * (target->dtype == TUE_INT_U8 ? 1 : target->dtype == TUE_INT_I16 ? 2 : 4);
+    for (int32_t row = begin; row < end; row++) {
+        uint8_t *out = (uint8_t *)target->data + (size_t)row * bytes;
+        if (op->index[row] < 0)
+            blank_row(op, target, out);
+        else
+            memcpy(out, (const uint8_t *)source->data + (size_t)op->index[row] * bytes, bytes);
+    }
+}
+
 static int usable(void) { return 1; }
 
 static size_t packed_bytes(const tue_int_op *op) {
@@ -266,6 +288,7 @@ static const tue_int_set portable = {
             [TUE_SUM] = sum,
             [TUE_AFFINE] = affine,
             [TUE_OUTPUT] = output,
+            [TUE_GATHER] = gather,
         },
     .packed_bytes = packed_bytes,
     .pack = pack,

@@ -14,7 +14,9 @@ import torch
 from torch import nn
 
 from tests.export.students import make_student
+from tests.export.test_integer_target import calm, decided
 from tests.phantoms import phantom
+from tests.plugged import plug_in_module, plugged
 from tinyusfm_calibration.sets import NamedFrame
 from tinyusfm_export.graph.build import build_graph
 from tinyusfm_export.onnx_files.writer import write_onnx
@@ -118,24 +120,30 @@ def phantoms() -> list[Frame]:
     return [phantom(seed).frame for seed in range(4)]
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
+LIBRARIES = {"onnx": ("onnx", "onnxruntime"), "integer": ()}
+"""Target -> what its artefacts are written and run with."""
+
+
+@pytest.fixture(scope="module", params=LIBRARIES)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
     """A bundle with a pruned artefact and the whole one behind it."""
-    return export(tmp_path_factory.mktemp("sector") / "a.bundle")
+    return export(tmp_path_factory.mktemp("sector") / "a.bundle", request.param)
 
 
-def export(out: Path, **changes: Any) -> ExportResult:
-    """Exports a small student with its sector to ONNX."""
-    for library in ("onnx", "onnxruntime"):
+def export(out: Path, target: str = "onnx", **changes: Any) -> ExportResult:
+    """Exports a small student with its sector."""
+    for library in LIBRARIES[target]:
         pytest.importorskip(library, reason=f"needs {library}")
     student, spec = student_of()
     options = ExportOptions(rounds=1, runs=1, compare=False, sector=SECTOR, **changes)
     named = tuple(NamedFrame(id=str(i), frame=frame) for i, frame in enumerate(phantoms()))
+    calibration = [NamedFrame(id=f"c{i}", frame=phantom(i).frame) for i in range(8, 24)]
     return export_bundle(
         student,
         replace(spec, sector=None),
-        targets=["onnx"],
-        precisions=["fp32"],
+        targets=[target],
+        precisions=["int8" if target == "integer" else "fp32"],
+        calibration=calibration if target == "integer" else None,
         out=out,
         gate_frames=GateFrames(kind="data", frames=named, source="phantoms"),
         gate=LENIENT,
@@ -150,16 +158,21 @@ def inside_and_outside() -> tuple[Frame, Frame]:
 
 
 def test_a_bundle_has_both_and_each_is_found_by_its_name(exported: ExportResult) -> None:
-    assert [artefact.name for artefact in exported.artefacts] == ["onnx-fp32-sector", "onnx-fp32"]
-    assert [verdict.target for verdict in exported.verdicts] == ["onnx-sector", "onnx"]
+    whole_name, precision = exported.artefacts[1].name, exported.artefacts[1].precision
+    assert exported.artefacts[0].name == f"{whole_name}-sector" and len(exported.artefacts) == 2
+    target = exported.verdicts[1].target
+    assert [verdict.target for verdict in exported.verdicts] == [f"{target}-sector", target]
     bundle = Bundle.open(exported.path)
     assert bundle.manifest.spec.sector == SECTOR and GOLDEN_SECTOR in bundle.manifest.files
     fits, differs = inside_and_outside()
-    with Session.open(bundle, precision="fp32") as whole, Session.open(bundle, precision="fp32-sector") as pruned:
+    with (
+        Session.open(bundle, precision=precision) as whole,
+        Session.open(bundle, precision=f"{precision}-sector") as pruned,
+    ):
         assert not whole.artefact.sector and pruned.artefact.sector == "fan"
         assert whole.predict(differs).valid and pruned.predict(fits).valid
         assert pruned.run_golden(full=True)
-        with pytest.raises(SectorError, match="open onnx-fp32, or run with --fallback"):
+        with pytest.raises(SectorError, match=f"open {whole_name}, or run with --fallback"):
             pruned.predict(differs)
     with Session.open(bundle) as first:
         assert first.artefact.sector, "the first one is the fast one"
@@ -201,14 +214,43 @@ def test_verify_masks_frames_alike_and_holds_both_against_their_references(expor
     assert dices[0] < dices[1], "what pruning costs is in the gate of the pruned artefact"
 
 
-def test_targets_that_cannot_prune_say_so(tmp_path: Path) -> None:
+def test_a_sector_of_another_place_is_caught_in_integers_too() -> None:
+    student, spec = make_student()
+    rows = ("01110", "11111", "11111", "01110", "00000")
+    spec = replace(spec, sector=replace(SECTOR, kept=rows), postprocess=PostProcess.MASK)
+    frames = masked_frames(phantoms(), spec)
+    named = tuple(NamedFrame(id=str(i), frame=frame) for i, frame in enumerate(frames))
+    loose = Gate(dice_mean=0.95, dice_worst=0.9, hc_p95_mm=1000.0, differing_pixels=0.1, min_coverage=0.0, min_frames=1)
+    decision = decided(build_graph(calm(student), spec))
+    checks = Checks(
+        gate=loose,
+        frames=expect(student, spec, GateFrames(kind="data", frames=named)),
+        golden=expect_golden(pruned_reference(student, spec), spec, frames),
+        threads=1,
+    )
+    right = build_checked("integer", build_graph(student, spec, pruned=True), decision, checks)
+    assert right.name == "integer-int8-sector" and right.requirements["sector"] == "fan" and not right.tolerance
+    check_pruned([right], checks, loose, spec)
+    turned = replace(SECTOR, kept=rows[::-1])
+    wrong = build_graph(student, replace(spec, sector=turned), pruned=True)
+    with pytest.raises(GateError, match="without the patches"):
+        check_pruned([build_checked("integer", wrong, decision, checks)], checks, loose, spec)
+
+
+def test_targets_that_cannot_prune_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Whole:
+        """A target that writes whole graphs alone."""
+
+        name, suffix, precisions = "whole", ".whole", ("int8",)
+
+    plugged(monkeypatch, "targets", whole=plug_in_module("whole", Target=Whole))
     student, spec = student_of()
     named = tuple(NamedFrame(id=str(i), frame=frame) for i, frame in enumerate(phantoms()))
-    with pytest.raises(UnsupportedError, match="integer does not write graphs that are pruned"):
+    with pytest.raises(UnsupportedError, match="whole does not write graphs that are pruned"):
         export_bundle(
             student,
             replace(spec, sector=None),
-            targets=["integer"],
+            targets=["whole"],
             precisions=["int8"],
             out=tmp_path / "c.bundle",
             gate_frames=GateFrames(kind="data", frames=named),

@@ -172,6 +172,25 @@ def resize(rng: np.random.Generator) -> tuple[OneOperation, Tensors]:
     return model, model.finish(target)
 
 
+def gather(rng: np.random.Generator, blank: int) -> tuple[OneOperation, Tensors]:
+    """Rows by their numbers: codes, words or sums, with a blank row (1) or without (0)."""
+    rows, kept, channels = int(rng.integers(1, 60)), int(rng.integers(1, 80)), int(rng.integers(1, 40))
+    dtype = int(rng.choice([U8, I16, I32]))
+    model = OneOperation(rng, rows, channels, words=dtype != U8)
+    source = model.source
+    if dtype == I32:
+        source = model.writer.buffer("sums", I32, rows, channels)
+        affine = {"factor": np.full(channels, 9999, "<i4"), "bias": rng.integers(-99, 99, channels).astype("<i4")}
+        model.writer.add("affine", model.source, source, label="", tensors=affine)
+    tensors: Tensors = {"index": rng.integers(-blank, rows, kept).astype("<i4")}
+    if blank:
+        low, high = {U8: (0, 255), I16: (-(2**15), 2**15 - 1), I32: (-(2**31), 2**31 - 1)}[dtype]
+        tensors["blank"] = rng.integers(low, high + 1, channels).astype("<i4")
+    target = model.target(dtype, kept, channels)
+    model.writer.add("gather", source, target, label="", tensors=tensors, blank=blank)
+    return model, model.finish(target)
+
+
 def simple(rng: np.random.Generator, kind: str) -> tuple[OneOperation, Tensors]:
     """Any of the operations without weights."""
     height, width, channels = int(rng.integers(2, 8)), int(rng.integers(2, 8)), int(rng.integers(1, 30))

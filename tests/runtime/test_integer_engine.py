@@ -17,7 +17,7 @@ from tinyusfm_export.targets.integer.writer import ModelWriter
 from tinyusfm_runtime.engines import EngineConfig
 from tinyusfm_runtime.engines.integer import MODEL_FILE, Engine, arithmetic, compiled
 from tinyusfm_runtime.engines.integer.execute import Definition
-from tinyusfm_runtime.engines.integer.layout import F32, FIELDS, U8
+from tinyusfm_runtime.engines.integer.layout import F32, FIELDS, I16, NUMBERS, U8
 from tinyusfm_runtime.engines.integer.model_file import read_model, read_tensors
 from tinyusfm_runtime.errors import EngineError, UnsupportedError
 from tinyusfm_runtime.plugins import available
@@ -37,6 +37,8 @@ MAKERS: dict[str, Callable[[np.random.Generator], Made]] = {
     "resize": models.resize,
     **{kind: lambda rng, kind=kind: models.simple(rng, kind) for kind in ("halve", "codes", "mean", "peak", "sum")},
     "affine": lambda rng: models.simple(rng, "affine"),
+    "gather": lambda rng: models.gather(rng, 0),
+    "gather with a blank row": lambda rng: models.gather(rng, 1),
 }
 
 
@@ -130,6 +132,62 @@ def test_hostile_tables_are_refused_by_both_readers_alike(seed: int) -> None:
         want, got = Definition(checked).run(tensor), compiled.CompiledModel(tensors, checked, threads=1).run(tensor)
         assert want is not None and got is not None
         assert [value.tobytes() for value in want.values()] == [value.tobytes() for value in got.values()]
+
+
+def gathered(**changes: np.ndarray) -> tuple[models.OneOperation, models.Tensors]:
+    """Rows 4, -1 and 0 of five rows of words, with other tensors in place of its own."""
+    model = models.OneOperation(np.random.default_rng(2), 5, 3, words=True)
+    tensors = {"index": np.array([4, -1, 0], "<i4"), "blank": np.array([7, -8, 32767], "<i4")}
+    target = model.target(I16, 3, 3)
+    model.writer.add("gather", model.source, target, label="", tensors={**tensors, **changes}, blank=1)
+    return model, model.finish(target)
+
+
+def test_a_gather_takes_rows_and_the_blank_one() -> None:
+    model, tensors = gathered()
+    given = model.input(extreme=False)
+    found = Definition(read_model(tensors)).run(given)
+    assert found is not None
+    np.testing.assert_array_equal(found["logits"][0], [given[0, 4], [7, -8, 32767], given[0, 0]])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"index": np.array([5, -1, 0], "<i4")},
+        {"index": np.array([4, -2, 0], "<i4")},
+        {"index": np.array([2**31 - 1, -(2**31), 0], "<i4")},
+        {"index": np.array([4, 0], "<i4")},
+        {"index": np.zeros((3, 1), "<i4")},
+        {"index": np.array([4, -1, 0], "<i2")},
+        {"blank": np.array([0, 0, 32768], "<i4")},
+        {"blank": np.array([-32769, 0, 0], "<i4")},
+        {"blank": np.array([0, 0], "<i4")},
+        {"blank": np.array([0, 0, 0], "<i2")},
+        {"more": np.array([0], "<i4")},
+    ],
+)
+def test_a_gather_from_elsewhere_is_refused_by_both_readers(change: dict[str, np.ndarray]) -> None:
+    _, tensors = gathered(**change)
+    model = read_model(gathered()[1])
+    with pytest.raises(EngineError, match="export"):
+        read_model(tensors)
+    for isa in compiled.instruction_sets():
+        with pytest.raises(EngineError, match="export"):
+            compiled.CompiledModel(tensors, model, threads=1, isa=isa)
+
+
+@pytest.mark.parametrize("fields", [(1, -1), (2, 0), (-1, 0)])
+def test_a_gather_without_a_blank_row_that_needs_one_is_refused(fields: tuple[int, int]) -> None:
+    """No tensor for -1, and flags that are neither."""
+    _, tensors = gathered(index=np.array([0, fields[1], 0], "<i4"))
+    (number,) = [n for n, row in enumerate(tensors["operations"]) if row[0] == NUMBERS["gather"]]
+    rows = tensors["operations"].copy()
+    rows[number, 3] = 0 if fields[0] == 1 else fields[0]
+    tensors = {name: value for name, value in tensors.items() if not name.endswith("blank")} | {"operations": rows}
+    for read in (read_model, lambda given: compiled.CompiledModel(given, read_model(gathered()[1]), threads=1)):
+        with pytest.raises(EngineError, match="export"):
+            read(tensors)
 
 
 def file_of(writer: ModelWriter) -> bytes:

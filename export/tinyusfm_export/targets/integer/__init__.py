@@ -42,6 +42,8 @@ from tinyusfm_runtime.plugins import Availability
 
 LIBRARY = "tinyusfm-edge"
 """Distribution that holds the engine: this one."""
+PRUNES = True
+"""It writes graphs that were pruned to a sector."""
 _OUT = re.compile(r"blocks\.(\d+)\.out")
 
 
@@ -77,7 +79,9 @@ class Target:
             raise UnsupportedError(f"the model cannot be computed in 32-bit integers: {error}") from error
         files = {
             MODEL_FILE: writer.file(),
-            DESCRIPTION_FILE: writer.description(model=graph.spec.name, weights_sha256=graph.spec.weights_sha256),
+            DESCRIPTION_FILE: writer.description(
+                model=graph.spec.name, weights_sha256=graph.spec.weights_sha256, **_described_sector(graph)
+            ),
         }
         try:
             for name, content in files.items():
@@ -92,6 +96,14 @@ class Target:
             rest_precision="f32",
             requirements=Requirements(cpu_features=(), library=LIBRARY, library_version=LIBRARY_VERSION),
         )
+
+
+def _described_sector(graph: ExportGraph) -> dict[str, object]:
+    """What ``model.json`` says of a pruned graph; nothing of another."""
+    sector = graph.spec.sector
+    if not graph.sector or sector is None:
+        return {}
+    return {"sector": {"name": sector.name, "kept_patches": len(sector.indices), "patches": sum(map(len, sector.kept))}}
 
 
 def write_model(graph: ExportGraph, decision: QuantDecision) -> ModelWriter:
@@ -177,4 +189,4 @@ def _write_outputs(c: Context) -> None:
         )
 
 
-__all__ = ["LIBRARY", "Target", "available", "write_model", "written_weight"]
+__all__ = ["LIBRARY", "PRUNES", "Target", "available", "write_model", "written_weight"]

@@ -18,10 +18,12 @@ from tinyusfm_export.targets.integer.scales import (
     Step,
     fraction_bits,
     half_pixel_axis,
+    of_zeros,
     plain_factors,
     scaled_layer,
     spread,
 )
+from tinyusfm_export.targets.integer.tokens import write_gather
 from tinyusfm_runtime.engines.integer.layout import ADDED, CODES, EXACT, I16, I32, RELU, U8, WORDS
 
 
@@ -36,8 +38,9 @@ def write_laterals(c: Context, index: int) -> None:
         tensors, bits = scaled_layer(
             as_array(layer.weight), as_array(layer.bias), takes, np.array(2.0 ** -_map_bits(c)), most=0, limit=c.limit
         )
-        rows = c.size(label)[1]
-        target = c.writer.buffer(f"lateral.{level}", I16, rows, len(layer.weight))
+        rows, scattered = c.size(label)[1], f"{label}.scattered" in c.labels
+        role = f"lateral.{level}.kept" if scattered else f"lateral.{level}"
+        target = c.writer.buffer(role, I16, rows, len(layer.weight))
         c.writer.add(
             "linear",
             c.residual,
@@ -53,6 +56,9 @@ def write_laterals(c: Context, index: int) -> None:
             zero=0,
             table=0,
         )
+        if scattered:
+            everywhere = c.writer.buffer(f"lateral.{level}", I16, c.size(f"{label}.scattered")[1], len(layer.weight))
+            write_gather(c, f"{label}.scattered", target, everywhere, of_zeros(tensors, bits))
 
 
 def write_decoder(c: Context) -> None:

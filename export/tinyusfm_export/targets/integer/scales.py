@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinyusfm_export.quantize.ptq import quantize_weight
-from tinyusfm_runtime.engines.integer.arithmetic import EXPONENT_BITS
+from tinyusfm_runtime.engines.integer.arithmetic import EXPONENT_BITS, requantise, to_words
 from tinyusfm_runtime.errors import UnsupportedError
 
 CODE_BITS = 6
@@ -73,6 +73,8 @@ def split_factor(ratio: float, bits: int) -> tuple[int, int]:
     """
     mantissa, exponent = math.frexp(ratio)
     shift, factor = -exponent - bits, round(mantissa * 2**15)
+    if shift == -1 and factor == 2**14:  # the ratio is 2^-bits, for which the largest multiplier is near enough
+        return 0, 2**15 - 1
     if shift < 0:
         raise UnsupportedError(f"a layer's values are {ratio:.3g} times too coarse for their target: calibrate again")
     if shift > 31:
@@ -122,6 +124,17 @@ def scaled_layer(
         "shift": shift_O.astype("i1"),
         "factor": np.array([factor for _, factor in pairs], "<i2"),
     }, bits
+
+
+def of_zeros(tensors: Mapping[str, np.ndarray], bits: int) -> np.ndarray:
+    """Words that a layer of words makes of a row of zeros: int32 (O,).
+
+    Args:
+        tensors: of ``scaled_layer``, for an input whose zero is 0.
+        bits: of the last shift.
+    """
+    shift_O, factor_O = tensors["shift"].astype(np.int32), tensors["factor"].astype(np.int32)
+    return to_words(requantise(tensors["bias"], shift_O, factor_O), bits)
 
 
 def _make_room(
@@ -225,6 +238,7 @@ __all__ = [
     "gelu_table",
     "half_pixel_axis",
     "last_shift",
+    "of_zeros",
     "plain_factors",
     "scaled_layer",
     "softmax_factors",

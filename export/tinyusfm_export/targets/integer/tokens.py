@@ -59,7 +59,37 @@ def write_input(c: Context) -> None:
     patches = height // PATCH * (width // PATCH)
     codes = c.writer.buffer("patches", U8, patches, PATCH * PATCH)
     c.writer.add("patches", source, codes, label="patches", size=PATCH)
+    if "patches.kept" in c.labels:
+        codes = write_gather(c, "patches.kept", codes, c.writer.buffer("patches.kept", U8, *_kept_shape(c)))
+        patches = c.writer.shape(codes)[0]
     _embed(c, codes, patches)
+
+
+def _kept_shape(c: Context) -> tuple[int, int]:
+    _, rows, columns = c.size("patches.kept")
+    return rows, columns
+
+
+def write_gather(c: Context, label: str, source: int, target: int, blank: np.ndarray | None = None) -> int:
+    """Rows as a node of the graph takes them by their numbers.
+
+    Args:
+        c: the graph under way.
+        label: of the node.
+        source: buffer.
+        target: buffer.
+        blank: what a row is that is not in the source; None where all are.
+
+    Returns:
+        The target.
+    """
+    rows = c.writer.shape(source)[0]
+    index = np.array(c.labels[label].args[1], "<i4")
+    tensors = {"index": np.where(index < rows, index, -1).astype("<i4")}
+    if blank is not None:
+        tensors["blank"] = blank.astype("<i4")
+    c.writer.add("gather", source, target, label=label, tensors=tensors, blank=int(blank is not None))
+    return target
 
 
 def _embed(c: Context, codes: int, patches: int) -> None:
@@ -365,6 +395,9 @@ def write_features(c: Context) -> None:
     tensors["bias"] = np.rint(shift_D * 2.0 ** (more + c.norm_bits)).astype("<i4")
     found = c.writer.buffer("features", I32, rows, c.width)
     c.writer.add("affine", words, found, label="norm", tensors=tensors)
+    if "norm.scattered" in c.labels:
+        everywhere = c.writer.buffer("features.scattered", I32, c.size("norm.scattered")[1], c.width)
+        found = write_gather(c, "norm.scattered", found, everywhere, np.zeros(c.width))
     c.answers["logits"] = (found, 2.0 ** -(more + c.norm_bits), True)
 
 
@@ -374,6 +407,7 @@ __all__ = [
     "block_indices",
     "write_block",
     "write_features",
+    "write_gather",
     "write_head",
     "write_hidden",
     "write_input",

@@ -217,6 +217,19 @@ def patches(image_HW: np.ndarray, size: int) -> np.ndarray:
     return split.transpose(0, 2, 1, 3).reshape(rows * columns, size * size)
 
 
+def gather(values_NC: np.ndarray, index: np.ndarray, blank_C: np.ndarray | None) -> np.ndarray:
+    """Rows by their numbers: one row for each number, of the values' type.
+
+    Args:
+        values_NC: codes, words or sums.
+        index: of the row that is wanted, from 0; -1 is the blank row.
+        blank_C: int32 within the values' type; None where no number is -1.
+    """
+    if blank_C is None:
+        return values_NC[index]
+    return np.concatenate([values_NC, blank_C.astype(values_NC.dtype)[None]])[index]
+
+
 __all__ = [
     "EXP2_A",
     "EXP2_B",
@@ -232,6 +245,7 @@ __all__ = [
     "convolve",
     "convolve_depthwise",
     "exp2",
+    "gather",
     "halve",
     "layer_norm",
     "multiply",

@@ -282,6 +282,22 @@ def _output(operation: Operation, source: Buffer, target: Buffer, ports: Sequenc
     _need(bool(np.isfinite(scale) and scale > 0) and operation["transposed"] in (0, 1), "its scale is out of range")
 
 
+def _gather(operation: Operation, source: Buffer, target: Buffer, ports: Sequence[Port]) -> None:
+    blank = operation["blank"]
+    _need(blank in (0, 1), "its blank row is out of range")
+    wanted: dict[str, tuple[str, tuple[int, ...]]] = {"index": ("<i4", (target.rows,))}
+    if blank:
+        wanted["blank"] = ("<i4", (target.columns,))
+    _tensors(operation, **wanted)
+    _types(source, (U8, I16, I32), target, (source.dtype,))
+    _need(source.columns == target.columns, "its buffers are of other shapes")
+    _between(operation.tensors["index"], -blank, source.rows - 1, "a row")
+    if blank and source.dtype != I32:
+        low, high = (0, 255) if source.dtype == U8 else (-(2**15), 2**15 - 1)
+        _between(operation.tensors["blank"], low, high, "the blank row")
+    _distinct(operation)
+
+
 _CHECKS: dict[str, Callable[[Operation, Buffer, Buffer, Sequence[Port]], None]] = {
     "patches": _patches,
     "tokens": _tokens,
@@ -299,6 +315,7 @@ _CHECKS: dict[str, Callable[[Operation, Buffer, Buffer, Sequence[Port]], None]] 
     "sum": _sum,
     "affine": _affine,
     "output": _output,
+    "gather": _gather,
 }
 
 

@@ -172,6 +172,10 @@ def _affine(o: Operation, buffers: Buffers) -> None:
     buffers[o.target][:] = buffers[o.source].astype(np.int32) * o.tensors["factor"] + o.tensors["bias"]
 
 
+def _gather(o: Operation, buffers: Buffers) -> None:
+    buffers[o.target][:] = exact.gather(buffers[o.source], o.tensors["index"], o.tensors.get("blank"))
+
+
 def _output(o: Operation, values: np.ndarray) -> np.ndarray:
     """Leaves the integers: float32 of the integer, times the scale.
 
@@ -200,6 +204,7 @@ RUN: Mapping[str, Callable[[Operation, Buffers], None]] = {
     "peak": _peak,
     "sum": _sum,
     "affine": _affine,
+    "gather": _gather,
 }
 """Kind -> runs it on the buffers; ``output`` is apart."""
 

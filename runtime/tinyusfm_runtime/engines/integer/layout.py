@@ -53,6 +53,7 @@ KINDS: dict[int, tuple[str, tuple[str, ...]]] = {
     14: ("sum", ("row", "rows")),
     15: ("affine", ()),
     16: ("output", ("port", "scale", "transposed")),
+    17: ("gather", ("blank",)),
 }
 """Number of a kind -> its name and its fields."""
 NUMBERS = {name: number for number, (name, _) in KINDS.items()}
