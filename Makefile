@@ -31,7 +31,7 @@ demo:  ## install what the demo needs and run it
 
 test:  ## install what the tests need and run them
 	$(INSTALL) test,opencv
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --max-worker-restart 0 $(ARGS)
 
 lint:  ## ruff, mypy and the import contracts
 	$(INSTALL) test,opencv,lint

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from tinyusfm_runtime.bundle.manifest import Artefact, ArtefactState, file_entry
 from tinyusfm_runtime.bundle.reader import GOLDEN_FRAMES, GOLDEN_REFERENCE
 from tinyusfm_runtime.bundle.writer import write_bundle
 from tinyusfm_runtime.device.machine import machine_card
+from tinyusfm_runtime.device.signal_stack import signal_stack
 from tinyusfm_runtime.engines import EngineConfig
 from tinyusfm_runtime.errors import EngineError
 from tinyusfm_runtime.frame import Frame
@@ -404,3 +405,11 @@ def shared_folder() -> Path:
 def cache_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """What a session remembers of this machine does not reach the next test, nor the user's own cache."""
     monkeypatch.setenv("TINYUSFM_EDGE_CACHE", str(tmp_path_factory.getbasetemp() / f"cache-{secrets.token_hex(6)}"))
+
+
+@pytest.fixture(autouse=True)
+def signal_stack_stays() -> Iterator[None]:
+    """No test leaves another stack for signal handlers: the next signal would end the process (device/signal_stack)."""
+    before = signal_stack()
+    yield
+    assert signal_stack() == before, "a library's stack for signal handlers stays behind: use kept_signal_stack()"

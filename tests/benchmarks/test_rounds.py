@@ -93,7 +93,7 @@ def test_worker_speaks_json_whatever_libraries_print(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         cwd=HERE,
-        timeout=60,
+        timeout=900,
     )
     card, times, answers = map(json.loads, done.stdout.splitlines())
     assert card["description"] == "doubler"

@@ -23,7 +23,7 @@ def check(build_folder: Path) -> Any:
 
     def run(*words: object) -> tuple[int, str, str]:
         command = [str(build_folder / "tusfm-check"), *map(str, words)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
         return done.returncode, done.stdout, done.stderr
 
     return run

@@ -119,15 +119,17 @@ def test_the_program_writes_it_and_says_when_a_stream_drifts(build_folder: Path,
         f"jsonl:{tmp_path}/lines",
         "--frames",
         "40",
+        "--budget",
+        "60000",
     ]
     with ShmWriter(name, pixels.size) as writer:
         running = subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE)
-        seq, end = 0, time.monotonic() + 60
+        seq, end = 0, time.monotonic() + 900
         while running.poll() is None and time.monotonic() < end:
             writer.write(Frame(pixels=np.roll(pixels, seq % 5, 1), seq=seq, spacing_mm=(0.2, 0.2)))
             seq += 1
             time.sleep(0.01)
-        _, said = running.communicate(timeout=30)
+        _, said = running.communicate(timeout=900)
     assert running.returncode == 0, said.decode()
     lines = [json.loads(line)["drift"] for line in (tmp_path / "lines").read_text().splitlines()]
     assert [line["frames"] for line in lines] == [min(count, 25) for count in range(1, 41)]

@@ -60,7 +60,7 @@ def fuzz(program: Path, seeds: Path, place: Path, seconds: int = SECONDS) -> sub
         text=True,
         errors="replace",
         check=False,
-        timeout=300,
+        timeout=900,
         env={**os.environ, "ASAN_OPTIONS": limits},
     )
 

@@ -34,7 +34,7 @@ class Room:
             **variables,
         }  # fmt: skip
         words = [str(word) for word in command]
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=900)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

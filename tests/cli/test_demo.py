@@ -35,7 +35,6 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_demo_prints_one_table_with_every_engine(left: tuple[Path, str]) -> None:
     _, printed = left
     for target in HERE:
@@ -46,7 +45,6 @@ def test_demo_prints_one_table_with_every_engine(left: tuple[Path, str]) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_demo_leaves_a_bundle_an_image_a_video_numbers_and_a_report(left: tuple[Path, str]) -> None:
     folder, _ = left
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -67,7 +65,6 @@ def test_demo_leaves_a_bundle_an_image_a_video_numbers_and_a_report(left: tuple[
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_demo_report_is_whole_and_fetches_nothing(left: tuple[Path, str]) -> None:
     folder, _ = left
     text = (folder / "report.html").read_text(encoding="utf-8")
@@ -90,7 +87,6 @@ def test_demo_report_is_whole_and_fetches_nothing(left: tuple[Path, str]) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_demo_video_holds_phantoms_and_the_whole_clip(left: tuple[Path, str]) -> None:
     av = pytest.importorskip("av", reason="install tinyusfm-edge[video]")
     with av.open(str(left[0] / "overlay.mp4")) as container:

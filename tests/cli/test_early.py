@@ -78,7 +78,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[object]]:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(roots)}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], input=json.dumps(list(TYPOS)), capture_output=True, text=True, env=env,
-        cwd=tmp_path_factory.mktemp("typos"), timeout=300, check=False,
+        cwd=tmp_path_factory.mktemp("typos"), timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     found: dict[str, list[object]] = json.loads(done.stdout)

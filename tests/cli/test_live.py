@@ -147,7 +147,7 @@ def test_chromium_watches_the_command(
             assert plugins.public_name(ENGINES[0]) in engine, "the engine really used"
             assert browser.log() == []
         os.kill(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=900)
     finally:
         process.kill()
         process.communicate()

@@ -53,7 +53,7 @@ def receive(address: str, count: int) -> tuple[list[Any], dict[str, int]]:
 def test_as_igtl(header: str) -> None:
     process, address = start("--listen", ":0", "--header", header, "--fps", "40", "--limit", "60", "--loop")
     frames, _ = receive(address, 12)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=900)
     phantoms = [make_phantom(seed).frame for seed in range(3)]
     for frame in frames:
         assert any(np.array_equal(frame.pixels, phantom.pixels) for phantom in phantoms)
@@ -68,7 +68,7 @@ def test_as_shm_with_faults_until_it_is_told_to_stop() -> None:
     process, address = start("--as", "shm", "--name", name, "--fps", "60", "--loop", "--faults", "drop,reorder,corrupt")
     frames, counters = receive(address, 80)
     process.terminate()
-    out, errors = process.communicate(timeout=60)
+    out, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors
     assert "corrupt" in out and "drop" in out and "reorder" in out
     assert counters["pixels"] >= 1, "corruption is seen by the receiver"

@@ -149,7 +149,7 @@ def test_ctrl_c_closes_the_sinks_and_prints_the_table(bundle: Path, tmp_path: Pa
         line = child.stderr.readline()
         assert line.startswith("state "), line
     child.send_signal(signal.SIGINT)
-    out, err = child.communicate(timeout=60)
+    out, err = child.communicate(timeout=900)
     assert child.returncode == INTERRUPTED, err
     assert "received" in out and "stopped" in err and "Traceback" not in err
     assert "live state" not in err, "said once"

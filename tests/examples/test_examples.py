@@ -82,7 +82,7 @@ def test_a_sink_of_ones_own_is_a_sink_in_code_and_on_the_command_line(bundle: Pa
     )
     line = ["run", str(bundle), "phantom:0-5", "--sink", f"median:{tmp_path / 'other.txt'}"]
     again = subprocess.run(
-        [sys.executable, "-c", code, *line], capture_output=True, text=True, env=child_environment(), timeout=250
+        [sys.executable, "-c", code, *line], capture_output=True, text=True, env=child_environment(), timeout=900
     )
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "other.txt").read_text() == done.stdout

@@ -51,7 +51,7 @@ class QuietRoom:
         env = {key: value for key, value in os.environ.items() if key not in NOBODY_WATCHES}
         env |= {"PYTHONPATH": os.pathsep.join(roots), "HEARD": str(self.heard_file), "HOME": str(self.home)}
         return subprocess.run(
-            [sys.executable, *arguments], capture_output=True, text=True, env=env, cwd=self.folder, timeout=280
+            [sys.executable, *arguments], capture_output=True, text=True, env=env, cwd=self.folder, timeout=900
         )
 
     @property

@@ -35,7 +35,7 @@ print(json.dumps(sorted({m.split(".")[0] for m in set(sys.modules) - before} - s
 def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs a fresh interpreter that sees the source roots."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(ROOTS), **environment}
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=env, cwd=ROOT, timeout=120)
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=env, cwd=ROOT, timeout=900)
 
 
 def loaded_by(*modules: str) -> set[str]:
@@ -75,7 +75,7 @@ def lint_imports(folder: Path, roots: list[str]) -> subprocess.CompletedProcess[
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(roots)}
     code = "from importlinter.cli import lint_imports_command as c; c(['--no-cache'], standalone_mode=True)"
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=folder, timeout=120
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=folder, timeout=900
     )
 
 

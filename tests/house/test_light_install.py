@@ -46,7 +46,7 @@ class LightInstall:
         """Runs the installed command, far from the checkout."""
         env = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
         command = [str(self.folder / "env" / "bin" / "tinyusfm-edge"), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, env=env, cwd=self.folder, timeout=120)
+        return subprocess.run(command, capture_output=True, text=True, env=env, cwd=self.folder, timeout=900)
 
     def packages(self) -> set[str]:
         """Distributions that are installed."""
@@ -77,7 +77,7 @@ def light(tmp_path_factory: pytest.TempPathFactory) -> LightInstall:
         text=True,
         env=env,
         cwd=folder,
-        timeout=280,
+        timeout=900,
     )
     if done.returncode != 0 and any(sign in done.stderr for sign in OFFLINE):
         pytest.skip("pip reaches no package index here")
@@ -176,7 +176,7 @@ def test_with_an_extra_another_bundle_answers(light: LightInstall, exported: Exp
     """The last test of this file: it adds an engine to the environment."""
     pip = [str(light.python), "-m", "pip"]
     quiet = ["--quiet", "--disable-pip-version-check", "--retries", "1", "--constraint", str(ROOT / "constraints.txt")]
-    done = subprocess.run([*pip, "install", *quiet, "openvino"], capture_output=True, text=True, timeout=280)
+    done = subprocess.run([*pip, "install", *quiet, "openvino"], capture_output=True, text=True, timeout=900)
     if done.returncode != 0 and any(sign in done.stderr for sign in OFFLINE):
         pytest.skip("pip reaches no package index here")
     done = light.run("run", str(exported.bundle), "phantom:0-3", "--target", "openvino", "--jsonl", "answers.jsonl")

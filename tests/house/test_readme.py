@@ -55,7 +55,7 @@ def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs an interpreter that sees the source roots; the same question is asked once."""
     roots = [str(ROOT / folder) for folder in (".", "export", "runtime", "calibration")]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(roots), "COLUMNS": "200", "NO_COLOR": "1"}
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=env, timeout=120)
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=env, timeout=900)
 
 
 def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:

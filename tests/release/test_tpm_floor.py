@@ -40,7 +40,7 @@ def tcti(tmp_path: Path) -> Iterator[str]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = f"swtpm:host=127.0.0.1,port={port}"
     try:
-        stop = time.monotonic() + 30
+        stop = time.monotonic() + 900
         while subprocess.run(["tpm2_getrandom", "1", "-T", address], capture_output=True).returncode != 0:
             assert time.monotonic() < stop, "the software TPM does not answer"
             time.sleep(0.1)

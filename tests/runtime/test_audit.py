@@ -198,7 +198,7 @@ os.kill(os.getpid(), 9)
 def test_a_killed_run_is_continued_and_says_so(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     command = [sys.executable, "-c", KILLED, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=child_environment(), timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=child_environment(), timeout=900, check=False)
     assert done.returncode == -9, done.stderr
     torn = verify_file(path)
     assert not torn and torn.torn_bytes == 22 and torn.records == 5 and "breaks off" in str(torn.fault)
@@ -239,7 +239,7 @@ except OutputError as error:
 def test_a_full_disk_leaves_a_whole_chain(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     command = [sys.executable, "-c", FULL, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=child_environment(), timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=child_environment(), timeout=900, check=False)
     assert "cannot write the audit log" in done.stdout, done.stderr
     report = verify_file(path)
     assert report and not report.closed and report.records > 2 and not report.torn_bytes

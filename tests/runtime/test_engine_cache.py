@@ -234,7 +234,7 @@ def test_readers_and_writers_beside_each_other_never_see_half_an_entry(cache: En
         for what in ("write", "write", "read", "read")
     ]
     for process in crowd:
-        said, error = process.communicate(timeout=120)
+        said, error = process.communicate(timeout=900)
         assert process.returncode == 0, error
         assert int(said) > 0
     assert sorted(path.suffix for path in only_folder(cache).iterdir()) == [".cache", ".json", ".plan"]

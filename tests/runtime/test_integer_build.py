@@ -45,7 +45,7 @@ def disassembly() -> str:
     if not LIBRARY.exists() or shutil.which("objdump") is None:
         pytest.skip("the kernels are not built here, or binutils is not installed")
     command = ["objdump", "-d", "--no-show-raw-insn", str(LIBRARY)]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=900).stdout
 
 
 def test_sums_stay_in_registers(disassembly: str) -> None:
@@ -76,5 +76,5 @@ def test_the_library_is_small(tmp_path: Path) -> None:
     if not LIBRARY.exists() or shutil.which("strip") is None:
         pytest.skip("the kernels are not built here, or binutils is not installed")
     stripped = tmp_path / "stripped.so"
-    subprocess.run(["strip", "-o", str(stripped), str(LIBRARY)], check=True, timeout=60)
+    subprocess.run(["strip", "-o", str(stripped), str(LIBRARY)], check=True, timeout=900)
     assert stripped.stat().st_size <= 600_000

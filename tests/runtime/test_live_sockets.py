@@ -91,7 +91,7 @@ def heard_in_a_run(bundle: Path, manner: str) -> tuple[dict[str, Any], int]:
         code = textwrap.dedent(CHILD).replace("SIDE", str(SIDE))
         done = subprocess.run(
             [sys.executable, "-c", code, str(bundle), str(port), manner],
-            capture_output=True, text=True, env=child_environment(), timeout=120,
+            capture_output=True, text=True, env=child_environment(), timeout=900,
         )  # fmt: skip
         server_thread.join()
     assert done.returncode == 0, done.stderr[-2000:]

@@ -31,7 +31,7 @@ def faults(path: Path) -> list[str]:
     """Errors of the validator."""
     if shutil.which("dciodvfy") is None:
         pytest.skip("dicom3tools is not installed")
-    done = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, timeout=900, check=False)
     assert "Segmentation" in done.stderr or "SR" in done.stderr or "SC" in done.stderr, done.stderr[:500]
     return [line for line in (done.stderr + done.stdout).splitlines() if line.startswith("Error")]
 

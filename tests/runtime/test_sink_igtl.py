@@ -298,7 +298,7 @@ def test_the_reference_library_sees_the_same_bytes(cpp_client: Path, tmp_path: P
     with igtl.open_sink("//:0") as sink:
         sink.write_live(result)
         command = [str(cpp_client), str(sink.port), str(tmp_path / "pixels")]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, (done.returncode, done.stderr)
     geometry, text = done.stdout.splitlines()
     row_mm, col_mm = result.frame.spacing_mm

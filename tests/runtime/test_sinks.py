@@ -203,7 +203,7 @@ def test_full_disk_keeps_whole_lines_and_whole_images(name: str, suffix: str, ro
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     place = tmp_path / f"out{suffix}"
     command = [sys.executable, "-c", FULL_DISK, str(place), name, str(room)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False)
     number, _, said = done.stdout.partition(" ")
     assert said.startswith("cannot write the"), done.stderr
     assert leftovers(tmp_path) == [place.name]
@@ -246,7 +246,7 @@ def test_a_killed_run_loses_nothing_and_the_next_one_keeps_it(name: str, count: 
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     place = tmp_path / "out.mp4"
     command = [sys.executable, "-c", KILLED, f"{name}:{place}", str(count)]
-    assert subprocess.run(command, env=environment, timeout=120, check=False).returncode == -9
+    assert subprocess.run(command, env=environment, timeout=900, check=False).returncode == -9
     with open_sink(f"{name}:{place}") as sink:
         sink.write(*predicted())
     if name == "video":

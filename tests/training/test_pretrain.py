@@ -97,7 +97,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bits(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 900
     while not list(out.glob("step-0000000[2-5]")) and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     os.kill(child.pid, signal.SIGKILL)
@@ -120,7 +120,7 @@ def test_two_processes_see_the_curve_of_one_with_the_whole_batch(
         env=child_environment(OMP_NUM_THREADS="1"),
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert curve(out) == pytest.approx(curve(whole), rel=2e-4)

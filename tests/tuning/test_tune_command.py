@@ -171,7 +171,7 @@ def test_a_killed_command_goes_on_where_it_was(full: Path, tmp_path: Path) -> No
     process = subprocess.Popen(
         command, env=child_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    place, stop = tmp_path / "o" / "state.json", time.monotonic() + 120
+    place, stop = tmp_path / "o" / "state.json", time.monotonic() + 900
     while not place.is_file():
         assert process.poll() is None and time.monotonic() < stop
         time.sleep(0.02)

@@ -41,6 +41,7 @@ _LEFT: list[Any] = []
 _TYPES = {"uint8": "u8", "float32": "f32"}
 
 
+@kept_signal_stack()
 def available() -> Availability:
     """Tells whether OpenVINO can run here; never raises."""
     try:
@@ -100,6 +101,8 @@ class Engine:
         """
         return self._description
 
+    # OpenVINO replaces the stack when its plug-in is loaded, which a question about properties does as well
+    @kept_signal_stack()
     def load(self, files: Mapping[str, bytes], spec: ModelSpec, config: EngineConfig) -> None:
         """Compiles the model from bytes and asserts what it got.
 
@@ -122,8 +125,7 @@ class Engine:
                 _require_bf16(core)
             model = core.read_model(model=xml, weights=files[BIN_FILE])
             _check_interface(model, takes)
-            with kept_signal_stack():
-                compiled = core.compile_model(model, DEVICE, _properties(config))
+            compiled = core.compile_model(model, DEVICE, _properties(config))
             _check_properties(compiled, config)
             self.executed = config.rest_precision
             counted = _count_int8(compiled) if _is_quantised(model) else None
@@ -169,6 +171,7 @@ class Engine:
         if request is not None and not self._mark.forked:
             request.cancel()
 
+    @kept_signal_stack()
     def close(self) -> None:
         """Frees the request and the compiled model.
 
@@ -256,6 +259,7 @@ def _count_int8(compiled: Any) -> tuple[int, int]:
     return ran, layers
 
 
+@kept_signal_stack()
 def int8_here() -> str:
     """Whether quantised layers run in 8 bits on this machine, in words.
 
@@ -264,8 +268,7 @@ def int8_here() -> str:
     try:
         core, found = import_openvino().Core(), []
         for name, make in (("linear", _small_linear), ("convolution", _small_convolution)):
-            with kept_signal_stack():
-                compiled = core.compile_model(make(), DEVICE, {"INFERENCE_NUM_THREADS": 1})
+            compiled = core.compile_model(make(), DEVICE, {"INFERENCE_NUM_THREADS": 1})
             ran, layers = _count_int8(compiled)
             found.append(f"{name} {'int8' if ran == layers and layers else 'float'}")
         return "quantised layers run as " + ", ".join(found)

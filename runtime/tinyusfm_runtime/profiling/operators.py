@@ -167,6 +167,7 @@ def _computes_in(types: Sequence[str]) -> str:
     return types[0] if types else "unknown"
 
 
+@kept_signal_stack()
 def _openvino(files: Mapping[str, bytes], tensor: np.ndarray, threads: int, rest: str) -> list[Timed]:
     try:
         openvino = import_openvino()
@@ -180,8 +181,7 @@ def _openvino(files: Mapping[str, bytes], tensor: np.ndarray, threads: int, rest
         "INFERENCE_PRECISION_HINT": rest,
         "NUM_STREAMS": 1,
     }
-    with kept_signal_stack():
-        request = core.compile_model(model, "CPU", settings).create_infer_request()
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
     times: dict[str, list[float]] = defaultdict(list)
     about: dict[str, tuple[str, str]] = {}
     for run in range(RUNS + 1):
