@@ -454,7 +454,7 @@ def _check_levels(spec: ModelSpec, levels: Sequence[TargetPrecision], options: E
         if spec.sector is not None and not getattr(plugins.load("targets", target), "PRUNES", False):
             raise UnsupportedError(
                 f"target {public_name(target)} does not write graphs that are pruned to a sector: use onnx, openvino, "
-                "tensorrt or integer, or leave --sector out"
+                "tensorrt, integer, litert or coreml, or leave --sector out"
             )
         if options.require_verified and stand_in_of(target) is not None:
             raise UnsupportedError(

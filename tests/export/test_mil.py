@@ -100,6 +100,10 @@ CASES: dict[str, tuple[Callable[[Any, Any], Any], Callable[[Any], Any]]] = {
         lambda mb, x: mb.slice_by_size(x=x, begin=[0, 1, 2, 0], size=[1, 1, 3, 8]),
         lambda x: x[:, 1:2, 2:5],
     ),
+    "gather": (
+        lambda mb, x: mb.gather(x=x, indices=np.array([5, 0, 0, 3], np.int32), axis=2),
+        lambda x: x[:, :, [5, 0, 0, 3]],
+    ),
     "mul": (lambda mb, x: mb.mul(x=x, y=W[0]), lambda x: x * T(W[0])),
     "abs": (lambda mb, x: mb.abs(x=x), torch.abs),
     "reduce_mean": (lambda mb, x: mb.reduce_mean(x=x, axes=[1], keep_dims=False), lambda x: x.mean(1)),

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.export.mil_edit import Files, model_of, operations
-from tests.export.students import observed, phantom_inputs, small_graph
+from tests.export.mil_edit import Files, model_of, operations, with_input
+from tests.export.students import make_student, observed, phantom_inputs, small_graph
 from tests.needs import needs
-from tinyusfm_export.graph.build import ExportGraph
+from tinyusfm_export.graph.build import ExportGraph, build_graph
 from tinyusfm_export.onnx_files.half import half_scale
 from tinyusfm_export.quantize.decision import QuantDecision, TensorQuant
 from tinyusfm_export.quantize.fake_quant import FakeQuant
@@ -28,6 +28,7 @@ from tinyusfm_runtime.engines import EngineConfig
 from tinyusfm_runtime.errors import EngineError, UnsupportedError
 from tinyusfm_runtime.graphs import mil
 from tinyusfm_runtime.numerics.order import wide
+from tinyusfm_runtime.reading_rules import TokenSector
 
 needs("coremltools", reason="coremltools is not installed: pip install 'tinyusfm-edge[coreml]'")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -312,6 +313,21 @@ def test_what_multiplies_without_end_is_refused_by_what_it_makes(
 
     with pytest.raises(EngineError, match="concat"):
         mil.check(_edited(built("fp16"), double), graph.spec)
+
+
+def test_a_gather_takes_stored_rows_that_are_there(tmp_path: Path) -> None:
+    module, spec = make_student("classify")
+    spec = replace(spec, sector=TokenSector(name="fan", kept=("11111", "11111", "11011", "11111", "11111")))
+    graph = build_graph(module, spec, pruned=True)
+    artefact = Target().build(graph, decide(graph, "fp32"), tmp_path)
+    files = {path.name: path.read_bytes() for path in artefact.files}
+    mil.check(files, spec)
+    kept = next(op for op in operations(model_of(files)) if op.type == "gather").outputs[0].name
+    for places in ([25, *range(23)], [-26, *range(23)]):
+        with pytest.raises(EngineError, match="gather"):
+            mil.check(with_input(files, kept, "indices", places), spec)
+    with pytest.raises(EngineError, match="gather"):
+        mil.check(with_input(files, kept, "axis", 2), spec)
 
 
 def test_a_segmentation_net_passes_the_check(tmp_path: Path) -> None:

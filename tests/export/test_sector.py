@@ -42,6 +42,14 @@ from tinyusfm_runtime.spec import ModelSpec, PostProcess
 KEPT = ("00111100", "01111110", "11111111", "11111111", "01111110", "00011000")
 SECTOR = TokenSector(name="fan", kept=KEPT)
 LENIENT = Gate(dice_mean=0.0, dice_worst=0.0, differing_pixels=1.0, min_coverage=0.0, min_frames=1)
+LIBRARIES = {
+    "onnx": ("onnx", "onnxruntime"),
+    "openvino": ("onnx", "openvino"),
+    "integer": (),
+    "litert": ("tflite", "ai_edge_litert"),
+    "coreml": ("coremltools",),
+}
+"""Target -> what its artefacts are written and run with."""
 LIMITS = CallLimits(deadline_ms=60_000, give_up_ms=120_000, grace_ms=1000)
 
 
@@ -90,9 +98,10 @@ def test_a_graph_that_is_not_pruned_is_what_it_was() -> None:
         build_graph(student, replace(spec, sector=None), pruned=True)
 
 
-@pytest.mark.parametrize("target", ["onnx", "openvino"])
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("target", ["onnx", "openvino", "litert", "coreml"])
 def test_artefacts_equal_pytorch_and_a_wrong_gather_is_caught(target: str) -> None:
-    for library in ("onnx", "onnxruntime" if target == "onnx" else "openvino"):
+    for library in LIBRARIES[target]:
         pytest.importorskip(library, reason=f"needs {library}")
     student, spec = student_of()
     frames = masked_frames(phantoms(), spec)
@@ -120,11 +129,7 @@ def phantoms() -> list[Frame]:
     return [phantom(seed).frame for seed in range(4)]
 
 
-LIBRARIES = {"onnx": ("onnx", "onnxruntime"), "integer": ()}
-"""Target -> what its artefacts are written and run with."""
-
-
-@pytest.fixture(scope="module", params=LIBRARIES)
+@pytest.fixture(scope="module", params=["onnx", "integer", "litert"])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
     """A bundle with a pruned artefact and the whole one behind it."""
     return export(tmp_path_factory.mktemp("sector") / "a.bundle", request.param)

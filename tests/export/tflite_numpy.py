@@ -151,6 +151,12 @@ def _concat(model: NumpyModel, inputs: Sequence[np.ndarray], operator: Any) -> n
     return np.concatenate(inputs, model.options(operator, "Concatenation").Axis())
 
 
+def _gather(model: NumpyModel, inputs: Sequence[np.ndarray], operator: Any) -> np.ndarray:
+    options = model.options(operator, "Gather")
+    assert options.BatchDims() == 0
+    return np.take(inputs[0], inputs[1], options.Axis())
+
+
 def _plain(work: Callable[..., Any]) -> Callable[..., np.ndarray]:
     return lambda model, inputs, operator: np.asarray(work(*inputs))
 
@@ -162,6 +168,6 @@ OPERATORS: Mapping[str, Callable[..., Any]] = {
     "RESHAPE": _plain(lambda x, shape: x.reshape(shape)), "TRANSPOSE": _plain(np.transpose),
     "MEAN": _reduced(np.mean), "REDUCE_MAX": _reduced(np.max), "SPLIT": _split, "SLICE": _slice,
     "CONCATENATION": _concat, "SOFTMAX": _softmax, "GELU": _gelu, "FULLY_CONNECTED": _linear, "CONV_2D": _conv,
-    "DEPTHWISE_CONV_2D": _depthwise, "AVERAGE_POOL_2D": _pool, "RESIZE_BILINEAR": _resize,
+    "GATHER": _gather, "DEPTHWISE_CONV_2D": _depthwise, "AVERAGE_POOL_2D": _pool, "RESIZE_BILINEAR": _resize,
     "BATCH_MATMUL": lambda model, inputs, _: _dot(model, inputs[0], inputs[1]),
 }  # fmt: skip

@@ -107,6 +107,30 @@ def test_weights_must_be_whole_aligned_and_have_a_scale_for_each_channel() -> No
     assert "bytes" in refused(shorter)
 
 
+def gathered(index: list[int]) -> bytes:
+    """Rows of the image by their numbers, as a file of ours stores them."""
+
+    def work(file: ModelFile, value: int) -> int:
+        made = file.tensor("rows", (1, 1, len(index), SIDE))
+        file.operator("GATHER", [value, file.constant("index", np.array(index, np.int32))], [made], Axis=2)
+        return made
+
+    return model(work)
+
+
+def test_a_gather_takes_stored_rows_that_are_there() -> None:
+    check(gathered([0, SIDE - 1, 3]), SPEC.input, SPEC)
+    assert "that are not there" in refused(gathered([0, SIDE]))
+    assert "that are not there" in refused(gathered([0, -1]))
+
+    def computed(file: ModelFile, value: int) -> int:
+        made = file.tensor("rows", (1, 1, *SQUARE, SIDE))
+        file.operator("GATHER", [value, value], [made], Axis=2)
+        return made
+
+    assert "not a constant" in refused(model(computed))
+
+
 def test_operators_and_fields_that_none_of_ours_has_are_refused() -> None:
     content = bytearray(tiny_litert())
     found = 0

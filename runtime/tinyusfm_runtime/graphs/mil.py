@@ -33,6 +33,7 @@ OPERATIONS: Mapping[str, frozenset[str]] = {
         "avg_pool": "x kernel_sizes strides pad_type pad exclude_padding_from_average ceil_mode",
         "max_pool": "x kernel_sizes strides pad_type pad ceil_mode",
         "reshape": "x shape", "transpose": "x perm", "concat": "values axis interleave",
+        "gather": "x indices axis batch_dims validate_indices",
         "split": "x num_splits split_sizes axis", "slice_by_size": "x begin size",
         "slice_by_index": "x begin end stride begin_mask end_mask squeeze_mask", "squeeze": "x axes",
         "expand_dims": "x axes", "reduce_mean": "x axes keep_dims", "reduce_max": "x axes keep_dims",

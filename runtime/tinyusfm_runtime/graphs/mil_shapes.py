@@ -158,6 +158,14 @@ def _concat(inputs: Inputs, _: Mapping[str, Tensor], outputs: int) -> Node:
     return Node("concat", list(inputs.get("values", ())), {"axis": _numbers(inputs, "axis")[0]}, outputs)
 
 
+def _gather(inputs: Inputs, _: Mapping[str, Tensor], outputs: int) -> Node:
+    index = _one(inputs, "indices")
+    index.numbers("the list of a gather's rows")
+    if _flag(inputs, "batch_dims"):
+        raise ValueError("a gather over batch axes")
+    return Node("gather", [_one(inputs, "x"), index], {"axis": _numbers(inputs, "axis", (0,))[0]}, outputs)
+
+
 def _scaled(inputs: Inputs, _: Mapping[str, Tensor], outputs: int) -> Node:
     data = _one(inputs, "x")
     if "target_size_height" in inputs:
@@ -211,6 +219,7 @@ _BUILD: Mapping[str, Callable[[Inputs, Mapping[str, Tensor], int], Node]] = {
     "reshape": lambda i, _, n: Node("reshape", [_one(i, "x"), _one(i, "shape")], {}, n),
     "transpose": lambda i, _, n: Node("transpose", [_one(i, "x")], {"perm": _numbers(i, "perm")}, n),
     "concat": _concat,
+    "gather": _gather,
     "split": _split,
     "squeeze": lambda i, _, n: Node("squeeze", [_one(i, "x")], {"axes": _numbers(i, "axes") or None}, n),
     "expand_dims": lambda i, _, n: Node("unsqueeze", [_one(i, "x")], {"axes": _numbers(i, "axes")}, n),

@@ -250,6 +250,11 @@ def gather(node: Node) -> list[Tensor]:
     axis_tensor = node.optional(2)
     axis = int(node.get("axis", 0)) if axis_tensor is None else axis_tensor.numbers("the axis of a gather")[0]
     axis = axis_of(axis, len(data.shape))
+    if (
+        index.value is not None
+        and not (-data.shape[axis] <= index.value).all() & (index.value < data.shape[axis]).all()
+    ):
+        raise ValueError(f"rows of {data.shape[axis]} that are not there")
     value = None
     if data.value is not None and index.value is not None:
         value = np.take(data.value, index.value, axis)

@@ -157,6 +157,12 @@ def _resize(inputs: Sequence[Tensor], options: Mapping[str, Any]) -> Node:
     return Node("resize", [inputs[0], None, None, inputs[1]], {"axes": [1, 2]})
 
 
+def _gather(inputs: Sequence[Tensor], options: Mapping[str, Any]) -> Node:
+    if min(inputs[1].numbers("the list of a gather's rows"), default=0) < 0:
+        raise ValueError("rows below 0 that are not there")
+    return Node("gather", inputs, {"axis": options.get("axis", 0)})
+
+
 def _concat(inputs: Sequence[Tensor], options: Mapping[str, Any]) -> Node:
     return Node("concat", inputs, {"axis": options.get("axis", 0)})
 
@@ -203,6 +209,7 @@ OPERATORS: Mapping[int, _Known] = {
     22: _Known("RESHAPE", _plain("reshape", zero=False), _TWO, 17, {}),
     23: _Known("RESIZE_BILINEAR", _resize, _TWO, 15, {2: Slot("corners", "bool"), 3: Slot("half_pixel", "bool")}),
     25: _Known("SOFTMAX", _plain("same"), _ONE, 9, {0: Slot("beta", "f32")}),
+    36: _Known("GATHER", _gather, _TWO, 23, {0: Slot("axis", "i32")}),
     39: _Known("TRANSPOSE", _plain("transpose"), _TWO, 26, {}),
     40: _Known("MEAN", _reduce, _TWO, 27, _KEEPS),
     41: _Known("SUB", _plain("elementwise"), _TWO, 28, {0: _FUSED}),

@@ -38,6 +38,8 @@ from tinyusfm_runtime.spec import INPUT_NAME, ModelSpec
 
 PENDING = "checked by interpreting its saved program, not yet by Core ML: run `tinyusfm-edge verify BUNDLE` on a Mac"
 """What an artefact waits for that was not exported on a Mac."""
+PRUNES = True
+"""It writes graphs that were pruned to a sector."""
 _FORMS = {
     "fp32": "ML program of iOS 17, float32",
     "fp16": "ML program of iOS 17, float16",
@@ -177,4 +179,4 @@ def _manifest(spec: ModelSpec) -> bytes:
 FOLDERS = {name: f"{PACKAGE}/{place}" for name, place in PLACES.items()}
 """Where an artefact's files lie in its folder of the bundle, so that Xcode opens the package as it stands."""
 
-__all__ = ["FOLDERS", "PENDING", "Target", "available", "written_weight"]
+__all__ = ["FOLDERS", "PENDING", "PRUNES", "Target", "available", "written_weight"]

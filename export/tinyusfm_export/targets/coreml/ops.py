@@ -119,6 +119,21 @@ def resize_bilinear(i: Inputs) -> Any:
     return F.interpolate(i["x"], size=size, mode="bilinear", align_corners=False)
 
 
+def gather(i: Inputs) -> Any:
+    """Rows by their numbers along one axis.
+
+    Raises:
+        UnsupportedError: batch axes.
+    """
+    import numpy as np
+    import torch
+
+    if i.get("batch_dims"):
+        raise UnsupportedError("the Core ML program gathers over batch axes: it is not interpreted")
+    index = torch.from_numpy(np.asarray(i["indices"]).astype(np.int64))
+    return i["x"].index_select(int(i.get("axis", 0)), index)
+
+
 def reduce_mean(i: Inputs) -> Any:
     """Mean over axes."""
     return i["x"].mean(list(_whole(i["axes"])), keepdim=bool(i.get("keep_dims", False)))
@@ -211,6 +226,7 @@ OPERATORS: Mapping[str, Callable[[Inputs], Any]] = {
     "constexpr_lut_to_dense": constexpr_lut_to_dense,
     "conv": conv,
     "dequantize": dequantize,
+    "gather": gather,
     "gelu": gelu,
     "layer_norm": layer_norm,
     "linear": linear,
@@ -233,6 +249,7 @@ __all__ = [
     "constexpr_lut_to_dense",
     "conv",
     "dequantize",
+    "gather",
     "gelu",
     "layer_norm",
     "linear",

@@ -275,6 +275,12 @@ def _cat(w: MilWriter, node: Node, _: Any) -> Any:
     return w.mb.concat(values=parts, axis=1, name=w.name(node))
 
 
+def _take(w: MilWriter, node: Node, _: Any) -> Any:
+    """Tokens by their numbers, along axis 1."""
+    index = np.array(node.args[1], np.int32)
+    return w.mb.gather(x=w.source(node), indices=index, axis=1, name=w.name(node))
+
+
 def _interpolate(w: MilWriter, node: Node, _: Any) -> Any:
     rows, cols = node.meta["shape"][2:]
     return w.mb.resize_bilinear(
@@ -312,6 +318,7 @@ _FORMS: NodeForms[Callable[[MilWriter, Any, Any], Any]] = NodeForms(
         operator.add.__name__: lambda w, node, _: w.mb.add(x=w.source(node), y=w.source(node, 1), name=w.name(node)),
         operator.getitem.__name__: _getitem,
         "matmul": _matmul,
+        "take_tokens": _take,
         "cat": _cat,
         "reshape": lambda w, node, _: w.mb.reshape(x=w.source(node), shape=list(node.meta["shape"]), name=w.name(node)),
         "permute": lambda w, node, _: w.mb.transpose(x=w.source(node), perm=list(node.args[1]), name=w.name(node)),

@@ -25,6 +25,8 @@ from tinyusfm_runtime.engines.litert import LIBRARY, MODEL_FILE, library_version
 from tinyusfm_runtime.errors import MissingExtra, OutputError, UnsupportedError
 from tinyusfm_runtime.plugins import Availability
 
+PRUNES = True
+"""It writes graphs that were pruned to a sector."""
 _FORMS = {
     "fp32": "float32 built-in operators",
     "int8": "dynamic-range int8: int8 weights with a scale per output channel, float activations, rest float32",
@@ -73,4 +75,4 @@ class Target:
         )
 
 
-__all__ = ["Target", "available"]
+__all__ = ["PRUNES", "Target", "available"]

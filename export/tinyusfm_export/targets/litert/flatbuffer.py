@@ -47,6 +47,7 @@ KINDS: Mapping[str, OperatorKind] = {
     "DEPTHWISE_CONV_2D": OperatorKind(options="DepthwiseConv2D"),
     "DIV": OperatorKind(options="Div"),
     "FULLY_CONNECTED": OperatorKind(options="FullyConnected", version=5),
+    "GATHER": OperatorKind(options="Gather"),
     "GELU": OperatorKind(options="Gelu"),
     "MAXIMUM": OperatorKind(options="MaximumMinimum"),
     "MEAN": OperatorKind(options="Reducer"),

@@ -304,6 +304,12 @@ def _getitem(w: LiteRtWriter, node: Node, _: Any) -> Value:
     return Value(w.emit("SLICE", inputs, shape, str(node.meta["label"])))
 
 
+def _take(w: LiteRtWriter, node: Node, _: Any) -> Value:
+    """Tokens by their numbers, along axis 1."""
+    inputs = [w.source(node), w.whole(node.args[1])]  # type: ignore[arg-type]
+    return Value(w.emit("GATHER", inputs, shape_of(node), str(node.meta["label"]), Axis=1))
+
+
 def _matmul(w: LiteRtWriter, node: Node, _: Any) -> Value:
     """Batched product; a constant matrix gets the other side's rank."""
     numbers = [w.source(node, index) for index in range(2)]
@@ -404,6 +410,7 @@ _FORMS: NodeForms[Callable[[LiteRtWriter, Any, Any], Value]] = NodeForms(
         operator.add.__name__: _add,
         operator.getitem.__name__: _getitem,
         "matmul": _matmul,
+        "take_tokens": _take,
         "cat": _cat,
         "reshape": _reshape,
         "permute": _permute,
