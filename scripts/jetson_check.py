@@ -27,11 +27,9 @@ ONNXRUNTIME, NUMPY = "1.23.2", "2.2.6"
 """The newest of each with wheels for Python 3.10."""
 PLATFORMS = tuple(f"manylinux_2_{minor}_aarch64" for minor in (35, 34, 31, 28, 27, 26, 17)) + ("manylinux2014_aarch64",)
 """What JetPack 6 takes: glibc 2.35 of Ubuntu 22.04."""
-NEEDED = ("", "onnxruntime", "images", "dicom", "video", "live", "signed")
+NEEDED = ("", "onnxruntime", "openvino", "litert", "images", "dicom", "video", "live", "signed")
 """Extras that a board needs; empty is the toolkit itself."""
-LACKING = {
-    "openvino": "no OpenVINO for 3.10 on aarch64 in the range that we take: use onnx or tensorrt there",
-}
+LACKING: dict[str, str] = {}
 """Extras that are known not to resolve, and what is said of them."""
 MODULES = (
     "tinyusfm_edge.cli.start.doctor", "tinyusfm_edge.cli.build", "tinyusfm_edge.cli.verify",
@@ -174,7 +172,9 @@ def wheel_row(extra: str, code: int, report: Path, errors: str) -> Row:
     found = {
         one["metadata"]["name"].lower(): one["metadata"]["version"] for one in json.loads(report.read_text())["install"]
     }
-    shown = ", ".join(f"{name} {found[name]}" for name in ("numpy", "onnxruntime", "openvino") if name in found)
+    shown = ", ".join(
+        f"{name} {found[name]}" for name in ("numpy", "onnxruntime", "openvino", "ai-edge-litert") if name in found
+    )
     newest = {"numpy": NUMPY, "onnxruntime": ONNXRUNTIME}
     moved = [f"{name} is {found[name]} now" for name, wanted in newest.items() if found.get(name, wanted) != wanted]
     if moved:
@@ -251,7 +251,8 @@ def check_bundle(clock: Clock, python: Path, version: str) -> list[Row]:
 
 def found_in(name: str, said: str) -> str:
     """The line of a command's output that counts."""
-    wanted = {"run": "found", "run the bundle that ships": "found", "tune": "picked", "doctor": "toolkit"}.get(name, "")
+    labels = {"run": "found", "run the bundle that ships": "found", "tune": "picked", "doctor": "toolkit"}
+    wanted = {**labels, "profile": "total"}.get(name, "")
     return next((line for line in said.splitlines() if wanted and line.startswith(wanted)), said)
 
 

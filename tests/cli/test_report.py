@@ -100,6 +100,30 @@ def test_charts_take_odd_values(values: list[float]) -> None:
         ElementTree.fromstring(svg)
 
 
+def test_points_of_one_name_share_a_colour_and_a_line_of_the_legend() -> None:
+    many = [(f"artefact number {index // 2} of them", 5.0 + index, 0.9988 + index * 1e-5, True) for index in range(16)]
+    svg = charts.scatter(many, "ms", "Dice", limit_x=4.0, most_y=1.0)
+    words = [text.text for text in elements(svg, "text")]
+    assert [words.count(name) for name, *_ in many] == [1] * 16
+    looks = {(mark.get("stroke"), mark.get("rx")) for mark in elements(svg, "rect")}
+    assert len(looks) == 8, "eight names look like eight"
+    ticks = [text.text for text in elements(svg, "text") if text.get("text-anchor") == "end"]
+    assert len(set(ticks)) == len(ticks) and all(float(tick or "nan") <= 1.0 for tick in ticks)
+    height = float((ElementTree.fromstring(svg).get("viewBox") or "").split()[3])
+    assert all(float(text.get("y", "nan")) < height for text in elements(svg, "text"))
+    long = charts.histogram({name: [1.0] for name, *_ in many[::4]}, "ms")
+    right = max(float(text.get("x", "nan")) + charts.LETTER * len(text.text or "") for text in elements(long, "text"))
+    assert right <= charts.WIDTH + charts.LETTER * len("ms"), "a legend that is too long goes below"
+
+
+def test_wide_tables_name_each_cell_for_narrow_screens() -> None:
+    header = [f"column {index}" for index in range(9)]
+    wide = Table(title="t", header=header, rows=[["1"] * 9])
+    text = render(Page(title="p", passed=None, headline="h", blocks=[wide]))
+    assert text.count('data-of="column ') == 9 and '<table class="many">' in text
+    assert "data-of=" not in render(page()).partition("</style>")[2]
+
+
 def test_page_is_written_as_one_file(tmp_path: Path) -> None:
     from tinyusfm_edge.cli.console import write_file
 

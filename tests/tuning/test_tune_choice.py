@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tinyusfm_edge.tuning.advice import what_would
 from tinyusfm_edge.tuning.candidates import TuneCandidate
 from tinyusfm_edge.tuning.choice import BAND, TuneRow, decide
 from tinyusfm_runtime.profiling.quantiles import quantile
@@ -124,6 +125,13 @@ def test_the_full_student_is_taken_where_it_fits_and_the_twin_where_it_does_not(
     assert found.pick is rows[1] and "full came first" in found.reason
 
 
+def test_the_reason_compares_medians_with_medians() -> None:
+    uneven = replace(row(ms=5.0, artefact="litert-int8"), samples_ms=(5.0,) * 50 + (9.0,) * 10)
+    uneven = replace(uneven, p90=quantile(uneven.samples_ms, 90.0))
+    found = decide([uneven, row(ms=6.0, count=10)], 10.0)
+    assert found.pick is uneven and "by medians 1.20 times as fast as onnx-int8" in found.reason
+
+
 def test_equally_fast_rows_are_decided_by_threads_pinning_and_agreement() -> None:
     few, many = row(ms=8.0), row(ms=7.9, threads=4, artefact="openvino-int8")
     assert decide([many, few], 10.0).pick is few
@@ -136,17 +144,32 @@ def test_equally_fast_rows_are_decided_by_threads_pinning_and_agreement() -> Non
 
 def test_an_unmet_budget_says_what_would_meet_it_and_what_was_wrong_with_the_fast_ones() -> None:
     wrong = row("quick", rank=2, ms=3.0, why_not="never passed its gate")
-    found = decide([row(ms=15.0), wrong], 10.0)
-    assert not found and found.ratio == pytest.approx(1.5)
-    assert "1.50 times the budget" in found.reason and "budget of 15.0 ms" in found.reason
-    assert "quick onnx-int8" in found.reason and "never passed its gate" in found.reason
+    rows = [row(ms=15.004), wrong]
+    found = decide(rows, 10.0)
+    assert not found and found.ratio == pytest.approx(1.5004)
+    assert "nearest is full onnx-int8" in found.reason and "1.50 times the budget" in found.reason
+    would = what_would(found, rows, {"full/openvino-int8": "not installed"}, cores=4)
+    assert would[0].startswith("a budget of 15.01 ms"), "rounded up: a budget of 15.00 ms would not be met"
+    text = "; ".join(would)
+    assert "quick onnx-int8" in text and "never passed its gate" in text
+    assert "only onnx was tried" in text and "full/openvino-int8" in text and "--threads 4" in text
+    assert "--sector" in text and "lighter student" not in text, "another variant was given"
     none = decide([wrong], 10.0)
-    assert none.nearest is None and "held its gate" in none.reason
+    assert none.nearest is None and "held its gate" in none.reason and "never passed" in none.reason
+    assert what_would(none, [wrong], {}, cores=1) == ()
+
+
+def test_advice_leaves_out_what_was_tried() -> None:
+    rows = [row(ms=15.0, threads=2), row(ms=16.0, artefact="openvino-int8-sector"), row("twin", rank=1, ms=14.0)]
+    would = what_would(decide(rows, 10.0), rows, {}, cores=2)
+    assert len(would) == 2, f"a budget and a device, and nothing that was tried: {would}"
+    assert what_would(decide(rows, 20.0), rows, {}, cores=2) == ()
 
 
 def test_too_few_samples_ask_for_more_and_pick_nothing() -> None:
     found = decide([row(ms=5.0, count=10)], 10.0)
     assert not found and "10 samples bound no 90th percentile (36 do)" in found.reason
+    assert "--rounds 4 goes on" in found.reason, "ten in a round"
     assert decide([row(ms=5.0, count=36)], 10.0)
     noisy = row(ms=5.0)
     slow = (5.0,) * 50 + (30.0,) * 10

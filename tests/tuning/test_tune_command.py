@@ -137,7 +137,9 @@ def test_a_budget_that_nothing_meets_ends_with_1_and_says_what_would(
     told = report_in(tuned)
     assert told["choice"]["pick"] is None and told["choice"]["ratio"] > 1
     assert told["choice"]["nearest"] == "full/onnx-fp32/1/free" and not list(tuned.glob("recipe.*"))
-    assert "times the budget" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "times the budget" in said.err and "would do     a budget of" in said.out
+    assert told["choice"]["would"][0] in (tuned / "tune.html").read_text(encoding="utf-8")
     assert (tuned / "state.json").read_bytes() == state, "nothing is measured again for another budget"
     assert main(["tune", str(full), str(twin), "--budget-ms", "5000", "--out", str(tuned), *QUICK]) == 0
 
@@ -152,8 +154,13 @@ def test_the_page_fits_the_screen_and_fetches_nothing(tuned: Path, size: tuple[i
     assert tab.run("return document.documentElement.scrollWidth <= innerWidth")
     titles = tab.run("return [...document.querySelectorAll('h2')].map((title) => title.textContent)")
     assert titles[:2] == ["What was tried", "Accuracy against latency"]
-    shown = tab.run("return [...document.querySelectorAll('svg')].map((svg) => svg.getBoundingClientRect().width)")
-    assert shown and all(100 < width < size[0] for width in shown)
+    letters = tab.run(
+        "return [...document.querySelectorAll('svg')].map((svg) => svg.getBoundingClientRect().width / 720"
+        " * parseFloat(getComputedStyle(svg.querySelector('text')).fontSize))"
+    )
+    assert letters and all(height >= 9 for height in letters), "words of charts can be read"
+    cut = "[...document.querySelectorAll('table')].filter((table) => table.scrollWidth > table.parentNode.clientWidth)"
+    assert not tab.run(f"return {cut}.length"), "no column is hidden beside the screen"
     assert "never passed its gate" in tab.run("return document.body.innerText")
 
 

@@ -18,7 +18,7 @@ from tinyusfm_edge.tuning.run import TuneRequest, measure_here
 from tinyusfm_edge.tuning.variants import MISSED_NAME, combinations, export_variant, ready_bundles
 from tinyusfm_edge.tuning.visit import VisitPlan, measure
 from tinyusfm_runtime.device.machine import card_from_cpuinfo
-from tinyusfm_runtime.errors import GateError, InputError
+from tinyusfm_runtime.errors import GateError, InputError, MissingExtra
 from tinyusfm_runtime.session import Session
 from tinyusfm_runtime.sources import open_source
 
@@ -216,3 +216,38 @@ def test_a_student_is_exported_once_and_what_missed_is_remembered(fake_parts: Pa
     assert seen == [("onnx", "int8"), ("onnx", "fp32")] and (tmp_path / MISSED_NAME).is_file()
     with pytest.raises(InputError, match="nothing of it passed its gate"):
         export_variant("mine.safetensors", tmp_path, pairs[:1], export, ExportRequest())
+
+
+def test_bundles_of_another_student_or_other_data_are_not_taken(fake_parts: Parts, tmp_path: Path) -> None:
+    def export(request: ExportRequest, progress: object) -> None:
+        assert request.out is not None
+        fake_parts.publish(request.out)
+
+    student, folder = tmp_path / "mine.safetensors", tmp_path / "variants"
+    student.write_bytes(b"first")
+    folder.mkdir()
+    pairs = [("onnx", "int8")]
+    export_variant(str(student), folder, pairs, export, ExportRequest())
+    export_variant(str(student), folder, pairs, export, ExportRequest())
+    with pytest.raises(InputError, match=r"something else \(data\): give --fresh"):
+        export_variant(str(student), folder, pairs, export, ExportRequest(data=tmp_path))
+    student.write_bytes(b"second")
+    with pytest.raises(InputError, match=r"something else \(student\)"):
+        export_variant(str(student), folder, pairs, export, ExportRequest())
+
+
+def test_what_was_not_installed_is_tried_again(fake_parts: Parts, tmp_path: Path) -> None:
+    installed = False
+
+    def export(request: ExportRequest, progress: object) -> None:
+        if request.precisions == ("int8",) and not installed:
+            raise MissingExtra("this export", "onnxruntime", "onnxruntime")
+        assert request.out is not None
+        fake_parts.publish(request.out)
+
+    pairs = [("onnx", "int8"), ("onnx", "fp32")]
+    found = export_variant("mine.safetensors", tmp_path, pairs, export, ExportRequest())
+    assert "onnxruntime" in found.missed["onnx-int8"] and len(found.bundles) == 1
+    installed = True
+    found = export_variant("mine.safetensors", tmp_path, pairs, export, ExportRequest())
+    assert not found.missed and len(found.bundles) == 2

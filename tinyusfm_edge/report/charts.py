@@ -19,6 +19,8 @@ BAR_STEP = 17
 """Height of one row of a bar chart."""
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 34, 44
 """Margins of the plotting area, in the drawing's own units."""
+LETTER = 8.0
+"""Width of a letter at most: letters are larger on a narrow screen (page.py)."""
 
 
 def histogram(samples: Mapping[str, Sequence[float]], unit: str, *, bins: int = 48) -> str:
@@ -53,7 +55,11 @@ def histogram(samples: Mapping[str, Sequence[float]], unit: str, *, bins: int = 
             ]
         points.append(f"{_x(high, low, high):.1f},{_y(0, 0, tallest):.1f}")
         parts.append(f'<polygon points="{" ".join(points)}" fill="{colour}" fill-opacity="0.28" stroke="{colour}"/>')
-    return _frame([*parts, *_legend(list(counts))], "histogram of " + ", ".join(counts))
+    names, about = list(counts), "histogram of " + ", ".join(counts)
+    if sum(34 + LETTER * len(name) for name in names) < WIDTH - RIGHT - LETTER * len("share of frames"):
+        return _frame([*parts, *_legend(names)], about)
+    below, height = _legend_below(names)
+    return _frame([*parts, *below], about, height=HEIGHT + height)
 
 
 def strip(
@@ -115,10 +121,10 @@ def bars(rows: Sequence[tuple[str, float]], unit: str) -> str:
     high = high if high > 0 else 1.0
     scale = (WIDTH - RIGHT - left) / high
     parts = []
-    for tick in _ticks(0.0, high):
+    for tick, label in _ticks(0.0, high):
         x = left + tick * scale
         parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="8" y2="{base}" class="grid"/>')
-        parts.append(_words(x, base + 18, f"{tick:.4g}", anchor="middle"))
+        parts.append(_words(x, base + 18, label, anchor="middle"))
     for index, (name, value) in enumerate(rows):
         y = 12 + BAR_STEP * index
         parts.append(_words(left - 8, y + 11, name, anchor="end"))
@@ -132,37 +138,59 @@ def bars(rows: Sequence[tuple[str, float]], unit: str) -> str:
 
 
 def scatter(
-    points: Sequence[tuple[str, float, float, bool]], label_x: str, label_y: str, *, limit_x: float | None = None
+    points: Sequence[tuple[str, float, float, bool]],
+    label_x: str,
+    label_y: str,
+    *,
+    limit_x: float | None = None,
+    most_y: float = math.inf,
 ) -> str:
-    """Named points, good ones filled and the others hollow.
+    """Points with a colour for each name, good ones filled and the others hollow.
 
     Args:
-        points: (name, x, y, good); an empty name is not written.
+        points: (name, x, y, good); points of one name are of one colour.
         label_x: of the horizontal axis.
         label_y: of the vertical axis.
         limit_x: where a line is drawn upwards, or None.
+        most_y: largest value that the vertical axis can have.
 
     Returns:
-        An ``<svg>`` element.
+        An ``<svg>`` element, higher the more names there are.
     """
     if not points:
         return _frame([_words(WIDTH / 2, HEIGHT / 2, "nothing measured", anchor="middle")], "empty chart")
     low_x, high_x = _padded([*(point[1] for point in points), *([] if limit_x is None else [limit_x])])
     low_y, high_y = _padded([point[2] for point in points])
+    high_y = max(min(high_y, most_y), low_y + 1e-9)
     parts = _axes(low_x, high_x, low_y, high_y, label_x, label_y)
     if limit_x is not None:
         x = _x(limit_x, low_x, high_x)
         parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" class="limit"/>')
-    for index, (name, x, y, good) in enumerate(points):
-        place, colour = (_x(x, low_x, high_x), _y(y, low_y, high_y)), COLOURS[index % len(COLOURS)]
-        fill = colour if good else "none"
-        parts.append(f'<circle cx="{place[0]:.1f}" cy="{place[1]:.1f}" r="5" fill="{fill}" stroke="{colour}"/>')
-        if not name:
-            continue
-        right = place[0] + 7.2 * len(name) < WIDTH - RIGHT
-        shift = 9 if right else -9
-        parts.append(_words(place[0] + shift, place[1] + 4, name, anchor="start" if right else "end"))
-    return _frame(parts, f"{label_y} against {label_x}: " + ", ".join(point[0] for point in points if point[0]))
+    names = list(dict.fromkeys(point[0] for point in points))
+    for name, x, y, good in points:
+        parts.append(_mark(_x(x, low_x, high_x), _y(y, low_y, high_y), names.index(name), good))
+    below, height = _legend_below(names)
+    return _frame([*parts, *below], f"{label_y} against {label_x}: {', '.join(names)}", height=HEIGHT + height)
+
+
+def _mark(x: float, y: float, index: int, filled: bool) -> str:
+    """A point; beyond the colours there are, it is square."""
+    colour, round_ = COLOURS[index % len(COLOURS)], 5 if index // len(COLOURS) % 2 == 0 else 0
+    style = f'fill="{colour if filled else "#fff"}" fill-opacity="0.85" stroke="{colour}" stroke-width="1.5"'
+    return f'<rect x="{x - 5:.1f}" y="{y - 5:.1f}" width="10" height="10" rx="{round_}" {style} class="mark"/>'
+
+
+def _legend_below(names: Sequence[str]) -> tuple[list[str], int]:
+    """A legend in rows below the axis' label, and its height."""
+    parts: list[str] = []
+    x, y = float(LEFT), float(HEIGHT + 10)
+    for index, name in enumerate(names):
+        wide = 16 + LETTER * len(name) + 18
+        if x > LEFT and x + wide > WIDTH:
+            x, y = float(LEFT), y + 20
+        parts += [_mark(x + 5, y + 5, index, True), _words(x + 16, y + 9, name)]
+        x += wide
+    return parts, int(y - HEIGHT) + 20
 
 
 def _padded(values: Sequence[float]) -> tuple[float, float]:
@@ -186,23 +214,28 @@ def _y(value: float, low: float, high: float) -> float:
     return HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """About five round numbers in a range."""
+def _ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """About five round numbers in a range, each with a label that no other one has."""
     rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough)
     first = math.ceil(low / step - 1e-9)
-    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
+    found = [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
+    large = max(map(abs, found), default=0.0)
+    if not 1e-5 < step <= large < 1e7:
+        return [(tick, f"{tick:.4g}") for tick in found]
+    decimals = next(n for n in range(8) if abs(round(step, n) - step) < 1e-6 * step)
+    return [(tick, f"{tick + 0.0:.{decimals}f}") for tick in found]
 
 
 def _axes(low_x: float, high_x: float, low_y: float, high_y: float, label_x: str, label_y: str) -> list[str]:
     parts = []
-    for tick in _ticks(low_y, high_y):
+    for tick, label in _ticks(low_y, high_y):
         y = _y(tick, low_y, high_y)
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
-        parts.append(_words(LEFT - 8, y + 4, f"{tick:.4g}", anchor="end"))
-    for tick in _ticks(low_x, high_x):
-        parts.append(_words(_x(tick, low_x, high_x), HEIGHT - BOTTOM + 18, f"{tick:.4g}", anchor="middle"))
+        parts.append(_words(LEFT - 8, y + 4, label, anchor="end"))
+    for tick, label in _ticks(low_x, high_x):
+        parts.append(_words(_x(tick, low_x, high_x), HEIGHT - BOTTOM + 18, label, anchor="middle"))
     base = HEIGHT - BOTTOM
     parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}" class="axis"/>')
     parts.append(_words((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, label_x, anchor="middle"))
@@ -214,7 +247,7 @@ def _legend(names: Sequence[str]) -> list[str]:
     parts: list[str] = []
     right = float(WIDTH - RIGHT)
     for index in reversed(range(len(names))):
-        left = right - 16 - 7.2 * len(names[index])
+        left = right - 16 - LETTER * len(names[index])
         parts.append(f'<rect x="{left:.1f}" y="5" width="11" height="11" fill="{COLOURS[index % len(COLOURS)]}"/>')
         parts.append(_words(left + 16, 15, names[index]))
         right = left - 18
@@ -238,6 +271,7 @@ __all__ = [
     "COLOURS",
     "HEIGHT",
     "LEFT",
+    "LETTER",
     "RIGHT",
     "TOP",
     "WIDTH",

@@ -20,6 +20,8 @@ BAD = frozenset({"missed", "no", "unverified", "failed", "worse"})
 
 LONG_CELL = 28
 """Letters from which a cell may break into lines."""
+MANY_COLUMNS = 8
+"""Columns from which the rows of a table become cards on a narrow screen."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,10 +151,16 @@ def _content(block: Block) -> str:
             f'<th class="number">{escape(name)}</th>' if right else f"<th>{escape(name)}</th>"
             for name, right in zip(block.header, numeric, strict=True)
         )
-        rows = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in block.rows)
-        return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+        many = len(block.header) >= MANY_COLUMNS
+        names = [f' data-of="{escape(name, quote=True)}"' if many else "" for name in block.header]
+        rows = "".join(
+            "<tr>" + "".join(_cell(cell, name) for cell, name in zip(row, names, strict=True)) + "</tr>"
+            for row in block.rows
+        )
+        table = '<table class="many">' if many else "<table>"
+        return f'<div class="wide">{table}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
     if isinstance(block, Chart):
-        return block.svg
+        return f'<div class="wide">{block.svg}</div>'
     if isinstance(block, Images):
         one = " one" if len(block.images) == 1 else ""
         return f'<div class="images{one}">' + "".join(_image(*image) for image in block.images) + "</div>"
@@ -162,11 +170,11 @@ def _content(block: Block) -> str:
     return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in block.facts) + "</dl>"
 
 
-def _cell(text: str) -> str:
+def _cell(text: str, name: str = "") -> str:
     lowered = text.strip().lower()
     kind = "good" if lowered in GOOD else "bad" if lowered in BAD else "number" if _is_number(lowered) else ""
     kind = kind or ("long" if len(text) > LONG_CELL else "")
-    return f'<td class="{kind}">{escape(text)}</td>' if kind else f"<td>{escape(text)}</td>"
+    return f'<td class="{kind}"{name}>{escape(text)}</td>' if kind else f"<td{name}>{escape(text)}</td>"
 
 
 def _is_number(text: str) -> bool:
@@ -187,7 +195,7 @@ def _image(caption: str, png: bytes) -> str:
 _STYLE = """
 :root{color-scheme:light}
 body{margin:0;background:#f4f6f8;color:#1b2630;font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-main{max-width:1000px;margin:0 auto;padding:20px 16px 60px}
+main{max-width:1160px;margin:0 auto;padding:20px 16px 60px}
 h1{font-size:1.5rem;margin:.4em 0}h2{font-size:1.1rem;margin:0 0 .4em}
 .banner{border-radius:10px;padding:16px 20px;font-size:1.15rem;font-weight:600;color:#fff;margin:.6em 0 1em}
 .banner.plain{background:#3e4c59}.banner.good{background:#1f7a3a}.banner.bad{background:#b02a2a}
@@ -197,7 +205,7 @@ section{background:#fff;border:1px solid #dde3e8;border-radius:10px;padding:16px
 th,td{text-align:left;padding:7px 6px;border-bottom:1px solid #e6ebef;white-space:nowrap}
 th{color:#52606d;font-weight:600}.number{text-align:right;font-variant-numeric:tabular-nums}
 td.long{white-space:normal;min-width:8em}td.good{color:#1f7a3a;font-weight:600}td.bad{color:#b02a2a;font-weight:600}
-svg{width:100%;height:auto}svg text{font:12px system-ui,sans-serif;fill:#3e4c59}
+svg{width:100%;max-width:960px;height:auto;display:block}svg text{font:12px system-ui,sans-serif;fill:#3e4c59}
 .grid{stroke:#e6ebef}.axis{stroke:#9aa5b1}.limit{stroke:#b02a2a;stroke-dasharray:5 4}
 svg .limit-label{fill:#b02a2a}
 .images{display:grid;grid-template-columns:repeat(auto-fill,minmax(280px,1fr));gap:14px}figure{margin:0}
@@ -210,6 +218,14 @@ section{border:0;padding:0;break-inside:auto}
 .banner{color:#000!important;background:none!important;border:2px solid #000}
 .wide{overflow:visible}th,td{white-space:normal}
 tr,figure,dl{break-inside:avoid}h2{break-after:avoid}a{color:#000;text-decoration:none}}
+@media screen and (max-width:1000px){.many thead{display:none}.many,.many tbody{display:block}
+.many tr{display:grid;grid-template-columns:repeat(auto-fill,minmax(140px,1fr));gap:1px 18px;padding:9px 0}
+.many tr{border-bottom:1px solid #dde3e8}
+.many td{display:flex;justify-content:space-between;gap:8px;border:0;padding:1px 0}
+.many td{white-space:normal;text-align:right}.many td::before{white-space:nowrap}
+.many td::before{content:attr(data-of);color:#52606d;font-weight:400}
+.many td:first-child{grid-column:1/-1;font-weight:600;text-align:left}.many td:first-child::before{content:none}}
+@media screen and (max-width:600px){.wide svg{width:480px;max-width:none}svg text{font-size:14px}}
 @media (max-width:520px){dl{grid-template-columns:1fr}dd{margin-bottom:8px}}
 """
 

@@ -77,6 +77,11 @@ class TuneRow:
         return self.p90.high if self.p90.high is not None else math.inf
 
     @property
+    def bound_ms(self) -> float:
+        """What would have to lie within a budget; of too few samples the slowest one."""
+        return self.decides_ms if self.decides_ms < math.inf else max(self.samples_ms, default=math.inf)
+
+    @property
     def agreement(self) -> float:
         """How close to the reference, larger is closer; minus infinity where nobody knows."""
         return next(
@@ -128,6 +133,7 @@ class TuneChoice:
         nearest: the row that comes nearest where none meets the budget, or None where none holds its gate.
         ratio: time of the nearest one over the budget, or None.
         reason: one sentence.
+        would: what would meet the budget where nothing did, a line each; see advice.py.
     """
 
     budget_ms: float | None
@@ -135,6 +141,7 @@ class TuneChoice:
     nearest: TuneRow | None = None
     ratio: float | None = None
     reason: str = ""
+    would: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return self.pick is not None
@@ -147,6 +154,7 @@ class TuneChoice:
             "nearest": None if self.nearest is None else self.nearest.candidate.key,
             "ratio": self.ratio,
             "reason": self.reason,
+            "would": list(self.would),
         }
 
 
@@ -250,38 +258,32 @@ def _why(pick: TuneRow, rows: Sequence[TuneRow], budget_ms: float | None) -> str
         and row.samples_ms
     ]
     if others:
-        second = min(others, key=_time)
-        times = _time(second) / _time(pick)
-        facts.append(f"{times:.2f} times as fast as {second.candidate.artefact} at its best")
+        # medians: not every row has samples for a 90th percentile
+        second = min(others, key=lambda row: row.median_ms)
+        times = second.median_ms / pick.median_ms
+        facts.append(f"by medians {times:.2f} times as fast as {second.candidate.artefact} at its best")
     return f"{pick.name}: {'; '.join(facts)}"
 
 
 def _unmet(rows: Sequence[TuneRow], budget_ms: float | None) -> TuneChoice:
     holding = [row for row in rows if not row.why_not and row.samples_ms]
-    wrong = [row for row in rows if row.why_not and budget_ms is not None and row.decides_ms <= budget_ms]
-    aside = ""
-    if wrong:
-        fastest = min(wrong, key=lambda row: row.median_ms)
-        aside = f"; {fastest.name} would be fast enough, but {fastest.why_not}"
     if not holding or budget_ms is None:
+        wrong = min((row for row in rows if row.why_not), key=lambda row: row.median_ms, default=None)
+        aside = f": {wrong.name} {wrong.why_not}" if wrong is not None else ""
         return TuneChoice(budget_ms=budget_ms, reason=f"no candidate ran and held its gate here{aside}")
-    nearest = min(holding, key=lambda row: (_bound(row), row.candidate.key))
-    ratio = _bound(nearest) / budget_ms
+    nearest = min(holding, key=lambda row: (row.bound_ms, row.candidate.key))
+    ratio = nearest.bound_ms / budget_ms
     if ratio <= 1.0:
         few = f"{len(nearest.samples_ms)} samples bound no 90th percentile ({nearest.p90.needed} do)"
-        reason = f"{nearest.name} may meet {budget_ms:g} ms, but {few}: give more --rounds or --seconds{aside}"
+        rounds = math.ceil(nearest.p90.needed * nearest.rounds / len(nearest.samples_ms))
+        reason = f"{nearest.name} may meet {budget_ms:g} ms, but {few}: the same command with --rounds {rounds} goes on"
         return TuneChoice(budget_ms=budget_ms, nearest=nearest, ratio=ratio, reason=reason)
+    what = "the upper end of its p90" if nearest.decides_ms < math.inf else "its slowest frame"
     reason = (
-        f"no variant meets {budget_ms:g} ms here; nearest is {nearest.name} with {_bound(nearest):.2f} ms, "
-        f"{ratio:.2f} times the budget: it would take a device {ratio:.2f} times as fast, a faster variant, or a "
-        f"budget of {_bound(nearest):.1f} ms{aside}"
+        f"no variant meets {budget_ms:g} ms here; nearest is {nearest.name}: {what} is {nearest.bound_ms:.2f} ms, "
+        f"{ratio:.2f} times the budget"
     )
     return TuneChoice(budget_ms=budget_ms, nearest=nearest, ratio=ratio, reason=reason)
-
-
-def _bound(row: TuneRow) -> float:
-    """What would have to lie within the budget; of too few samples the slowest one."""
-    return row.decides_ms if row.decides_ms < math.inf else max(row.samples_ms)
 
 
 def accuracy_words(accuracy: Mapping[str, float]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -110,6 +111,37 @@ def cells(row: TuneRow) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+_FIGURES = (
+    ("dice_mean", "mean Dice", "{:.4f}"), ("dice_worst", "worst", "{:.4f}"), ("hc_p95_mm", "HC p95 mm", "{:.2f}"),
+    ("top1", "top-1", "{:.3f}"), ("cosine_mean", "cosine", "{:.4f}"),
+)  # fmt: skip
+"""Columns of accuracy on the page: statistic, name, form."""
+
+
+def page_table(rows: Sequence[TuneRow]) -> Table:
+    """The rows with a column for each statistic that one of them has.
+
+    Args:
+        rows: in their order.
+    """
+    figures = [one for one in _FIGURES if any(one[0] in row.accuracy for row in rows)]
+    names = [name for _, name, _ in figures]
+    header = ("candidate", *HEADER[2:6], "p90 at most", "gate", *names, *HEADER[6:8], HEADER[-1])
+    found = []
+    for row in rows:
+        words = cells(row)
+        shown = [form.format(row.accuracy[key]) if key in row.accuracy else "-" for key, _, form in figures]
+        p90, most = words[5].partition(" (")[0], f"{row.decides_ms:.2f}" if math.isfinite(row.decides_ms) else "-"
+        name = f"{row.candidate.variant} {row.candidate.artefact}"
+        found.append((name, *words[2:5], p90, most, words[9], *shown, *words[6:8], words[-1]))
+    note = (
+        "Frame to answer in a process of its own, all in turns. The budget is held against "
+        "'p90 at most', the upper end of its 95 % interval. Dice and the like are against the PyTorch reference. "
+        "A row that misses its gate is never picked."
+    )
+    return Table(title="What was tried", note=note, header=header, rows=found)
+
+
 def tune_page(report: TuneReport) -> Page:
     """The page: pick, table, accuracy against latency, samples, machine.
 
@@ -117,29 +149,29 @@ def tune_page(report: TuneReport) -> Page:
         report: of a run.
     """
     choice, rows = report.choice, report.ordered()
-    note = (
-        "Frame to answer in a process of its own, all in turns; p90 with its 95 % interval. Agreement is with the "
-        "PyTorch reference. A row that misses its gate is never picked."
-    )
-    blocks: list[Block] = [Table(title="What was tried", note=note, header=HEADER, rows=[cells(row) for row in rows])]
-    if spots := _spots(rows):
-        words = (
-            "Filled: holds its gate. The dashed line is the budget." if choice.budget_ms else "Filled: holds its gate."
-        )
-        svg = scatter(spots, "p90 of frame to answer, ms", _axis(rows), limit_x=choice.budget_ms)
-        blocks.append(Chart(title="Accuracy against latency", note=f"Names stand at the fastest row. {words}", svg=svg))
+    blocks: list[Block] = []
+    if choice.would:
+        would = [(f"{number}", line) for number, line in enumerate(choice.would, 1)]
+        blocks.append(Table(title="What would meet the budget", header=("", "what"), rows=would))
+    blocks.append(page_table(rows))
+    # rows that were left after a round have too few samples for a 90th percentile; one axis shows one percentile
+    percent = 90 if all(row.p90.value is not None for row in rows if row.samples_ms) else 50
+    if spots := _spots(rows, percent):
+        words = "Filled: holds its gate." + (" The dashed line is the budget." if choice.budget_ms else "")
+        svg = scatter(spots, f"p{percent} of frame to answer, ms", _axis(rows), limit_x=choice.budget_ms, most_y=1.0)
+        blocks.append(Chart(title="Accuracy against latency", note=words, svg=svg))
     shown = [row for row in rows if row.samples_ms and not row.why_not][:SHOWN_AT_ONCE]
     if shown:
-        samples = {_short(row): list(row.samples_ms) for row in shown}
-        blocks.append(Chart(title="Every sample", note="Of the first rows.", svg=histogram(samples, "ms")))
+        samples = {_short(row, shown): list(row.samples_ms) for row in shown}
+        note = "Every sample of the first rows of the table, frame to answer."
+        blocks.append(Chart(title="Samples", note=note, svg=histogram(samples, "ms")))
     if out := [*report.left_out.items(), *((row.name, row.why_not) for row in rows if row.why_not)]:
         blocks.append(Table(title="Not picked, and why", header=("what", "why"), rows=out))
     if report.recipe:
-        lines = [line.partition(" = ") for line in report.recipe.splitlines() if " = " in line]
-        blocks.append(Facts(title="The recipe", facts=[(name, value) for name, _, value in lines]))
-    machine = [(key.replace("_", " "), str(value)) for key, value in report.machine.items()]
-    setup = [(key, str(value)) for key, value in report.state.about.get("setup", {}).items()]
-    blocks.append(Facts(title="Machine", facts=[("measured on", report.host or "this machine"), *machine, *setup]))
+        blocks.append(Facts(title="The recipe", facts=_recipe_facts(report.recipe)))
+    about = {**report.machine, **report.state.about.get("setup", {})}
+    machine = [(key.replace("_", " "), _plain(value)) for key, value in about.items()]
+    blocks.append(Facts(title="Machine", facts=[("measured on", report.host or "this machine"), *machine]))
     return Page(
         title="What runs best here" if not report.host else f"What runs best on {report.host}",
         passed=bool(choice),
@@ -149,16 +181,27 @@ def tune_page(report: TuneReport) -> Page:
     )
 
 
-def _spots(rows: Sequence[TuneRow]) -> list[tuple[str, float, float, bool]]:
-    """Points of the chart; of each artefact the fastest one carries its name."""
-    found, named = [], set[tuple[str, str]]()
+def _recipe_facts(text: str) -> list[tuple[str, str]]:
+    """Names and values of a recipe in TOML or JSON."""
+    if not text.lstrip().startswith("{"):
+        return [(name, value) for name, mark, value in (x.partition(" = ") for x in text.splitlines()) if mark]
+    flat = {**json.loads(text)}
+    flat |= {**flat.pop("budget", {}), **flat.pop("run", {})}
+    return [(name, _plain(value)) for name, value in flat.items()]
+
+
+def _plain(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _spots(rows: Sequence[TuneRow], percent: int) -> list[tuple[str, float, float, bool]]:
+    """Points of the chart at a percentile; those of one artefact have one name."""
+    found = []
     for row in sorted(rows, key=lambda row: row.median_ms):
-        x = row.p90.value if row.p90.value is not None else row.median_ms
-        if not math.isfinite(x) or not math.isfinite(row.agreement):
-            continue
-        what = (row.candidate.variant, row.candidate.artefact)
-        found.append(("" if what in named else " ".join(what), x, row.agreement, not row.why_not))
-        named.add(what)
+        x = row.median_ms if percent == 50 else row.p90.value if row.p90.value is not None else math.inf
+        if math.isfinite(x) and math.isfinite(row.agreement):
+            name = f"{row.candidate.variant} {row.candidate.artefact}"
+            found.append((name, x, row.agreement, not row.why_not))
     return found
 
 
@@ -168,8 +211,9 @@ def _axis(rows: Sequence[TuneRow]) -> str:
     return f"{' or '.join(found) or 'agreement'} against the reference"
 
 
-def _short(row: TuneRow) -> str:
-    return f"{row.candidate.artefact} x{row.candidate.threads}{'p' if row.candidate.cpus else ''}"
+def _short(row: TuneRow, shown: Sequence[TuneRow]) -> str:
+    """Name of a row in the legend, without what all shown rows share."""
+    return row.name if len({one.candidate.variant for one in shown}) > 1 else row.name.partition(" ")[2]
 
 
-__all__ = ["HEADER", "MOST_ROWS", "SHOWN_AT_ONCE", "TUNE_VERSION", "TuneReport", "cells", "tune_page"]
+__all__ = ["HEADER", "MOST_ROWS", "SHOWN_AT_ONCE", "TUNE_VERSION", "TuneReport", "cells", "page_table", "tune_page"]

@@ -9,6 +9,7 @@ print(report.choice.reason)
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyusfm_edge.data.reading import AS_IT_IS, Reading
+from tinyusfm_edge.tuning.advice import what_would
 from tinyusfm_edge.tuning.candidates import (
     TuneCandidate,
     TuneVariant,
@@ -56,7 +58,7 @@ class TuneRequest:
         pin: also try it pinned.
         plan: how one candidate is timed.
         rounds: how often.
-        fresh: forget what was measured before.
+        fresh: forget what was measured and exported before.
     """
 
     words: tuple[str, ...]
@@ -93,7 +95,11 @@ def prepare_variants(
         ready = ready_bundles(word)
         if ready is None:
             folder = request.out / VARIANTS_NAME / Path(word).stem
+            if request.fresh and folder.is_dir():
+                shutil.rmtree(folder)
             folder.mkdir(parents=True, exist_ok=True)
+            if progress is not None:
+                progress("looking which targets work here", 0.0)
             base = ExportRequest(data=request.data, reading=request.reading)
             pairs = combinations(request.targets, request.precisions)
             ready = export_variant(word, folder, pairs, export, base, progress)
@@ -178,7 +184,8 @@ def report_of(
     choice = decide(rows, request.budget_ms)
     report = TuneReport(rows=rows, choice=choice, state=state, left_out=left_out, host=host)
     if choice.pick is None:
-        return report
+        would = what_would(choice, rows, left_out, int(report.machine.get("usable_cpus", 1)))
+        return replace(report, choice=replace(choice, would=would))
     date = circumstances()["date"][:10]
     recipe = recipe_of(choice.pick, request.budget_ms, report.machine, date)
     return replace(report, recipe=recipe_text(recipe, RECIPE_SUFFIX))

@@ -9,6 +9,7 @@ only the reason.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Callable, Sequence
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("int8", "bf16", "fp32")
 """Tried where nothing is said: what differs in speed on a CPU."""
-MISSED_NAME = "missed.json"
-"""File in a variant's folder: what gave no bundle, and why."""
+MISSED_NAME, OF_NAME = "missed.json", "of.json"
+"""Files in a variant's folder: what gave no bundle, and why; and what its bundles were made of."""
 Export = Callable[["ExportRequest", "Progress | None"], object]
 """Writes one bundle; raises as ``export_student`` does."""
 
@@ -130,8 +131,9 @@ def export_variant(
     from dataclasses import replace
 
     name = Path(student).stem if Path(student).suffix else Path(student).name
+    _check_same(folder, made_of(student, base.data))
     missed = _read_missed(folder / MISSED_NAME)
-    bundles: list[Path] = []
+    bundles, cannot = list[Path](), dict[str, str]()
     for number, (target, precision) in enumerate(pairs):
         what = f"{target}-{precision}"
         place = folder / f"{name}-{what}.bundle"
@@ -145,15 +147,57 @@ def export_variant(
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     export(request, None)
-            except (GateError, MissingExtra, UnsupportedError) as error:
+            except (MissingExtra, UnsupportedError) as error:
+                cannot[what] = " ".join(str(error).split())[:300]  # another run may find it installed
+                continue
+            except GateError as error:
                 missed[what] = " ".join(str(error).split())[:300]
                 write_file(folder / MISSED_NAME, (json.dumps(missed, indent=1) + "\n").encode(), "what was missed")
                 continue
         if what not in missed:
             bundles.append(place)
+    wanted = {f"{target}-{precision}" for target, precision in pairs}
+    missed = {key: why for key, why in {**missed, **cannot}.items() if key in wanted}
     if not bundles:
         raise InputError(f"{name}: nothing of it passed its gate: {'; '.join(f'{k}: {v}' for k, v in missed.items())}")
     return VariantBundles(name=name, bundles=tuple(bundles), missed=missed)
+
+
+def made_of(student: str, data: Path | None) -> dict[str, str]:
+    """What the bundles of a student depend on, as far as it may change under the same name.
+
+    Args:
+        student: name of a shipped student, or path of a weights file.
+        data: labelled frames of the gate, or None.
+    """
+    from tinyusfm_edge import __version__, students
+
+    file = Path(student)
+    if not file.is_file() and student in students.names():
+        file = students.folder(student) / students.WEIGHTS
+    content = file.read_bytes() if file.is_file() else b""
+    return {
+        "student": hashlib.sha256(content).hexdigest(),
+        "data": "" if data is None else str(data.absolute()),
+        "toolkit": __version__,
+    }
+
+
+def _check_same(folder: Path, now: dict[str, str]) -> None:
+    """Keeps what the bundles of a folder are made of, and refuses to mix in others.
+
+    Raises:
+        InputError: the folder holds bundles of something else.
+    """
+    place = folder / OF_NAME
+    if not place.is_file():
+        write_file(place, (json.dumps(now, indent=1) + "\n").encode(), "what the bundles are made of")
+        return
+    then = _read_missed(place)
+    if differ := sorted(key for key in now if then.get(key) != now[key]):
+        raise InputError(
+            f"{folder} holds bundles made of something else ({', '.join(differ)}): give --fresh, or another --out"
+        )
 
 
 def _read_missed(place: Path) -> dict[str, str]:
@@ -166,10 +210,12 @@ def _read_missed(place: Path) -> dict[str, str]:
 
 __all__ = [
     "MISSED_NAME",
+    "OF_NAME",
     "PRECISIONS",
     "Export",
     "VariantBundles",
     "combinations",
     "export_variant",
+    "made_of",
     "ready_bundles",
 ]

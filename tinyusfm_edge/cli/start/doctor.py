@@ -16,10 +16,7 @@ REPORT_VERSION = 2
 """Version of the JSON."""
 MOST_COLUMNS = 100
 """Letters of the widest line."""
-PYTHON_3_10 = (
-    "stops at numpy 2.2.6 and onnxruntime 1.23.2, has no OpenVINO wheel for aarch64 that we take, and reads recipes "
-    "and gates as .json"
-)
+PYTHON_3_10 = "stops at numpy 2.2.6 and onnxruntime 1.23.2, and reads recipes, gates and rules as .json"
 """What 3.10 no longer gets."""
 EXAMPLE = ("fetal-head.bundle", "phantom:0-9")
 

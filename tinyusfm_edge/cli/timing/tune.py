@@ -18,6 +18,7 @@ from tinyusfm_runtime.errors import GateError, InputError
 
 if TYPE_CHECKING:
     from tinyusfm_edge.cli.timing.remote import Device
+    from tinyusfm_edge.tuning.choice import TuneChoice
     from tinyusfm_edge.tuning.page import TuneReport
     from tinyusfm_edge.tuning.run import TuneRequest
     from tinyusfm_edge.tuning.variants import VariantBundles
@@ -59,7 +60,7 @@ def tune(
     seconds: Annotated[
         float, typer.Option(metavar="SECONDS", min=0.01, help="Most time of a turn; 8 frames are timed all the same.")
     ] = 3.0,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an earlier run measured.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an earlier run measured and exported.")] = False,
     host: Annotated[
         str | None,
         typer.Option(rich_help_panel=DEVICE_PANEL, metavar="USER@DEVICE", help="Measure on a device over SSH."),
@@ -110,7 +111,15 @@ def tune(
         output.end("run", report.choice.pick.candidate.bundle, "phantom:0-9", "--recipe", place)
         return
     output.end("profile", found[0].bundles[0])
-    raise GateError(report.choice.reason)
+    raise GateError(_in_short(report.choice))
+
+
+def _in_short(choice: TuneChoice) -> str:
+    """The reason, or where lines of advice stand below it, that they do."""
+    if not choice.would or choice.ratio is None:
+        return choice.reason
+    times = f"the nearest takes {choice.ratio:.2f} times the budget"
+    return f"no variant meets {choice.budget_ms:g} ms here, {times}: what would meet it stands above"
 
 
 def read_threads(text: str | None) -> tuple[int, ...]:
@@ -217,5 +226,7 @@ def tell(report: TuneReport) -> None:
     if report.busy:
         console.note(f"warning: {report.busy}")
     console.say(f"{'picked' if report.choice else 'none':<13}{report.choice.reason}")
+    for index, line in enumerate(report.choice.would):
+        console.say(f"{'' if index else 'would do':<13}{line}")
     if report.host:
         console.say(f"{'measured on':<13}{report.host}")
