@@ -299,6 +299,13 @@ def _sides(
     return [(pruned, own), *([] if options.sector_only else [(graph, checks)])]
 
 
+NOT_TRAINED_FOR_IT = (
+    "the student does not cope with the patches that --sector leaves out; train it with adapt --set drop_tokens=0.6, "
+    "leave --sector out, or give a looser --gate"
+)
+"""What is said of a student whose pruned artefact misses the gate."""
+
+
 def _build(
     sides: Sequence[_Side],
     levels: Sequence[TargetPrecision],
@@ -316,18 +323,23 @@ def _build(
         progress(what, begin + share * (len(built) + done))
 
     for graph, checks in sides:
-        found = build_fallback(
-            graph,
-            levels,
-            ranges,
-            checks,
-            policies=options.policies or default_policies(graph.spec.task),
-            gated=gated,
-            progress=part,
-            preparation=options.preparation if ranges is not None else None,
-            notes=options.notes if ranges is not None else (),
-            decide=options.stages.decide,
-        )
+        try:
+            found = build_fallback(
+                graph,
+                levels,
+                ranges,
+                checks,
+                policies=options.policies or default_policies(graph.spec.task),
+                gated=gated,
+                progress=part,
+                preparation=options.preparation if ranges is not None else None,
+                notes=options.notes if ranges is not None else (),
+                decide=options.stages.decide,
+            )
+        except GateError as error:
+            if not graph.sector:
+                raise
+            raise GateError(f"{error}: {NOT_TRAINED_FOR_IT}", error.report) from error
         if options.compute_capabilities or options.timing_caches:
             found = with_engines(
                 found, options.compute_capabilities, lambda what, _: progress(what, end), options.timing_caches

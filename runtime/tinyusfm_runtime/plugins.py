@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 KINDS = ("engines", "sources", "sinks", "targets")
 """Everything that can be plugged in."""
-ALIASES = {"onnx": "ort", "onnxruntime": "ort", "openvino": "ov", "tensorrt": "trt"}
-"""What people type -> file stem, for engines and targets alike."""
-PUBLIC_NAMES = {"ort": "onnx", "ov": "openvino", "trt": "tensorrt"}
-"""File stem -> what a manifest, a table or a message calls the target."""
+ALIASES = {"onnx": "ort", "onnxruntime": "ort", "openvino": "ov", "tensorrt": "trt", "shm-out": "shm_out"}
+"""What people type -> file stem, for all kinds alike."""
+PUBLIC_NAMES = {"ort": "onnx", "ov": "openvino", "trt": "tensorrt", "shm_out": "shm-out"}
+"""File stem -> what a manifest, a table or a message calls it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -135,7 +135,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return export(tmp_path_factory.mktemp("sector") / "a.bundle", request.param)
 
 
-def export(out: Path, target: str = "onnx", **changes: Any) -> ExportResult:
+def export(out: Path, target: str = "onnx", gate: Gate = LENIENT, **changes: Any) -> ExportResult:
     """Exports a small student with its sector."""
     for library in LIBRARIES[target]:
         pytest.importorskip(library, reason=f"needs {library}")
@@ -151,7 +151,7 @@ def export(out: Path, target: str = "onnx", **changes: Any) -> ExportResult:
         calibration=calibration if target == "integer" else None,
         out=out,
         gate_frames=GateFrames(kind="data", frames=named, source="phantoms"),
-        gate=LENIENT,
+        gate=gate,
         advanced=options,
     )
 
@@ -204,6 +204,13 @@ def test_without_a_whole_artefact_it_is_an_error(tmp_path: Path) -> None:
     assert [artefact.name for artefact in alone.artefacts] == ["onnx-fp32-sector"]
     with Fallback.open(alone.path) as levels, pytest.raises(SectorError, match="no artefact that looks at all"):
         levels.answer(inside_and_outside()[1], LIMITS, lambda event: None)
+
+
+def test_the_error_of_a_student_that_does_not_cope_says_how_to_train_it(tmp_path: Path) -> None:
+    strict = replace(LENIENT, dice_mean=0.9999)
+    with pytest.raises(GateError, match="missed by onnx-fp32-sector: mean Dice .*drop_tokens=0.6.*leave --sector out"):
+        export(tmp_path / "b.bundle", gate=strict)
+    assert not list(tmp_path.iterdir())
 
 
 def test_verify_masks_frames_alike_and_holds_both_against_their_references(exported: ExportResult) -> None:

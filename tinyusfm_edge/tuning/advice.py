@@ -1,6 +1,7 @@
-"""What would meet a budget that nothing met: said of what was tried, and of what was not.
+"""What would meet a budget that nothing met.
 
-It promises nothing: a student with fewer heads, patches or blocks has to be measured as well.
+It speaks of what was tried and of what was not, and promises nothing: a student with fewer heads, patches or blocks
+has to be measured as well.
 """
 
 from __future__ import annotations

@@ -164,7 +164,9 @@ def export_variant(
 
 
 def made_of(student: str, data: Path | None) -> dict[str, str]:
-    """What the bundles of a student depend on, as far as it may change under the same name.
+    """What the bundles of a student depend on.
+
+    That is what may change under the same name.
 
     Args:
         student: name of a shipped student, or path of a weights file.

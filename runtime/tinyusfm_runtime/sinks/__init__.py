@@ -118,7 +118,7 @@ def open_sink(location: str, *, facts: RunFacts | None = None, **options: Any) -
 
     Args:
         location: ``NAME:WHERE``, such as ``jsonl:out.jsonl``, ``csv:out.csv``, ``video:out.mp4``, ``igtl://:18945``,
-            ``dicom:folder``, ``audit:log.jsonl``.
+            ``dicom:folder``, ``audit:log.jsonl``, ``shm-out:readings``.
         facts: what the caller knows; a sink takes those it has an option for.
         **options: handed to the sink; one that it does not know is an error.
 
@@ -131,8 +131,9 @@ def open_sink(location: str, *, facts: RunFacts | None = None, **options: Any) -
         MissingExtra: a library is missing.
     """
     name, colon, rest = location.partition(":")
-    if not colon or name not in plugins.names("sinks"):
-        known = ", ".join(plugins.names("sinks"))
+    existing = plugins.names("sinks")
+    if not colon or not {name, plugins.stem(name)} & set(existing):
+        known = ", ".join(map(plugins.public_name, existing))
         raise InputError(f"a sink is NAME:WHERE, such as jsonl:results.jsonl; the names here: {known}")
     opener: Callable[..., Sink] = plugins.load("sinks", name).open_sink
     known_options = inspect.signature(opener).parameters
