@@ -84,19 +84,24 @@ def test_margins_without_the_report_are_refused(world: Path, capsys: pytest.Capt
     assert main(["verify", str(world / "small.bundle"), "--margins", "beauty=1", "--report", "x.html"]) == 2
 
 
-def test_openvino_is_bisected_in_its_own_engine(world: Path, student: Path) -> None:
-    pytest.importorskip("openvino", reason="install tinyusfm-edge[openvino]")
+@pytest.mark.parametrize(("target", "library"), [("openvino", "openvino"), ("litert", "ai_edge_litert")])
+def test_other_engines_are_bisected_as_well(world: Path, student: Path, target: str, library: str) -> None:
+    pytest.importorskip(library, reason=f"install tinyusfm-edge[{target}]")
     from tinyusfm_edge.models.checkpoint import load_student_file
     from tinyusfm_export.graph.build import build_graph
 
-    out = world / "ov.bundle"
-    words = ["export", str(student), "--target", "openvino", "--fp32", "--out", str(out), "--no-gate", "--no-compare"]
+    out = world / f"{target}.bundle"
+    words = ["export", str(student), "--target", target, "--fp32", "--out", str(out), "--no-gate", "--no-compare"]
     assert main([*words, "--postprocess", "mask", "--data", str(world / "data")]) == 0
     bundle, loaded = Bundle.open(out), load_student_file(student)
-    loaded.module.backbone.blocks[5].mlp.fc2.weight.data *= 2.0  # type: ignore[union-attr, index]
+    artefact = bundle.manifest.artefacts[0]
     graph = build_graph(loaded.module, bundle.manifest.spec)
     tensors = [preprocess(frame, graph.spec.preprocess)[0] for frame in bundle.golden_frames()[:1]]
-    found = find_first_drift(bundle, bundle.manifest.artefacts[0], graph, tensors, limit=0.05)
+    true = find_first_drift(bundle, artefact, graph, tensors, limit=0.001)
+    assert true.first == "" and len(true.shares) > 100, true.sentence
+    loaded.module.backbone.blocks[5].mlp.fc2.weight.data *= 2.0  # type: ignore[union-attr, index]
+    graph = build_graph(loaded.module, bundle.manifest.spec)
+    found = find_first_drift(bundle, artefact, graph, tensors, limit=0.05)
     assert found.first.startswith("blocks.5.mlp.fc2") and len(found.alone) < 4
 
 

@@ -18,6 +18,7 @@ from tests.export.test_integer_target import calm, decided
 from tests.phantoms import phantom
 from tests.plugged import plug_in_module, plugged
 from tinyusfm_calibration.sets import NamedFrame
+from tinyusfm_edge.cli.main import main
 from tinyusfm_export.graph.build import build_graph
 from tinyusfm_export.onnx_files.writer import write_onnx
 from tinyusfm_export.pipeline import ExportOptions, ExportResult, check_pruned, export_bundle
@@ -35,6 +36,7 @@ from tinyusfm_runtime.errors import BundleError, GateError, InputError, SectorEr
 from tinyusfm_runtime.frame import Frame
 from tinyusfm_runtime.live.fallback import Fallback
 from tinyusfm_runtime.live.watchdog import CallLimits
+from tinyusfm_runtime.overlay import encode_png
 from tinyusfm_runtime.reading_rules import TokenSector
 from tinyusfm_runtime.session import Session
 from tinyusfm_runtime.spec import ModelSpec, PostProcess
@@ -197,6 +199,15 @@ def test_a_frame_of_another_sector_is_answered_by_the_whole_artefact_and_that_is
         levels.request(0)
         levels.between_frames(LIMITS, events.append)
         assert levels.answer(fits, LIMITS, events.append).level == 0
+
+
+def test_run_says_what_to_do_with_frames_of_another_sector(
+    exported: ExportResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.png").write_bytes(encode_png(inside_and_outside()[1].pixels))
+    assert main(["run", str(exported.path), str(tmp_path / "a.png")]) == 0
+    said = capsys.readouterr()
+    assert "misplaced 1" in said.out and "with --fallback, or with --target onnx --precision fp32" in said.err
 
 
 def test_without_a_whole_artefact_it_is_an_error(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ where to look but stops the engine from fusing operators. Each suspect is then l
 computing, so that all other fusions stay as they are; the first one that still drifts is the answer. A plain bisection
 would miss an error that residual additions dilute.
 
-It reads ONNX and OpenVINO files; other engines have no names inside.
+It reads ONNX, OpenVINO and LiteRT files; other engines have no names inside.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinyusfm_export.graph.inference import repeatable_inference
+from tinyusfm_export.targets.litert.writer import CODE_SCALE
 from tinyusfm_export.verify.engine_run import open_engine
+from tinyusfm_export.verify.tflite_inside import InsideRunner, tensor_numbers
 from tinyusfm_runtime.bundle.manifest import Artefact
 from tinyusfm_runtime.bundle.reader import Bundle
 from tinyusfm_runtime.early_exit import is_chain
+from tinyusfm_runtime.engines.litert import MODEL_FILE
 from tinyusfm_runtime.engines.ov import import_openvino
 from tinyusfm_runtime.errors import MissingExtra, UnsupportedError
 from tinyusfm_runtime.spec import LOGITS_NAME, ModelSpec
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 
 DRIFT_LIMIT = 0.1
 """Share from which a tensor counts as drifting: INT8 of a ViT lies at a few percent (our choice)."""
+INSIDE = ("ort", "ov", "litert")
+"""Engines that give tensors inside by their names."""
 MAX_SUSPECTS = 16
 """Tensors that are looked at alone."""
 
@@ -110,7 +115,7 @@ def find_first_drift(
 
     Args:
         bundle: holds it.
-        artefact: of engine ``ort`` or ``ov``, without early exits.
+        artefact: of engine ``ort``, ``ov`` or ``litert``, without early exits.
         graph: the float graph of the same student.
         inputs: uint8 NCHW inputs, one or more; a tensor's share is the largest over them.
         limit: share from which a tensor drifts.
@@ -118,12 +123,13 @@ def find_first_drift(
 
     Raises:
         UnsupportedError: an engine whose files have no names, or a chain of early exits.
-        MissingExtra: onnx or openvino is not installed.
+        MissingExtra: onnx, openvino or LiteRT is not installed.
         EngineError: the engine refused the file with one more output.
     """
     files = bundle.artefact_files(artefact)
-    if artefact.engine not in ("ort", "ov") or is_chain(files):
-        raise UnsupportedError(f"tensors inside {artefact.name} cannot be looked at: its engine names none")
+    if artefact.engine not in INSIDE or is_chain(files):
+        why = "the engine of a chain of early exits runs several files" if is_chain(files) else "its engine names none"
+        raise UnsupportedError(f"tensors inside {artefact.name} cannot be looked at: {why}")
     right = [float_tensors(graph, tensor) for tensor in inputs]
     inside = _names(artefact.engine, files)
     names = [name for name in right[0] if name in inside or name == LOGITS_NAME]
@@ -156,19 +162,43 @@ def _shares(
     threads: int,
 ) -> dict[str, float]:
     """Distance of every named tensor, the largest over the inputs."""
-    more = [name for name in names if name != LOGITS_NAME]
-    opened = _with_outputs(artefact.engine, files, more) if more else files
     found = dict.fromkeys(names, 0.0)
-    with open_engine(artefact.engine, opened, spec, threads=threads, rest_precision=artefact.rest_precision) as engine:
+    # a LiteRT file computes on shares of the largest code until the patches are embedded
+    scales = (1.0, CODE_SCALE) if artefact.engine == "litert" else (1.0,)
+    with _opened(artefact, files, spec, names, threads) as engine:
         for tensor, tensors in zip(inputs, right, strict=True):
             outputs = engine.run(np.ascontiguousarray(tensor))
             for name in names:
-                theirs, ours = outputs[name].ravel().astype(np.float64), tensors[name].ravel().astype(np.float64)
+                ours = tensors[name].astype(np.float64)
+                theirs = channels_first(outputs[name], ours.shape).astype(np.float64)
                 if theirs.size != ours.size:
                     raise UnsupportedError(f"{artefact.name}: tensor {name} has another size in the engine")
-                gap = float(np.linalg.norm(theirs - ours)) / max(float(np.linalg.norm(ours)), 1e-12)
+                theirs, ours = theirs.ravel(), ours.ravel()
+                size = max(float(np.linalg.norm(ours)), 1e-12)
+                gap = min(float(np.linalg.norm(scale * theirs - ours)) / size for scale in scales)
                 found[name] = max(found[name], gap)
     return found
+
+
+def _opened(artefact: Artefact, files: Mapping[str, bytes], spec: ModelSpec, names: Sequence[str], threads: int) -> Any:
+    """What runs the files and gives these tensors as well, a context manager."""
+    if artefact.engine == "litert":
+        return InsideRunner(files[MODEL_FILE], names, threads=threads)
+    more = [name for name in names if name != LOGITS_NAME]
+    opened = _with_outputs(artefact.engine, files, more) if more else files
+    return open_engine(artefact.engine, opened, spec, threads=threads, rest_precision=artefact.rest_precision)
+
+
+def channels_first(theirs: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A map with channels last, turned to a shape with channels first; any other tensor as it is.
+
+    Args:
+        theirs: of an engine.
+        shape: of the same tensor in the graph.
+    """
+    if theirs.ndim == 4 and theirs.shape != shape and theirs.shape == (shape[0], *shape[2:], shape[1]):
+        return np.moveaxis(theirs, -1, 1)
+    return theirs
 
 
 def _names(engine: str, files: Mapping[str, bytes]) -> set[str]:
@@ -176,6 +206,8 @@ def _names(engine: str, files: Mapping[str, bytes]) -> set[str]:
     if engine == "ort":
         graph = _onnx_model(files).graph
         return {output for node in graph.node for output in node.output}
+    if engine == "litert":
+        return set(tensor_numbers(files[MODEL_FILE]))
     return {name for name, _ in _ov_ports(_ov_model(files))}
 
 
@@ -231,4 +263,12 @@ def _ov_model(files: Mapping[str, bytes]) -> Any:
     return openvino.Core().read_model(model=files["model.xml"], weights=files["model.bin"])
 
 
-__all__ = ["DRIFT_LIMIT", "MAX_SUSPECTS", "Drift", "find_first_drift", "float_tensors"]
+__all__ = [
+    "DRIFT_LIMIT",
+    "INSIDE",
+    "MAX_SUSPECTS",
+    "Drift",
+    "channels_first",
+    "find_first_drift",
+    "float_tensors",
+]

@@ -161,9 +161,25 @@ def _print_file_result(request: LiveRun, counts: RunCounts, live: Live, session:
     if rejected := live.counters.rejected:
         reasons = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in sorted(rejected.items()))
         console.say(f"{'left out':<14}{sum(rejected.values())} frames that cannot be used: {reasons}")
+        if session.artefact.sector and "misplaced" in rejected:
+            console.note(f"note: {sector_advice(session)}")
     for name, _, place in (text.partition(":") for text in request.sinks):
         if place != "-":
             console.say(f"{FILE_LABELS[name]:<14}{place}")
+
+
+def sector_advice(session: Session) -> str:
+    """What to do where frames show another sector than that of a pruned artefact.
+
+    Args:
+        session: of a pruned artefact.
+    """
+    artefact = session.artefact
+    whole = next((one for one in session.manifest.artefacts if not one.sector), None)
+    what = f"{artefact.name} looks at sector {artefact.sector!r} alone, and these frames show another one"
+    if whole is None:
+        return f"{what}: the bundle holds no artefact that looks at all patches, export it without --sector-only"
+    return f"{what}: run with --fallback, or with --target {whole.target} --precision {whole.precision}"
 
 
 class Clip:
