@@ -19,7 +19,8 @@ from tinyusfm_runtime.bundle.arrays import pack_arrays, unpack_arrays, unpack_me
 from tinyusfm_runtime.bundle.manifest import DRIFT_FILE, GOLDEN_FRAMES, GOLDEN_REFERENCE, Artefact, choose_artefact
 from tinyusfm_runtime.bundle.reader import Bundle
 from tinyusfm_runtime.bundle.writer import write_bundle
-from tinyusfm_runtime.errors import InputError, MissingExtra, OutputError
+from tinyusfm_runtime.errors import InputError, MissingExtra, OutputError, UnsupportedError
+from tinyusfm_runtime.plugins import public_name
 
 ENGINE_FILES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "ort": ("onnxruntime", ("capi/libonnxruntime.so.*",)),
@@ -57,6 +58,23 @@ class Part:
     size_bytes: int
 
 
+ELSEWHERE = {
+    "trt": "the C runtime runs TensorRT where it was built with it, and takes the library of the device",
+    "litert": "an app takes its model.tflite along with LiteRT's own package (docs/tutorials/android.md)",
+    "coreml": "an app takes its model along with Core ML",
+}
+"""Engine that is not gathered -> where its artefact runs from C."""
+
+
+def _why_not(artefact: Artefact, bundle: Bundle) -> str:
+    """Why an artefact cannot be gathered, and what can."""
+    engines = ", ".join(public_name(engine) for engine in sorted(ENGINE_FILES))
+    fitting = [one.name for one in bundle.manifest.artefacts if one.engine in ENGINE_FILES]
+    there = f"this bundle has {', '.join(fitting)}" if fitting else "export one of them"
+    where = f"; {ELSEWHERE[artefact.engine]}" if artefact.engine in ELSEWHERE else ""
+    return f"cannot be gathered, the C runtime takes along {engines}: {there} (--target){where}"
+
+
 def gather(
     bundle: str | Path, out: Path, *, prefix: Path, target: str | None = None, precision: str | None = None
 ) -> list[Part]:
@@ -73,16 +91,15 @@ def gather(
         The parts with their sizes.
 
     Raises:
-        InputError: no such artefact, an engine that C programs cannot have, or no library under the prefix.
+        InputError: no such artefact, or no library under the prefix.
+        UnsupportedError: an engine that C programs cannot take along; the message names those they can.
         MissingExtra: the engine's wheel is not installed.
         OutputError: the folder exists, or cannot be written.
     """
     opened = Bundle.open(bundle)
     artefact = choose_artefact(opened.manifest, target, precision)
     if artefact.engine not in ENGINE_FILES:
-        raise InputError(
-            f"artefact {artefact.name} runs in no engine that C programs can take along: choose onnx or openvino"
-        )
+        raise UnsupportedError(f"artefact {artefact.name} {_why_not(artefact, opened)}")
     library = _library(prefix)
     wheel, files = _engine(artefact.engine)
     if out.exists():
