@@ -34,7 +34,7 @@ FOLDER = Path(__file__).parent / "recipes"
 _KEYS = {"version", "about", "targets", "precisions", "threads", "budget"}
 _OPTIONAL = {"gate", "run"}
 _BUDGET_KEYS = {"frame_ms", "measured", "note"}
-_RUN_KEYS = {"variant", "cpus"}
+_RUN_KEYS = {"variant", "cpus", "sector"}
 _MAX_BYTES = 1 << 16
 _MOST_CPUS = 1 << 14
 
@@ -55,6 +55,7 @@ class Recipe:
         gate: thresholds.
         variant: name of the student or bundle that it was measured with, or empty.
         cpus: CPUs that the engine's threads are pinned to (Linux); empty leaves them to the operating system.
+        sector: ``run`` takes the artefact that was pruned to the probe's sector.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Recipe:
     gate: Gate = field(default_factory=Gate)
     variant: str = ""
     cpus: tuple[int, ...] = ()
+    sector: bool = False
 
     def __post_init__(self) -> None:
         """Checks the values.
@@ -89,7 +91,8 @@ class Recipe:
     def artefact_of(self, artefacts: Sequence[Artefact]) -> Artefact:
         """The artefact of a bundle that this recipe asks for.
 
-        By target, then by precision, first choice first.
+        By target, then by precision, first choice first. Of a pruned one and the whole one it is the one that was
+        measured.
 
         Args:
             artefacts: of the bundle.
@@ -99,9 +102,16 @@ class Recipe:
         """
         for target in self.targets:
             for precision in self.precisions:
-                for artefact in artefacts:
-                    if stem(artefact.target) == stem(target) and artefact.precision == precision:
-                        return artefact
+                fitting = [one for one in artefacts if (stem(one.target), one.precision) == (stem(target), precision)]
+                if pruned := [one for one in fitting if bool(one.sector) is self.sector]:
+                    return pruned[0]
+                if fitting and self.sector:
+                    raise InputError(
+                        f"recipe {self.name} was measured with an artefact that is pruned to a sector; the bundle "
+                        "holds none: export it with --sector"
+                    )
+                if fitting:
+                    return fitting[0]
         wanted = ", ".join(f"{target}-{precision}" for target in self.targets for precision in self.precisions)
         held = ", ".join(artefact.name for artefact in artefacts)
         raise InputError(
@@ -188,6 +198,8 @@ def _recipe(name: str, data: Any) -> Recipe:
         raise InputError(f"recipe {name}: targets and precisions are lists of names")
     if not isinstance(run.get("variant", ""), str) or not isinstance(run.get("cpus", []), list):
         raise InputError(f"recipe {name}: run has variant, a name, and cpus, a list of numbers")
+    if not isinstance(run.get("sector", False), bool):
+        raise InputError(f"recipe {name}: run has sector, true or false")
     return Recipe(
         name=name,
         about=str(data["about"]),
@@ -200,6 +212,7 @@ def _recipe(name: str, data: Any) -> Recipe:
         gate=Gate.from_json(data.get("gate", {})),
         variant=run.get("variant", ""),
         cpus=tuple(run.get("cpus", ())),
+        sector=run.get("sector", False),
     )
 
 

@@ -128,6 +128,7 @@ def test_a_recipe_that_was_tuned_reads_back_as_toml_and_as_json(tmp_path: Path) 
         ("cpus = [true]", "numbers of CPUs"),
         ("cpus = 3", "a list of numbers"),
         ("variant = 3", "a name"),
+        ("sector = 1", "true or false"),
         ("cores = [0]", "may be left out"),
     ],
 )
@@ -144,5 +145,12 @@ def test_the_artefact_is_the_first_target_that_a_bundle_holds(
     assert load_recipe(write(tmp_path, GOOD)).artefact_of(made) is made[1]
     both = GOOD.replace('["onnx"]', '["openvino", "onnxruntime"]').replace('["int8"]', '["int8", "fp32"]')
     assert load_recipe(write(tmp_path, both)).artefact_of(made) is made[1], "an alias names the same target"
+    pruned = replace(made[1], requirements={**made[1].requirements, "sector": "fan"})
+    assert load_recipe(write(tmp_path, GOOD)).artefact_of([pruned, *made]) is made[1], "measured on whole frames"
+    assert load_recipe(write(tmp_path, GOOD)).artefact_of([pruned]) is pruned
+    wants = load_recipe(write(tmp_path, f"{GOOD}\n[run]\nsector = true\n"))
+    assert wants.artefact_of([*made, pruned]) is pruned
+    with pytest.raises(InputError, match="export it with --sector"):
+        wants.artefact_of(made)
     with pytest.raises(InputError, match="asks for onnx-int8; the bundle holds onnx-fp32"):
         load_recipe(write(tmp_path, GOOD)).artefact_of(made[:1])

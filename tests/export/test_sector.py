@@ -210,6 +210,25 @@ def test_run_says_what_to_do_with_frames_of_another_sector(
     assert "misplaced 1" in said.out and "with --fallback, or with --target onnx --precision fp32" in said.err
 
 
+def test_tune_times_the_pruned_artefact_and_its_recipe_opens_it(
+    exported: ExportResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["tune", str(exported.path), "--out", str(tmp_path / "o"), "--threads", "1", "--no-pin", "--rounds", "1"]
+    assert main([*words, "--runs", "40", "--budget-ms", "60000", "--source", "phantom:0-1"]) == 0
+    rows = {row["artefact"]: row for row in json.loads((tmp_path / "o" / "tune.json").read_text())["rows"]}
+    assert not any(row["why_not"] for row in rows.values()), rows
+    assert "onnx-fp32-sector" in rows and rows["onnx-fp32-sector"]["description"] != rows["onnx-fp32"]["description"]
+    (tmp_path / "a.png").write_bytes(encode_png(inside_and_outside()[0].pixels))
+    recipe = json.loads((tmp_path / "o" / "tune.json").read_text())["recipe"]
+    for sector, engine in ((True, "onnx-fp32-sector on"), (False, "onnx-fp32 on")):
+        text = recipe.replace("sector = true\n", "") + ("sector = true\n" if sector else "")
+        (tmp_path / "recipe.toml").write_text(text, encoding="utf-8")
+        assert (
+            main(["run", str(exported.path), str(tmp_path / "a.png"), "--recipe", str(tmp_path / "recipe.toml")]) == 0
+        )
+        assert engine in capsys.readouterr().out
+
+
 def test_without_a_whole_artefact_it_is_an_error(tmp_path: Path) -> None:
     alone = export(tmp_path / "b.bundle", sector_only=True)
     assert [artefact.name for artefact in alone.artefacts] == ["onnx-fp32-sector"]

@@ -22,7 +22,7 @@ def row(
 ) -> TuneRow:  # fmt: skip
     """A row whose samples all take the same time."""
     samples = (ms,) * count
-    target, _, precision = artefact.partition("-")
+    target, precision = artefact.split("-")[:2]
     candidate = TuneCandidate(
         variant=variant, rank=rank, bundle=Path("b"), artefact=artefact, target=target, precision=precision,
         engine="ort", threads=threads, cpus=cpus,

@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from tinyusfm_edge.tuning.choice import TuneChoice, TuneRow
 
 FAST_ENOUGH = "would be fast enough, but"
-SECTOR_SUFFIX = "-sector"
-"""How names of pruned artefacts end."""
 
 
 def what_would(choice: TuneChoice, rows: Sequence[TuneRow], left_out: Mapping[str, str], cores: int) -> tuple[str, ...]:
@@ -32,7 +30,6 @@ def what_would(choice: TuneChoice, rows: Sequence[TuneRow], left_out: Mapping[st
     found.append(f"a device {choice.ratio:.2f} times as fast")
     wrong = [row for row in rows if row.why_not and row.decides_ms <= budget]
     found += [f"{row.name} {FAST_ENOUGH} {row.why_not}" for row in sorted(wrong, key=lambda row: row.median_ms)[:1]]
-    tried = {row.candidate.artefact for row in rows}
     if len({row.candidate.target for row in rows}) == 1:
         found.append(f"perhaps another engine: only {near.candidate.target} was tried; give the student in place of "
                      "the bundle and every target that works here is")  # fmt: skip
@@ -40,7 +37,7 @@ def what_would(choice: TuneChoice, rows: Sequence[TuneRow], left_out: Mapping[st
         found.append(f"perhaps what was not tried: {', '.join(sorted(left_out))}")
     if max(row.candidate.threads for row in rows) < cores:
         found.append(f"perhaps more threads: this machine has {cores} cores (--threads {cores})")
-    if not any(name.endswith(SECTOR_SUFFIX) for name in tried):
+    if not any(row.candidate.pruned for row in rows):
         found.append("perhaps pruning to the probe's sector, where the frames have black corners (export --sector)")
     if len({row.candidate.variant for row in rows}) == 1:
         found.append("perhaps a lighter student, given after this one: fewer heads (distill --heads 3) or a smaller "

@@ -87,6 +87,16 @@ class TuneCandidate:
         return f"{self.variant}/{self.artefact}/{self.threads}/{where}"
 
     @property
+    def opens(self) -> str:
+        """What a session is opened with in place of the precision, such as ``int8-sector``."""
+        return self.artefact.removeprefix(f"{self.target}-")
+
+    @property
+    def pruned(self) -> bool:
+        """Whether its artefact looks at a sector alone."""
+        return self.opens != self.precision
+
+    @property
     def pinning(self) -> str:
         """The pinning in words."""
         return f"CPU {', '.join(map(str, self.cpus))}" if self.cpus else "not pinned"

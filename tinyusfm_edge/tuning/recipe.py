@@ -28,6 +28,8 @@ def recipe_of(row: TuneRow, budget_ms: float | None, machine: Mapping[str, Any],
     run: dict[str, Any] = {"variant": one.variant}
     if one.cpus:
         run["cpus"] = list(one.cpus)
+    if one.pruned:
+        run["sector"] = True
     return {
         "version": 1,
         "about": f"{machine.get('cpu', 'this machine')}: {row.name}",

@@ -59,7 +59,7 @@ def visit(candidate: TuneCandidate, plan: VisitPlan) -> dict[str, Any]:
         What ``measure`` gives, or ``{"error": reason}``; it never raises for what the candidate does.
     """
     job = {
-        "bundle": str(candidate.bundle.absolute()), "target": candidate.target, "precision": candidate.precision,
+        "bundle": str(candidate.bundle.absolute()), "target": candidate.target, "precision": candidate.opens,
         "threads": candidate.threads, "cpus": list(candidate.cpus), "source": plan.source, "runs": plan.runs,
         "seconds": plan.seconds,
     }  # fmt: skip
@@ -130,6 +130,7 @@ def main(arguments: Sequence[str]) -> int:
 
     job = json.loads(arguments[0])
     pin(job["cpus"] or None)
+    from tinyusfm_export.verify.sector import masked_frames
     from tinyusfm_runtime.session import Session
     from tinyusfm_runtime.sources import open_source
 
@@ -144,7 +145,8 @@ def main(arguments: Sequence[str]) -> int:
             job["bundle"], target=job["target"], precision=job["precision"], threads=job["threads"],
             allow_unverified=True,
         ) as session:  # fmt: skip
-            found = measure(session, frames, plan)
+            # both artefacts of a bundle with a sector see the same: nothing outside it
+            found = measure(session, masked_frames(frames, session.spec), plan)
     except EdgeError as error:
         found = {"error": " ".join(str(error).split())}
     print(json.dumps(found))

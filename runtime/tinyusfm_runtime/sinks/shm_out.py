@@ -74,7 +74,7 @@ class RingSink:
         Raises:
             OutputError: the ring cannot be made.
         """
-        facts = {"degraded": prediction.degraded, "valid": prediction.valid}
+        facts: dict[str, Any] = {"degraded": prediction.degraded, "valid": prediction.valid}
         self._put("", RingReading(seq=frame.seq, t_recv_ns=frame.t_recv_ns, **facts, **_answered(prediction)))
 
     def write_live(self, result: LiveResult) -> None:

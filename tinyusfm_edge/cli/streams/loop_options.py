@@ -151,7 +151,7 @@ def chosen_artefact(
     found = load_recipe(recipe)
     if target is None and precision is None:
         artefact = found.artefact_of(open_trusted(bundle, None).manifest.artefacts)
-        target, precision = artefact.target, artefact.precision
+        target, precision = artefact.target, artefact.variant
     return ChosenArtefact(target=target, precision=precision, threads=threads or found.threads, cpus=found.cpus or None)
 
 
