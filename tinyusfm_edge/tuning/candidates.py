@@ -88,7 +88,7 @@ class TuneCandidate:
 
     @property
     def opens(self) -> str:
-        """What a session is opened with in place of the precision, such as ``int8-sector``."""
+        """What a session is opened with as precision, such as ``int8-sector``."""
         return self.artefact.removeprefix(f"{self.target}-")
 
     @property

@@ -190,7 +190,9 @@ def _opened(artefact: Artefact, files: Mapping[str, bytes], spec: ModelSpec, nam
 
 
 def channels_first(theirs: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A map with channels last, turned to a shape with channels first; any other tensor as it is.
+    """A map with channels last, turned to channels first.
+
+    Any other tensor as it is.
 
     Args:
         theirs: of an engine.
