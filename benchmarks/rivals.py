@@ -112,7 +112,7 @@ def write_ort_static(stock: Path, codes_SNCHW: np.ndarray, spec: ModelSpec, out:
     prepared, path = _prepared(stock, out), out / "static.onnx"
     name = onnx.load(str(prepared)).graph.input[0].name
     mean, std = (np.array(v, np.float32).reshape(3, 1, 1) for v in (spec.preprocess.mean, spec.preprocess.std))
-    inputs = ({name: ((code.astype(np.float32).repeat(3, axis=1) / 255 - mean) / std)} for code in codes_SNCHW[:, None])
+    inputs = ({name: ((code.astype(np.float32).repeat(3, axis=1) / 255 - mean) / std)} for code in codes_SNCHW)
 
     class Reader:
         """Calibration inputs, one after the other."""

@@ -47,6 +47,8 @@ def test_rows_say_whose_they_are_and_what_the_gate_says() -> None:
     assert "| **ours onnx-int8** | 10.0 | 3.00 | 0.9990 / 0.9800 | holds | 2.50 | 80 | 90 |" in text
     assert f"| {REFERENCE} | 10.0 | - | 0.9990 / 0.9800 | missed |" in text
     assert "- ncnn fp32: *not run*, no ncnn" in text and "busy" not in text
+    assert "36 phantoms;" in text
+    assert "12 phantoms (a short run: the gate wants 32);" in table(figures(frames="12 phantoms"))
     assert "busy machine (load 9 on 2 CPUs)" in table(figures(load={"before": 9.1, "after": 1.0, "cpus": 2}))
 
 
@@ -96,7 +98,7 @@ def test_the_stock_quantizers_write_models_that_run(tmp_path: Path) -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     (tmp_path / "stock.onnx").write_bytes(model.SerializeToString())
-    codes = np.random.default_rng(2).integers(0, 256, (4, 1, 1, SIDE, SIDE), np.uint8)[:, 0]
+    codes = np.random.default_rng(2).integers(0, 256, (4, 1, 1, SIDE, SIDE), np.uint8)
     made = [
         write_ort_dynamic(tmp_path / "stock.onnx", tmp_path),
         write_ort_static(tmp_path / "stock.onnx", codes, tiny_spec(), tmp_path),
