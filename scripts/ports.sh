@@ -251,7 +251,7 @@ musl() {  # tusfm-check as one static program for 64-bit Arm, run emulated on bo
   say "cross-compiling with zig"
   mkdir -p build
   cmake -S runtime/capi -B build/musl -DCMAKE_TOOLCHAIN_FILE="$PWD/runtime/capi/cmake/aarch64-musl.cmake" -DZIG_BIN="$deps/zig/wrapped" \
-    -DCMAKE_FIND_ROOT_PATH="$deps/musl" -DBUILD_SHARED_LIBS=OFF -DTUSFM_STATIC_DEPS=ON >build/musl.log 2>&1 &&
+    -DCMAKE_FIND_ROOT_PATH="$deps/musl" -DBUILD_SHARED_LIBS=OFF -DTUSFM_STATIC_DEPS=ON -DTUSFM_CXX=OFF >build/musl.log 2>&1 &&
     cmake --build build/musl --parallel 2 --target tusfm-check >>build/musl.log 2>&1 || { tail -30 build/musl.log; exit 1; }
   ls -l "$program"
   file "$program" 2>/dev/null || true

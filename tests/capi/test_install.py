@@ -65,6 +65,14 @@ def test_by_find_package(prefix: Path, tmp_path: Path, make_stub: MakeStub, imag
     assert "30 frames" in run(project / "build" / "in_cpp", make_stub(), env=library_path(prefix))
 
 
+def test_the_library_asks_for_no_cpp_compiler(tmp_path: Path) -> None:
+    """A cross compiler would build a C++ library first, only to try it."""
+    words = ("cmake", "-S", SOURCE, "-DCMAKE_CXX_COMPILER=no-such-compiler", "-B")
+    run(*words, tmp_path / "without", "-DTUSFM_CXX=OFF")
+    with pytest.raises(AssertionError, match="is not a full path"):
+        run(*words, tmp_path / "with")
+
+
 def test_from_rust(prefix: Path, tmp_path: Path, make_stub: MakeStub) -> None:
     if shutil.which("rustc") is None:
         pytest.skip("rustc is not installed")
