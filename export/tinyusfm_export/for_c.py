@@ -217,4 +217,4 @@ def _fewer(raw: bytes, name: str, count: int) -> bytes:
     return pack_arrays(kept, unpack_metadata(raw, name))
 
 
-__all__ = ["ENGINE_FILES", "GOLDEN_KEPT", "LIBRARY", "Part", "gather"]
+__all__ = ["ELSEWHERE", "ENGINE_FILES", "GOLDEN_KEPT", "LIBRARY", "Part", "gather"]

@@ -563,6 +563,7 @@ def module_sha256(module: nn.Module) -> str:
 
 
 __all__ = [
+    "NOT_TRAINED_FOR_IT",
     "ExportOptions",
     "ExportResult",
     "Progress",

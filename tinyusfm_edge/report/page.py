@@ -230,4 +230,17 @@ tr,figure,dl{break-inside:avoid}h2{break-after:avoid}a{color:#000;text-decoratio
 """
 
 
-__all__ = ["BAD", "GOOD", "LONG_CELL", "Block", "Chart", "Facts", "Images", "Links", "Page", "Table", "render"]
+__all__ = [
+    "BAD",
+    "GOOD",
+    "LONG_CELL",
+    "MANY_COLUMNS",
+    "Block",
+    "Chart",
+    "Facts",
+    "Images",
+    "Links",
+    "Page",
+    "Table",
+    "render",
+]

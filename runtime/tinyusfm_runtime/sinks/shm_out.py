@@ -163,4 +163,4 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-__all__ = ["RingSink", "available", "live_reading", "open_sink"]
+__all__ = ["LEAST_ROOM", "RingSink", "available", "live_reading", "open_sink"]
