@@ -207,7 +207,9 @@ def test_run_says_what_to_do_with_frames_of_another_sector(
     (tmp_path / "a.png").write_bytes(encode_png(inside_and_outside()[1].pixels))
     assert main(["run", str(exported.path), str(tmp_path / "a.png")]) == 0
     said = capsys.readouterr()
-    assert "misplaced 1" in said.out and "with --fallback, or with --target onnx --precision fp32" in said.err
+    target, precision = exported.artefacts[1].name.split("-")
+    assert "misplaced 1" in said.out
+    assert f"with --fallback, or with --target {target} --precision {precision}" in said.err
 
 
 def test_tune_times_the_pruned_artefact_and_its_recipe_opens_it(
@@ -217,10 +219,11 @@ def test_tune_times_the_pruned_artefact_and_its_recipe_opens_it(
     assert main([*words, "--runs", "40", "--budget-ms", "60000", "--source", "phantom:0-1"]) == 0
     rows = {row["artefact"]: row for row in json.loads((tmp_path / "o" / "tune.json").read_text())["rows"]}
     assert not any(row["why_not"] for row in rows.values()), rows
-    assert "onnx-fp32-sector" in rows and rows["onnx-fp32-sector"]["description"] != rows["onnx-fp32"]["description"]
+    pruned, whole = (artefact.name for artefact in exported.artefacts)
+    assert {name: row["description"].split(" on ")[0] for name, row in rows.items()} == {pruned: pruned, whole: whole}
     (tmp_path / "a.png").write_bytes(encode_png(inside_and_outside()[0].pixels))
     recipe = json.loads((tmp_path / "o" / "tune.json").read_text())["recipe"]
-    for sector, engine in ((True, "onnx-fp32-sector on"), (False, "onnx-fp32 on")):
+    for sector, engine in ((True, f"{pruned} on "), (False, f"{whole} on ")):
         text = recipe.replace("sector = true\n", "") + ("sector = true\n" if sector else "")
         (tmp_path / "recipe.toml").write_text(text, encoding="utf-8")
         assert (
