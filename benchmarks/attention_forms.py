@@ -25,6 +25,7 @@ import numpy as np
 from tinyusfm_edge.cli import console
 from tinyusfm_export.verify.verdict import Samples, measure_interleaved
 from tinyusfm_runtime.device.machine import machine_card
+from tinyusfm_runtime.device.signal_stack import kept_signal_stack
 from tinyusfm_runtime.engines.ort import import_onnxruntime
 from tinyusfm_runtime.engines.ov import import_openvino
 from tinyusfm_runtime.numerics.order import wide
@@ -126,6 +127,7 @@ def in_onnxruntime(model: bytes) -> Run:
     return lambda packed: np.asarray(session.run(None, {"packed": packed})[0])
 
 
+@kept_signal_stack()
 def in_openvino(model: bytes, precision: str) -> Run:
     """One thread of OpenVINO."""
     library = import_openvino()

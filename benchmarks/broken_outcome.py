@@ -48,6 +48,8 @@ class Outcome:
         return ", ".join(f"{name} {count}" for name, count in sorted(self.counts.items()))
 
     def _verdict(self) -> str:
+        if not self.tries and not self.faults:
+            return "not run"
         return "holds" if not self.faults else f"MISSED: {self.faults[0]} ({len(self.faults)})"
 
 

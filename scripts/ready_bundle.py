@@ -51,13 +51,13 @@ def make_ready_bundle(name: str, data: Path | None, out: Path | None = None, *, 
         EdgeError: whatever else cannot be read, used, run or written.
     """
     from tinyusfm_export.pipeline import Stages
-    from tinyusfm_export.quantize.ptq import PtqPolicy
 
     place = out or SHIPPED / f"{name}.bundle"
     request = ExportRequest(student=name, targets=TARGETS, out=place, data=data, threads=threads, compare=False)
     prepared = prepare_export(request, on_note=lambda line: print(f"note: {line}", file=sys.stderr))
-    policy = PtqPolicy(rest_precision="f32")  # the decision that is recorded is the same on every CPU, too
-    options = replace(prepared.options, policies=(policy,), stages=Stages(golden=golden))
+    # the decision that is recorded is the same on every CPU, too
+    policies = tuple(replace(policy, rest_precision="f32") for policy in prepared.options.policies)
+    options = replace(prepared.options, policies=policies, stages=Stages(golden=golden))
     return replace(prepared, options=options).publish()
 
 

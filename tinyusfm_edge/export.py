@@ -23,6 +23,7 @@ from tinyusfm_edge.data.given_ranges import given_ranges
 from tinyusfm_edge.data.reading import AS_IT_IS, Reading
 from tinyusfm_edge.extras import require
 from tinyusfm_edge.students.choice import DEFAULT_STUDENT, ForeignOptions, choose_student
+from tinyusfm_edge.students.policies import int8_policies
 from tinyusfm_runtime.atomic import check_writable
 from tinyusfm_runtime.bundle.manifest import MANIFEST_NAME
 from tinyusfm_runtime.errors import InputError
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from tinyusfm_edge.sector import ChosenSector
     from tinyusfm_export.pipeline import ExportOptions, ExportResult, Progress
     from tinyusfm_export.quantize.calibration_file import CalibrationFile
-    from tinyusfm_export.quantize.ptq import PtqPolicy
     from tinyusfm_export.recipe import Recipe
     from tinyusfm_export.verify.gate import Gate
     from tinyusfm_export.verify.gate_frames import Truth
@@ -348,27 +348,6 @@ def _file_name(student: str | Path) -> str:
     return Path(student).stem if Path(student).suffix else Path(student).name
 
 
-def _policies(mixed: Path | None, weight_bits: int, spec: ModelSpec) -> tuple[PtqPolicy, ...]:
-    """INT8 policies to try in turn.
-
-    The default ones, or ever fewer layers by what they were measured to cost.
-    """
-    from tinyusfm_export.artefacts import default_policies
-    from tinyusfm_export.quantize.ptq import PtqPolicy
-    from tinyusfm_export.quantize.sensitivity import Sensitivity, mixed_policies
-
-    limit = 2 ** (weight_bits - 1) - 1
-    if mixed is None:
-        return tuple(replace(policy, weight_limit=limit) for policy in default_policies(spec.task))
-    try:
-        found = Sensitivity.from_json(parse_json(mixed.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise InputError(f"--mixed {mixed.name} cannot be read: tinyusfm-edge sensitivity writes it") from error
-    if found.weights_sha256 != spec.weights_sha256:
-        raise InputError(f"--mixed {mixed.name} was measured on another student: measure this one")
-    return mixed_policies(found, PtqPolicy(weight_limit=limit))
-
-
 def _check_names(targets: list[str]) -> None:
     from tinyusfm_runtime import plugins
 
@@ -421,7 +400,7 @@ def _options(
         timing_caches=request.timing_caches,
         require_verified=request.require_verified,
         full_depth=request.full_depth,
-        policies=_policies(request.mixed, request.weight_bits, student.spec),
+        policies=int8_policies(student.spec, shipped, mixed=request.mixed, weight_bits=request.weight_bits),
         upstream=student.report.stages or (students.stages(shipped) if shipped else {}),
     )
     if folder is not None:

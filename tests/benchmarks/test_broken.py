@@ -11,6 +11,7 @@ import pytest
 
 import broken
 import broken_cases
+import broken_outcome
 import broken_runs
 from tests.conftest import Parts
 from tinyusfm_runtime.bundle.manifest import MANIFEST_NAME
@@ -152,3 +153,10 @@ def test_a_short_run_writes_the_table_of_the_documents(
     assert rows[2].startswith("| R6 unsigned | 10 |") and len(capsys.readouterr().out.splitlines()) == 8
     with pytest.raises(SystemExit):
         broken.main([str(bundle), "--scale", "0"])
+
+
+def test_an_attack_that_was_never_tried_does_not_hold() -> None:
+    empty = broken_outcome.Outcome(name="x")
+    assert empty.row().endswith("not run") and "not run" in empty.table_row()
+    empty.tries = 1
+    assert empty.row().endswith("holds")

@@ -31,6 +31,7 @@ from tinyusfm_runtime.engines.integer import DESCRIPTION_FILE
 from tinyusfm_runtime.engines.integer.execute import RUN
 from tinyusfm_runtime.engines.integer.layout import NUMBERS, TYPES
 from tinyusfm_runtime.engines.integer.model_file import read_model, read_tensors
+from tinyusfm_runtime.numerics.order import wide
 from tinyusfm_runtime.reading_rules import TokenSector
 from tinyusfm_runtime.spec import ModelSpec, SecondPass
 
@@ -142,7 +143,7 @@ def test_the_description_names_the_sector_and_says_nothing_without_one(tmp_path:
 def nearest(count: int) -> TokenSector:
     """So many of 14x14 patches: those nearest to a point below the middle."""
     rows, columns = np.mgrid[:14, :14] + 0.5
-    order = np.argsort(np.hypot(rows - 8.0, columns - 7.0), axis=None, kind="stable")
+    order = np.argsort(wide(np.hypot(rows - 8.0, columns - 7.0)), axis=None, kind="stable")
     kept = np.zeros(196, int)
     kept[order[:count]] = 1
     return TokenSector(name="fan", kept=tuple("".join(map(str, row)) for row in kept.reshape(14, 14)))

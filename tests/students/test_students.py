@@ -18,6 +18,7 @@ from tinyusfm_edge.data.table import resize_mask
 from tinyusfm_edge.models.checkpoint import LoadedStudent
 from tinyusfm_edge.release.card import render_card
 from tinyusfm_edge.students.choice import load_student
+from tinyusfm_edge.students.policies import int8_policies
 from tinyusfm_export.graph.build import build_graph
 from tinyusfm_export.quantize.spans import calibration_taps
 from tinyusfm_export.verify.reference import reference_outputs
@@ -26,6 +27,7 @@ from tinyusfm_runtime.numerics.measure import dice
 from tinyusfm_runtime.numerics.preprocess import preprocess
 from tinyusfm_runtime.phantom import make_phantom
 
+ROOT = Path(__file__).resolve().parents[2]
 GOLDEN_SEEDS = range(16)
 """Below the seeds of training (task.PHANTOM_TRAIN_SEED)."""
 
@@ -176,3 +178,19 @@ def test_without_torch_the_missing_extra_is_named() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=900, check=True
     )
     assert "needs torch" in done.stdout and "[torch]'" in done.stdout
+
+
+def test_a_measurement_beside_the_weights_says_which_layers_keep_more_bits(
+    without_breast_weights: Path, tmp_path: Path
+) -> None:
+    spec, place = students.load("fetal-head").spec, tmp_path / "students" / "fetal-head" / students.SENSITIVITY
+    assert [policy.keep_float for policy in int8_policies(spec, "fetal-head")] == [(), ()], "none: the default ones"
+    stored = json.loads((ROOT / "benchmarks/students/fetal-head/sensitivity.json").read_text(encoding="utf-8"))
+    place.write_text(json.dumps({**stored, "weights_sha256": spec.weights_sha256}), encoding="utf-8")
+    kept = [policy.keep_float for policy in int8_policies(spec, "fetal-head")]
+    assert [len(layers) for layers in kept] == [0, 1, 2, 3, 4] and kept[1] == ("blocks.0.mlp.fc2",)
+    assert not any(policy.keep_float for policy in int8_policies(spec, "fetal-head", weight_bits=4))
+    assert not any(policy.keep_float for policy in int8_policies(spec))
+    place.write_text(json.dumps(stored), encoding="utf-8")
+    with pytest.raises(InputError, match="measured on another student"):
+        int8_policies(spec, "fetal-head")

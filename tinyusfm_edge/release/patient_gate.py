@@ -24,6 +24,7 @@ from tinyusfm_edge import students
 from tinyusfm_edge.data.table import read_table
 from tinyusfm_edge.models.checkpoint import LoadedStudent
 from tinyusfm_edge.release.package import add_gates
+from tinyusfm_edge.students.policies import int8_policies
 from tinyusfm_export.pipeline import ExportOptions, export_bundle
 from tinyusfm_export.verify.artefact import load_target
 from tinyusfm_export.verify.gate_frames import GateFrames, choose_gate_frames
@@ -57,6 +58,7 @@ def judge_on_patients(
     target: str,
     precisions: Sequence[str],
     *,
+    shipped: str = "",
     test_sha256: frozenset[str] = frozenset(),
 ) -> list[dict[str, Any]]:
     """Exports the artefacts of one target and judges each.
@@ -68,6 +70,7 @@ def judge_on_patients(
         frames: patients.
         target: public name.
         precisions: any of fp32, fp16, bf16 and int8.
+        shipped: its name, where it is a shipped one (see int8_policies).
         test_sha256: hashes that calibration must not hold.
 
     Returns:
@@ -77,6 +80,9 @@ def judge_on_patients(
     Raises:
         EdgeError: anything else that keeps an artefact from being built.
     """
+    advanced = ExportOptions(
+        compare=False, rounds=1, runs=1, test_sha256=test_sha256, policies=int8_policies(student.spec, shipped)
+    )
     with TemporaryDirectory() as folder:
         try:
             result = export_bundle(
@@ -87,7 +93,7 @@ def judge_on_patients(
                 out=Path(folder) / "patients.bundle",
                 gate_frames=frames,
                 ranges=student.ranges,
-                advanced=ExportOptions(compare=False, rounds=1, runs=1, test_sha256=test_sha256),
+                advanced=advanced,
             )
             reports, notes = result.reports, list(result.notes)
         except GateError as error:
@@ -126,7 +132,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         test = frozenset(sample.sha256 for sample in read_table(options.data, "test", need=need))
         for target in TARGETS:
             try:
-                judged = judge_on_patients(student, frames, target, offered(target), test_sha256=test)
+                judged = judge_on_patients(
+                    student, frames, target, offered(target), shipped=options.name, test_sha256=test
+                )
             except (MissingExtra, UnsupportedError) as error:
                 print(f"{target}: not run, {error}")
                 continue

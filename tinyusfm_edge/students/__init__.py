@@ -3,7 +3,8 @@
 A folder holds ``weights.safetensors`` (float16, its metadata says what it is), ``ranges.json`` (activation ranges of
 the calibration set, so that INT8 needs no images), ``drift.safetensors`` (what the training frames look like to the
 student, so that a runtime can tell when a stream does not), ``reading.json`` (when its readings are good, with
-rates), ``card.json`` (every number, with hashes) and ``CARD.md`` (the same for people). ``names`` and
+rates), ``sensitivity.json`` where a layer must keep more than 8 bits (what each layer costs in INT8), ``card.json``
+(every number, with hashes) and ``CARD.md`` (the same for people). ``names`` and
 ``find_by_hash`` need no torch; ``load`` does. ``TINYUSFM_EDGE_STUDENTS`` names another folder of such folders: a
 site's own students, as ``release.package`` writes them.
 
@@ -29,6 +30,7 @@ WEIGHTS = "weights.safetensors"
 RANGES = "ranges.json"
 DRIFT = "drift.safetensors"
 READING = "reading.json"
+SENSITIVITY = "sensitivity.json"
 CARD = "card.json"
 CARD_TEXT = "CARD.md"
 
@@ -226,6 +228,24 @@ def drift(name: str) -> DriftStatistic | None:
     return found
 
 
+def sensitivity_file(name: str) -> Path | None:
+    """What each layer of a shipped student costs in INT8.
+
+    As the sensitivity command wrote it.
+
+    Args:
+        name: one of ``names()``.
+
+    Returns:
+        The file, or None where the student has none: it holds the gate with every layer in 8 bits.
+
+    Raises:
+        InputError: no such student.
+    """
+    path = folder(name) / SENSITIVITY
+    return path if path.is_file() else None
+
+
 def card(name: str) -> dict[str, Any]:
     """Numbers of a shipped student's model card.
 
@@ -325,6 +345,7 @@ __all__ = [
     "READING",
     "READING_FIELDS",
     "READING_VERSION",
+    "SENSITIVITY",
     "STUDENTS_VARIABLE",
     "WEIGHTS",
     "as_shipped",
@@ -340,5 +361,6 @@ __all__ = [
     "lost_stages",
     "names",
     "opt_in",
+    "sensitivity_file",
     "stages",
 ]

@@ -1,0 +1,59 @@
+"""Which layers of a student keep more than 8 bits in INT8.
+
+By its own measurement, by one that is given, or by the defaults.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinyusfm_runtime.errors import InputError
+from tinyusfm_runtime.strict_json import parse_json
+
+if TYPE_CHECKING:
+    from tinyusfm_export.quantize.ptq import PtqPolicy
+    from tinyusfm_runtime.spec import ModelSpec
+
+MOST_OWN = 4
+"""Layers that a shipped student's own measurement may keep above 8 bits unasked; ``--mixed`` may keep any number."""
+
+
+def int8_policies(
+    spec: ModelSpec, shipped: str = "", *, mixed: Path | None = None, weight_bits: int = 8
+) -> tuple[PtqPolicy, ...]:
+    """INT8 policies to try in turn.
+
+    The default ones, or ever fewer layers by what they were measured to cost.
+
+    Args:
+        spec: of the student.
+        shipped: its name, where it is a shipped one: its own measurement counts where it has one.
+        mixed: measurement of the sensitivity command, or None.
+        weight_bits: of the weights, 4 to 8; a shipped student's measurement is of 8.
+
+    Raises:
+        InputError: the measurement cannot be read or is of another student.
+    """
+    from tinyusfm_edge import students
+    from tinyusfm_export.artefacts import default_policies
+    from tinyusfm_export.quantize.ptq import PtqPolicy
+    from tinyusfm_export.quantize.sensitivity import Sensitivity, mixed_policies
+
+    limit = 2 ** (weight_bits - 1) - 1
+    own = students.sensitivity_file(shipped) if mixed is None and shipped and weight_bits == 8 else None
+    mixed = mixed or own
+    if mixed is None:
+        return tuple(replace(policy, weight_limit=limit) for policy in default_policies(spec.task))
+    try:
+        found = Sensitivity.from_json(parse_json(mixed.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise InputError(f"--mixed {mixed.name} cannot be read: tinyusfm-edge sensitivity writes it") from error
+    if found.weights_sha256 != spec.weights_sha256:
+        raise InputError(f"--mixed {mixed.name} was measured on another student: measure this one")
+    policies = mixed_policies(found, PtqPolicy(weight_limit=limit))
+    return policies[: MOST_OWN + 1] if own is not None else policies
+
+
+__all__ = ["MOST_OWN", "int8_policies"]
