@@ -14,6 +14,7 @@ It does not know clusters or ranks. Shapes: N images, E epochs, B batch, P hidde
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tinyusfm_edge.data.images import ImagePool
+from tinyusfm_edge.data.room import take_room
 from tinyusfm_edge.training.pretrain.config import DistillConfig, read_config
 from tinyusfm_edge.training.pretrain.mae import MaeObjective
 from tinyusfm_edge.training.trainer.loop import TrainerConfig, learning_rate, plain_groups, stable_seed
@@ -154,6 +156,7 @@ class Proxy:
         path = folder / "gradients.f32"
         if not self._resume(path, shape):
             np.memmap(path, np.float32, "w+", shape=shape).flush()
+            take_room(path)
         self.gradients_NE: np.ndarray = np.memmap(path, np.float32, "r+", shape=shape)
 
     def run(self, track: Track = lambda items, _label, _total: items) -> np.ndarray:
@@ -204,7 +207,9 @@ class Proxy:
         getattr(self.gradients_NE, "flush", lambda: None)()
         state = {k: v.cpu().contiguous() for k, v in self.objective.state_dict().items()}
         write_file(self.folder / f"proxy-{self.epoch}.safetensors", save(state))
-        torch.save(self.optimiser.state_dict(), self.folder / f"optimiser-{self.epoch}.pt")
+        packed = io.BytesIO()
+        torch.save(self.optimiser.state_dict(), packed)
+        write_file(self.folder / f"optimiser-{self.epoch}.pt", packed.getvalue())
         note = {"version": TRAJECTORY_VERSION, "key": self.key, "epoch": self.epoch}
         write_file(self.folder / "proxy.json", json.dumps(note).encode())
         for stem in ("proxy", "optimiser"):
@@ -254,6 +259,7 @@ def embed_pool(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     found = np.memmap(path, np.float32, "w+", shape=(len(pool), width))
+    take_room(path)
     starts: Sequence[int] = range(0, len(pool), batch)
     for start in track(starts, "embeddings", len(starts)):
         part = torch.from_numpy(np.array(pool.pixels_NSS[start : start + batch]))[:, None].to(device).float() / 255

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from tinyusfm_edge.data.images import ImagePool
+from tinyusfm_edge.data.room import take_room
 from tinyusfm_edge.models.teachers.feature_bank import BANK_VERSION, FeatureBankTeacher, read_note
 from tinyusfm_edge.training.pretrain.standard import Standard, measure_standards
 from tinyusfm_edge.training.pretrain.teacher_bank import TeacherFeatures, draw_entries, plain_norm, regrid
@@ -86,6 +87,8 @@ def write_images(
             )
             for kind in views
         }
+        for kind in views:
+            take_room(folder / f"images-{kind}.npy")
         starts = range(0, entries, batch)
         for start in track(starts, "images of the bank", len(starts)):
             chosen = range(start, min(start + batch, entries))
@@ -128,6 +131,8 @@ def write_features(
             hidden = [folder / f".features-{kind}-{n}.npy" for n in range(1, len(features.layers) + 1)]
             shape = (entries, grid, grid, features.width)
             maps = [np.lib.format.open_memmap(path, "w+", dtype=np.float16, shape=shape) for path in hidden]
+            for path in hidden:
+                take_room(path)
             starts = range(0, entries, batch)
             for start in track(starts, f"features of the {kind} view", len(starts)):
                 # (B, H, W) codes -> (B, 1, H, W) 0..1

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinyusfm_edge.data.images import ImagePool
+from tinyusfm_edge.data.room import take_room
 from tinyusfm_edge.models.teachers import Teacher
 from tinyusfm_edge.training.pretrain.masking import PATCH
 from tinyusfm_edge.training.pretrain.relation import attention_logits
@@ -345,6 +346,7 @@ def _complete(
         path = folder / f"{kind}-{layer:02d}.f16"
         fresh = done == 0 or not path.is_file()
         maps.append(np.memmap(path, np.float16, "w+" if fresh else "r+", shape=shape))
+        take_room(path)
     starts = range(done, shape[0], batch)
     for count, start in enumerate(track(starts, f"teacher features, {kind} view", len(starts)), 1):
         entries = range(start, min(start + batch, shape[0]))

@@ -13,6 +13,7 @@ It does not know what is trained.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import re
 import shutil
@@ -128,7 +129,9 @@ class RunFolder:
             (hidden / "weights.safetensors").write_bytes(save(_plain(weights)))
             if average:
                 (hidden / "average.safetensors").write_bytes(save(_plain(average)))
-            torch.save({"version": RUN_VERSION, "optimiser": optimiser, "state": asdict(state)}, hidden / "trainer.pt")
+            packed = io.BytesIO()  # onto a full disk torch.save raises no OSError
+            torch.save({"version": RUN_VERSION, "optimiser": optimiser, "state": asdict(state)}, packed)
+            (hidden / "trainer.pt").write_bytes(packed.getvalue())
             if (self.path / name).exists():
                 shutil.rmtree(self.path / name)
             rename_folder(hidden, self.path / name)
