@@ -10,6 +10,7 @@ Linux only; elsewhere nothing is done. It does not know engines.
 from __future__ import annotations
 
 import ctypes
+import functools
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,11 @@ _OFF = 2
 """SS_DISABLE."""
 
 
+@functools.cache
+def _library() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
 def signal_stack() -> tuple[int, int]:
     """Where the calling thread's stack for signal handlers lies.
 
@@ -34,7 +40,7 @@ def signal_stack() -> tuple[int, int]:
     if sys.platform != "linux":
         return 0, 0
     found = _Stack()
-    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found))
+    _library().sigaltstack(None, ctypes.byref(found))
     return (0, 0) if found.flags & _OFF else (found.sp or 0, found.size)
 
 
@@ -44,7 +50,7 @@ def kept_signal_stack() -> Iterator[None]:
     if sys.platform != "linux":
         yield
         return
-    library, before = ctypes.CDLL(None), _Stack()
+    library, before = _library(), _Stack()
     library.sigaltstack(None, ctypes.byref(before))
     try:
         yield
