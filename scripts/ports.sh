@@ -90,9 +90,9 @@ arm64() {  # ARM64_STEPS="c-onnx session" takes these alone
   python=$(digest build/arm64/tree/tinyusfm_{runtime,edge} build/arm64/tree/tests/runtime/{test_native,test_integer_engine,integer_models}.py "$ports/four.bundle/manifest.json" "$ports/one.bundle/manifest.json")
   step doctor 600 "$python" doctor
   step c-integer 600 "$c" c_answers integer cortex-a76 four.bundle list.txt
-  step c-onnx 900 "$c" c_answers onnx cortex-a76 four.bundle golden.txt
-  step c-openvino 900 "$c" c_answers openvino cortex-a76 four.bundle golden.txt
-  step c-integer-a72 600 "$c" c_answers integer cortex-a72 one.bundle one.txt
+  step c-onnx 1500 "$c" c_answers onnx cortex-a76 four.bundle list.txt
+  step c-openvino 1500 "$c" c_answers openvino cortex-a76 four.bundle list.txt
+  step c-integer-a72 600 "$c" c_answers integer cortex-a72 four.bundle list.txt
   step c-onnx-a72 900 "$c" c_answers onnx cortex-a72 one.bundle one.txt
   step c-openvino-a72 900 "$c" c_answers openvino cortex-a72 one.bundle one.txt
   step network 600 "$c" network
