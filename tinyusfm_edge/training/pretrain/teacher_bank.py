@@ -346,7 +346,8 @@ def _complete(
         path = folder / f"{kind}-{layer:02d}.f16"
         fresh = done == 0 or not path.is_file()
         maps.append(np.memmap(path, np.float16, "w+" if fresh else "r+", shape=shape))
-        take_room(path)
+        if fresh:  # a file that a stopped run has begun has its room, and keeps what is in it
+            take_room(path)
     starts = range(done, shape[0], batch)
     for count, start in enumerate(track(starts, f"teacher features, {kind} view", len(starts)), 1):
         entries = range(start, min(start + batch, shape[0]))
