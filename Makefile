@@ -76,6 +76,10 @@ broken:  ## mutated bundles and files, killed runs, full disks, opening time (BU
 	$(INSTALL) demo,signed,train
 	$(BIN)/python benchmarks/broken.py $(BUNDLE) $(ARGS)
 
+litert-oracle:  ## LiteRT files against the converter's own on the same frames, in an environment of its own (1.2 GB)
+	$(INSTALL) demo,litert
+	$(BIN)/python benchmarks/litert_oracle.py $(ARGS)
+
 signing:  ## signatures against the OpenSSF model-signing tool, both directions, in an environment of its own
 	$(INSTALL) demo,signed
 	$(BIN)/python scripts/signing_conformance.py
@@ -103,7 +107,7 @@ capi-stress:  ## 5,000 predictions and 60 openings of each real engine, without 
 capi-test:  ## the tests that hold the C runtime against the Python runtime
 	$(BIN)/python -m pytest -q tests/capi $(ARGS)
 
-.PHONY: arm64 musl windows macos identity fuzz jetson-check
+.PHONY: arm64 musl windows macos identity fuzz jetson-check litert-oracle
 jetson-check:  ## what can be checked of a JetPack board without one: wheels, types, the bundle, TensorRT's calls; minutes
 	$(INSTALL) test,lint
 	$(BIN)/python scripts/jetson_check.py $(ARGS)
