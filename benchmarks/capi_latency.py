@@ -3,15 +3,14 @@
     tinyusfm-edge export fetal-head --target openvino --int8 --out fetal-head.bundle
     make capi
     python -m benchmarks.capi_latency fetal-head.bundle --library build/capi/libtinyusfm.so \\
-        --ring build/capi/tinyusfm-run --out result.json        # about 4 minutes on a quiet machine
+        --ring build/capi --out result.json        # about 6 minutes on a quiet machine
 
 A frame of 1080 rows goes from pixels to reading in C and in Python (one pass: the second one is timed beside it), and
 benchmark_app runs the network alone, synchronously, with the same threads, in the same rounds. It reports the medians
 of each round, and the ratio of frame to reading over the network's own time in each: aim <= 1.2 for one pass.
 
-With ``--ring`` frames also go through a ring of shared memory and ``tinyusfm-run`` into a ring of readings. The
-overhead is what passes between publishing the frame and publishing the reading, less the engine's time for that frame
-and the median of what lies around it in a prediction: aim <= 0.3 ms at p99.
+With ``--ring`` frames also go through a ring of shared memory and ``tinyusfm-run`` into a ring of readings, in turns
+with a control: ``ring_latency.py`` says what is counted, and measures that alone, with any bundle.
 
 Run it on a quiet machine; on a shared one take the lock of whoever shares it and claim nothing.
 """
@@ -20,12 +19,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,14 +38,9 @@ from tinyusfm_runtime.frame import Frame
 from tinyusfm_runtime.numerics.order import wide
 from tinyusfm_runtime.phantom import make_phantom
 from tinyusfm_runtime.session import Session
-from tinyusfm_runtime.transport.shm_result import ResultReader
-from tinyusfm_runtime.transport.shm_writer import ShmWriter
 
 ROWS, COLUMNS = 1080, 1920
 TARGET = "openvino"
-RING_PERIOD_S = 0.05
-OPENING_S = 120.0
-"""How long the program may take to open the bundle."""
 
 
 def percentiles(samples: list[float]) -> dict[str, float]:
@@ -87,32 +79,27 @@ def net_alone(folder: Path, threads: int, seconds: int, precision: str) -> dict[
     return {"total": {"p50": found["Median"]}, "said": found}
 
 
-def through_rings(program: Path, bundle: Path, words: list[str], pixels: np.ndarray, frames: int) -> list[float]:
-    """From publishing a frame to its reading, ms, less the engine's time."""
-    name = f"latency-{os.getpid()}"
-    waits: list[float] = []
-    command = [program, bundle, f"shm:{name}", "--sink", f"shm-out:{name}-out", "--quiet", *words]
-    with ShmWriter(name, pixels.size) as writer:
-        running = subprocess.Popen([str(word) for word in command])
-        try:
-            reader, last, seq = ResultReader(f"{name}-out"), -1, 0
-            give_up = time.monotonic() + OPENING_S + 4 * frames * RING_PERIOD_S
-            while len(waits) < frames and time.monotonic() < give_up and running.poll() is None:
-                writer.write(Frame(pixels=pixels, spacing_mm=(0.1, 0.1), seq=seq))
-                end = time.monotonic() + RING_PERIOD_S
-                while time.monotonic() < end:
-                    found = reader.newest()
-                    if found is not None and found.seq > last and found.t_recv_ns is not None:
-                        last = found.seq
-                        waits.append((found.t_publish_ns - found.t_recv_ns) / 1e6 - found.infer_ms)
-                    time.sleep(0.0005)
-                seq += 1
-        finally:
-            running.terminate()
-            running.wait(timeout=30)
-    if len(waits) < frames:
-        raise SystemExit(f"the rings gave {len(waits)} readings instead of {frames}: is the program of this build?")
-    return waits[len(waits) // 10 :]
+def through_rings(build: Path, bundle: Path, words: list[str], frames: int) -> dict[str, Any]:
+    """The report of ``ring_latency.py``."""
+    with tempfile.TemporaryDirectory() as place:
+        out = Path(place) / "ring.json"
+        script = Path(__file__).with_name("ring_latency.py")
+        command = [
+            sys.executable,
+            script,
+            bundle,
+            "--build",
+            build,
+            "--frames",
+            str(frames),
+            "--out",
+            out,
+            "--",
+            *words,
+        ]
+        subprocess.run([str(word) for word in command], check=True)
+        found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+    return found
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -157,9 +144,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.ring:
         words = ["--target", TARGET, "--precision", artefact.precision, "--threads", str(threads), "--no-second-pass"]
         words += ["--engines", str(folders["ov"])]
-        waits = through_rings(arguments.ring, arguments.bundle, words, pixels, arguments.frames)
-        around = float(np.median(wide([r["c"]["around"]["p50"] for r in rounds])))
-        report["ring"] = {"samples": len(waits), **percentiles([wait - around for wait in waits]), "around_ms": around}
+        report["ring"] = through_rings(arguments.ring, arguments.bundle, words, arguments.frames)
     return report
 
 
@@ -168,7 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--library", type=Path, required=True, help="libtinyusfm.so")
-    parser.add_argument("--ring", type=Path, help="tinyusfm-run: also measure through rings of shared memory")
+    parser.add_argument("--ring", type=Path, help="folder of tinyusfm-run: also measure through rings of shared memory")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--frames", type=int, default=200)
     parser.add_argument("--seconds", type=int, default=5, help="of benchmark_app in each round")
@@ -177,8 +162,6 @@ def main() -> None:
     arguments = parser.parse_args()
     report = measure(arguments)
     print(json.dumps({name: report[name] for name in ("engine", "c_over_net", "c_over_python")}, indent=1))
-    if "ring" in report:
-        print(json.dumps({"ring": report["ring"]}, indent=1))
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 

@@ -14,6 +14,15 @@
 #include <time.h>
 #include <unistd.h>
 
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#endif
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#define SHM_FOLDS 1
+#endif
+
 _Static_assert(sizeof(tue_shm_ring) == 128 && sizeof(tue_shm_slot) == 128, "the layout is fixed");
 
 #define SHM_FOLDER "/dev/shm/"
@@ -24,9 +33,44 @@ static inline uint64_t shm_now_ns(clockid_t clock) {
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-/* CRC-32 of zlib, eight bytes a step. The tables are made on the stack of each call: no state is kept. */
-static inline uint32_t shm_crc32(const uint8_t *data, size_t count) {
-    uint32_t table[8][256], crc = 0xffffffffu;
+#if defined(SHM_FOLDS)
+#define SHM_FOLD(x, keys) _mm_xor_si128(_mm_clmulepi64_si128(x, keys, 0x00), _mm_clmulepi64_si128(x, keys, 0x11))
+
+/* Carry-less products fold 64 bytes a step ("Fast CRC computation for generic polynomials using PCLMULQDQ", Intel 2009);
+ * `count` is a multiple of 16 and at least 64. */
+__attribute__((target("pclmul,sse4.1"))) static inline uint32_t shm_fold(const uint8_t *data, size_t count, uint32_t crc) {
+    const __m128i far = _mm_set_epi64x(0x01c6e41596, 0x0154442bd4), near = _mm_set_epi64x(0x00ccaa009e, 0x01751997d0);
+    const __m128i last = _mm_set_epi64x(0, 0x0163cd6124), barrett = _mm_set_epi64x(0x01f7011641, 0x01db710641);
+    const __m128i low = _mm_setr_epi32(-1, 0, -1, 0);
+    __m128i x[4];
+    for (int i = 0; i < 4; i++) x[i] = _mm_loadu_si128((const __m128i *)(const void *)(data + 16 * i));
+    x[0] = _mm_xor_si128(x[0], _mm_cvtsi32_si128((int)crc));
+    for (data += 64, count -= 64; count >= 64; data += 64, count -= 64)
+        for (int i = 0; i < 4; i++)
+            x[i] = _mm_xor_si128(SHM_FOLD(x[i], far), _mm_loadu_si128((const __m128i *)(const void *)(data + 16 * i)));
+    __m128i sum = x[0];
+    for (int i = 1; i < 4; i++) sum = _mm_xor_si128(SHM_FOLD(sum, near), x[i]);
+    for (; count >= 16; data += 16, count -= 16)
+        sum = _mm_xor_si128(SHM_FOLD(sum, near), _mm_loadu_si128((const __m128i *)(const void *)data));
+    sum = _mm_xor_si128(_mm_srli_si128(sum, 8), _mm_clmulepi64_si128(sum, near, 0x10));
+    sum = _mm_xor_si128(_mm_clmulepi64_si128(_mm_and_si128(sum, low), last, 0x00), _mm_srli_si128(sum, 4));
+    __m128i part = _mm_and_si128(_mm_clmulepi64_si128(_mm_and_si128(sum, low), barrett, 0x10), low);
+    return (uint32_t)_mm_extract_epi32(_mm_xor_si128(sum, _mm_clmulepi64_si128(part, barrett, 0x00)), 1);
+}
+#endif
+
+/* Goes on with a CRC-32 of zlib that is kept inverted, eight bytes a step or in folds. The tables are made on the stack of
+ * each call: no state is kept. */
+static inline uint32_t shm_crc32_go_on(uint32_t crc, const uint8_t *data, size_t count) {
+    uint32_t table[8][256];
+#if defined(SHM_FOLDS)
+    if (count >= 64 && __builtin_cpu_supports("pclmul") && __builtin_cpu_supports("sse4.1")) {
+        size_t most = count / 16 * 16;
+        crc = shm_fold(data, most, crc);
+        data += most, count -= most;
+    }
+    if (!count) return crc;
+#endif
     for (uint32_t byte = 0; byte < 256; byte++) {
         uint32_t value = byte;
         for (int bit = 0; bit < 8; bit++)
@@ -43,7 +87,64 @@ static inline uint32_t shm_crc32(const uint8_t *data, size_t count) {
     }
     while (count--)
         crc = crc >> 8 ^ table[0][(crc ^ *data++) & 255];
-    return ~crc;
+    return crc;
+}
+
+/* CRC-32 of zlib. */
+static inline uint32_t shm_crc32(const uint8_t *data, size_t count) { return ~shm_crc32_go_on(0xffffffffu, data, count); }
+
+/* ---- waiting for a number in shared memory ---- */
+
+/* Whether this system can wait for it. */
+static inline int shm_can_wait(void) {
+#if defined(__linux__)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+#if defined(__linux__)
+/* The low half of ring.published: numbers are little-endian. */
+static inline const uint32_t *shm_word(const void *ring) {
+    return (const uint32_t *)(const void *)((const uint8_t *)ring + offsetof(tue_shm_ring, published));
+}
+
+static inline long shm_futex(const uint32_t *word, int operation, uint32_t value, int64_t ns) {
+    struct timespec wait = {(time_t)(ns / 1000000000), (long)(ns % 1000000000)};
+#if defined(SYS_futex_time64)
+    if (sizeof(time_t) > sizeof(long)) return syscall(SYS_futex_time64, word, operation, value, ns ? &wait : NULL, NULL, 0);
+#endif
+    return syscall(SYS_futex, word, operation, value, ns ? &wait : NULL, NULL, 0);
+}
+#endif
+
+/* Wakes everybody who waits at this ring. */
+static inline void shm_wake(const tue_shm_ring *ring) {
+#if defined(__linux__)
+    (void)shm_futex(shm_word(ring), FUTEX_WAKE, INT32_MAX, 0);
+#else
+    (void)ring;
+#endif
+}
+
+static inline void shm_sleep(int64_t ns) {
+    struct timespec wait = {(time_t)(ns / 1000000000), (long)(ns % 1000000000)};
+    if (ns > 0) nanosleep(&wait, NULL);
+}
+
+/* Sleeps until `published` is no longer `seen`, or so long. The mapping is looked at by the kernel alone: where the object
+ * was cut short it says EFAULT, and there is no signal. */
+static inline void shm_wait_word(const uint8_t *map, uint64_t seen, int64_t ns) {
+#if defined(__linux__)
+    if (map && ns > 0) {
+        if (shm_futex(shm_word(map), FUTEX_WAIT, (uint32_t)seen, ns) == 0 || errno == EAGAIN || errno == EINTR || errno == ETIMEDOUT)
+            return;
+    }
+#else
+    (void)map, (void)seen;
+#endif
+    shm_sleep(ns < 500000 ? ns : 500000);
 }
 
 static inline void shm_store(uint64_t *where, uint64_t value) {
@@ -90,7 +191,8 @@ static inline int32_t shm_make(tue_shm_writer *writer, const char *name, uint64_
                            .pixel_bytes = room,
                            .created_ns = shm_now_ns(CLOCK_REALTIME),
                            .writer_pid = (uint32_t)getpid(),
-                           .heartbeat_ns = shm_now_ns(CLOCK_MONOTONIC)};
+                           .heartbeat_ns = shm_now_ns(CLOCK_MONOTONIC),
+                           .wakes = (uint32_t)shm_can_wait()};
     filled.header_crc32 = shm_crc32((const uint8_t *)&filled, offsetof(tue_shm_ring, header_crc32));
     filled.magic = 0;
     memcpy(memory, &filled, sizeof filled);
@@ -107,5 +209,13 @@ static inline int32_t shm_make(tue_shm_writer *writer, const char *name, uint64_
     return TUE_SHM_OK;
 }
 
+/* Says that a slot is whole: the number, a sign of life, and whoever waits. */
+static inline int32_t shm_publish(tue_shm_writer *writer, uint64_t number) {
+    writer->published = number;
+    shm_store(&writer->ring->published, number);
+    int32_t said = tue_shm_beat(writer);
+    shm_wake(writer->ring);
+    return said;
+}
 
 #endif

@@ -1,10 +1,9 @@
 /* The readers of tue_shm_ring.h and tue_shm_result.h: copies by pread, so that a writer that shrinks the object cannot
- * kill them, and trust in nothing that was not checked. */
-#define _POSIX_C_SOURCE 200809L
+ * kill them, or from a guarded mapping (shm_guard.c), and trust in nothing that was not checked. */
+#define _GNU_SOURCE
 #include "shm_common.h"
+#include "shm_guard.h"
 #include "tue_shm_result.h"
-
-#include <math.h>
 
 _Static_assert(sizeof(tue_res_slot) == 256, "the layout is fixed");
 
@@ -31,6 +30,8 @@ int32_t tue_shm_attach(tue_shm_reader *reader, const char *name) {
 }
 
 static void let_go(tue_shm_reader *r) {
+    if (r->map) munmap((void *)(uintptr_t)r->map, (size_t)r->map_bytes);
+    r->map = NULL, r->map_bytes = 0;
     if (r->file >= 0) close(r->file);
     r->file = -1;
 }
@@ -49,6 +50,35 @@ static int good_ring(const tue_shm_ring *ring, uint64_t magic, uint32_t version,
     return 128 + ring->slots * ring->slot_stride <= object_bytes;
 }
 
+/* Maps the ring's header for the kernel to wait at or, under the guard, the whole ring, its pages touched before a frame
+ * needs them. An object with holes is not mapped whole: to read a hole there would take memory. */
+static void map_ring(tue_shm_reader *r, const tue_shm_ring *ring, const struct stat *facts) {
+    uint64_t whole = 128 + ring->slots * ring->slot_stride;
+    int all = shm_guarded() && whole <= SIZE_MAX && (uint64_t)facts->st_blocks * 512 >= whole;
+    r->map_bytes = all ? whole : sizeof *ring;
+    void *map = mmap(NULL, (size_t)r->map_bytes, PROT_READ, MAP_SHARED, r->file, 0);
+    r->map = map == MAP_FAILED ? NULL : map;
+    if (!r->map) r->map_bytes = 0;
+    if (r->map && all) shm_touch(r->map, (size_t)whole);
+}
+
+/* Copies content of a slot; *crc, if asked for, goes on meanwhile over what is still in the cache. 0: cut short. */
+static int copy_content(tue_shm_reader *r, uint8_t *into, uint64_t count, uint64_t at, uint32_t *crc) {
+    enum { PART = 1 << 17 };
+    int mapped = r->map && r->map_bytes >= at + count;
+    for (uint64_t done = 0; done < count;) {
+        size_t part = (size_t)(count - done < PART && crc ? count - done : crc ? PART : count - done);
+        if (!mapped && !read_at(r->file, into + done, part, at + done)) return 0;
+        if (mapped && !shm_copy(into + done, r->map, (size_t)r->map_bytes, (size_t)(at + done), part)) {
+            let_go(r);
+            return 0;
+        }
+        if (crc) *crc = shm_crc32_go_on(*crc, into + done, part);
+        done += part;
+    }
+    return 1;
+}
+
 /* Opens the ring of the name, if there is a good one. */
 static int open_ring(tue_shm_reader *r, uint64_t magic, uint32_t version, uint64_t header) {
     struct stat facts;
@@ -65,6 +95,8 @@ static int open_ring(tue_shm_reader *r, uint64_t magic, uint32_t version, uint64
     r->slots = ring.slots, r->slot_stride = ring.slot_stride, r->room = ring.pixel_bytes;
     r->taken = 0, r->heartbeat_ns = 0;
     r->frame_ns = r->looked_ns = shm_now_ns(CLOCK_MONOTONIC);
+    r->wakes = ring.wakes == 1, r->again = 0;
+    map_ring(r, &ring, &facts);
     r->attached++;
     return 1;
 }
@@ -97,16 +129,41 @@ static int32_t newest(tue_shm_reader *r, uint64_t magic, uint32_t version, uint6
     }
     uint64_t at = 128 + (number - 1) % r->slots * r->slot_stride, lock;
     int32_t found = content(r, number, at, slot, into, room);
+    atomic_thread_fence(memory_order_acquire); /* what was copied from the mapping is older than the lock read now */
     if (found == TUE_SHM_NEW && (!read_at(r->file, &lock, sizeof lock, at) || lock != 2 * number)) found = TUE_SHM_NOTHING;
     if (found == TUE_SHM_NOTHING) {
         r->torn++;
+        r->again = 1;
         return found;
     }
+    r->again = 0;
     if (found == TUE_SHM_DAMAGED) r->damaged++;
     if (r->taken && number > r->taken + 1) r->overtaken += number - r->taken - 1;
     r->taken = number;
     r->frame_ns = now;
     return found;
+}
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+int32_t tue_shm_wait(tue_shm_reader *reader, double ms) {
+    static const int64_t LOOK_NS = 500000, ABSENT_NS = 2000000, TORN_NS = 100000;
+    if (!reader) return 0;
+    int64_t left = !(ms > 0) ? 0 : ms < 1e6 ? (int64_t)(ms * 1e6) : 1000000000000;
+    int64_t end = (int64_t)shm_now_ns(CLOCK_MONOTONIC) + left;
+    for (;; left = end - (int64_t)shm_now_ns(CLOCK_MONOTONIC)) {
+        uint64_t number;
+        if (reader->file < 0 || !read_at(reader->file, &number, sizeof number, offsetof(tue_shm_ring, published))) {
+            shm_sleep(least(left, ABSENT_NS));
+            return 0; /* the next look attaches, or sees the damage */
+        }
+        if (number > reader->taken && !(number >> 62)) {
+            if (reader->again) shm_sleep(least(left, TORN_NS)); /* a writer that never gets done costs no core */
+            return 1;
+        }
+        if (left <= 0) return 0;
+        shm_wait_word(reader->map, number, reader->wakes ? left : least(left, LOOK_NS));
+    }
 }
 
 /* 1: the slot holds this reading; 0: the writer is at it; -1: damage. */
@@ -147,9 +204,11 @@ static int32_t frame_of(tue_shm_reader *r, uint64_t number, uint64_t at, void *s
     if (here <= 0) return here ? TUE_SHM_DAMAGED : TUE_SHM_NOTHING;
     if (!good_frame(s, number, r->room)) return TUE_SHM_DAMAGED;
     uint64_t size = (uint64_t)s->rows * s->row_stride;
-    if (size > room || !read_at(r->file, into, (size_t)size, at + 128)) return TUE_SHM_DAMAGED;
-    if (!(s->flags & TUE_SHM_CHECKED)) return TUE_SHM_NEW;
-    return s->pixels_crc32 == shm_crc32(into, (size_t)size) ? TUE_SHM_NEW : TUE_SHM_DAMAGED;
+    uint32_t crc = 0xffffffffu;
+    int checked = (s->flags & TUE_SHM_CHECKED) != 0;
+    atomic_thread_fence(memory_order_acquire);
+    if (size > room || !copy_content(r, into, size, at + 128, checked ? &crc : NULL)) return TUE_SHM_DAMAGED;
+    return !checked || s->pixels_crc32 == ~crc ? TUE_SHM_NEW : TUE_SHM_DAMAGED;
 }
 
 uint64_t tue_shm_room(tue_shm_reader *reader) {
@@ -183,8 +242,10 @@ static int32_t result_of(tue_shm_reader *r, uint64_t number, uint64_t at, void *
     if (!good_result(s, number, r->room)) return TUE_SHM_DAMAGED;
     uint64_t size = (uint64_t)s->mask_rows * s->mask_columns;
     if (!into || !size) return TUE_SHM_NEW;
-    if (size > room || !read_at(r->file, into, (size_t)size, at + 256)) return TUE_SHM_DAMAGED;
-    return s->mask_crc32 == shm_crc32(into, (size_t)size) ? TUE_SHM_NEW : TUE_SHM_DAMAGED;
+    uint32_t crc = 0xffffffffu;
+    atomic_thread_fence(memory_order_acquire);
+    if (size > room || !copy_content(r, into, size, at + 256, &crc)) return TUE_SHM_DAMAGED;
+    return s->mask_crc32 == ~crc ? TUE_SHM_NEW : TUE_SHM_DAMAGED;
 }
 
 int32_t tue_res_newest(tue_shm_reader *reader, tue_res_slot *slot, uint8_t *mask, uint64_t mask_room) {

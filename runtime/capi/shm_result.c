@@ -1,5 +1,5 @@
 /* The writer of tue_shm_result.h. */
-#define _POSIX_C_SOURCE 200809L
+#define _GNU_SOURCE
 #include "tue_shm_result.h"
 
 #include "shm_common.h"
@@ -16,15 +16,13 @@ int32_t tue_res_write(tue_shm_writer *writer, const tue_res_slot *given, const u
     uint8_t *at = (uint8_t *)writer->ring + 128 + (size_t)((number - 1) % TUE_RES_SLOTS * writer->ring->slot_stride);
     tue_res_slot *slot = (tue_res_slot *)(void *)at, filled = *given;
     filled.generation = number;
-    filled.t_publish_ns = (int64_t)shm_now_ns(CLOCK_MONOTONIC);
     filled.mask_crc32 = size ? shm_crc32(mask, (size_t)size) : 0;
-    filled.header_crc32 = shm_crc32((const uint8_t *)&filled + 8, offsetof(tue_res_slot, header_crc32) - 8);
     shm_store(&slot->lock, 2 * number - 1);
     atomic_thread_fence(memory_order_release);
-    memcpy(at + 8, (const uint8_t *)&filled + 8, sizeof filled - 8);
     if (size) memcpy(at + 256, mask, (size_t)size);
+    filled.t_publish_ns = (int64_t)shm_now_ns(CLOCK_MONOTONIC);
+    filled.header_crc32 = shm_crc32((const uint8_t *)&filled + 8, offsetof(tue_res_slot, header_crc32) - 8);
+    memcpy(at + 8, (const uint8_t *)&filled + 8, sizeof filled - 8);
     shm_store(&slot->lock, 2 * number);
-    writer->published = number;
-    shm_store(&writer->ring->published, number);
-    return tue_shm_beat(writer);
+    return shm_publish(writer, number);
 }

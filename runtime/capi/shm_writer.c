@@ -1,5 +1,5 @@
-/* The writer of tue_shm_ring.h: POSIX shared memory, C11 atomics, nothing else. */
-#define _POSIX_C_SOURCE 200809L
+/* The writer of tue_shm_ring.h: POSIX shared memory, C11 atomics, and on Linux a futex. */
+#define _GNU_SOURCE
 #include "shm_common.h"
 
 int32_t tue_shm_open(tue_shm_writer *writer, const char *name, uint64_t pixel_bytes) {
@@ -22,7 +22,6 @@ int32_t tue_shm_write(tue_shm_writer *writer, const tue_shm_frame *frame) {
                            .generation = number,
                            .seq = frame->seq,
                            .t_source_ns = frame->t_source_ns,
-                           .t_publish_ns = shm_now_ns(CLOCK_MONOTONIC),
                            .rows = frame->rows,
                            .columns = frame->columns,
                            .format = frame->format,
@@ -34,15 +33,14 @@ int32_t tue_shm_write(tue_shm_writer *writer, const tue_shm_frame *frame) {
     memcpy(filled.orientation, frame->orientation, sizeof filled.orientation);
     if (frame->flags & TUE_SHM_CHECKED)
         filled.pixels_crc32 = shm_crc32(frame->pixels, (size_t)size);
-    filled.header_crc32 = shm_crc32((const uint8_t *)&filled + 8, offsetof(tue_shm_slot, header_crc32) - 8);
     shm_store(&slot->lock, 2 * number - 1);
     atomic_thread_fence(memory_order_release);
-    memcpy((uint8_t *)slot + 8, (const uint8_t *)&filled + 8, sizeof filled - 8);
     memcpy((uint8_t *)slot + 128, frame->pixels, (size_t)size);
+    filled.t_publish_ns = shm_now_ns(CLOCK_MONOTONIC);
+    filled.header_crc32 = shm_crc32((const uint8_t *)&filled + 8, offsetof(tue_shm_slot, header_crc32) - 8);
+    memcpy((uint8_t *)slot + 8, (const uint8_t *)&filled + 8, sizeof filled - 8);
     shm_store(&slot->lock, 2 * number);
-    writer->published = number;
-    shm_store(&writer->ring->published, number);
-    return tue_shm_beat(writer);
+    return shm_publish(writer, number);
 }
 
 int32_t tue_shm_beat(tue_shm_writer *writer) {

@@ -11,6 +11,7 @@
  *   1. lock = 2 n - 1 (odd: being written), release fence
  *   2. slot header and pixels
  *   3. lock = 2 n, then ring.published = n and ring.heartbeat_ns = now, each a release store
+ *   4. where ring.wakes is 1, a shared FUTEX_WAKE of everybody at the low half of ring.published
  * Reading the newest: n = published; the slot's lock must be 2 n before and after copying, and its generation must be
  * n; otherwise read again.
  *
@@ -61,7 +62,8 @@ typedef struct tue_shm_ring {
     uint8_t reserved[16];  /*  48: zero */
     uint64_t published;    /*  64: number of the newest whole frame, 0 before the first */
     uint64_t heartbeat_ns; /*  72: CLOCK_MONOTONIC of the writer's last sign of life */
-    uint8_t padding[48];   /*  80: zero */
+    uint32_t wakes;        /*  80: 1: each frame wakes whoever waits; 0: they have to look. Outside the CRC: it harms nobody */
+    uint8_t padding[44];   /*  84: zero */
 } tue_shm_ring;
 
 typedef struct tue_shm_slot {
@@ -69,7 +71,7 @@ typedef struct tue_shm_slot {
     uint64_t generation;      /*   8: number of this frame, from 1 */
     uint64_t seq;             /*  16: the source's own running number, below 2^63 */
     int64_t t_source_ns;      /*  24: the source's own clock, or TUE_SHM_NO_TIME */
-    uint64_t t_publish_ns;    /*  32: CLOCK_MONOTONIC when it was written */
+    uint64_t t_publish_ns;    /*  32: CLOCK_MONOTONIC when its pixels were written */
     uint32_t rows;            /*  40: 8 .. 16384 */
     uint32_t columns;         /*  44: 8 .. 16384 */
     uint32_t format;          /*  48: 0 grey, 1 RGB, 2 BGR, 3 RGBA, 8 bits a channel */
@@ -129,6 +131,9 @@ typedef struct tue_shm_reader {
     uint64_t slot_stride, room, taken, device, inode;
     uint64_t heartbeat_ns, frame_ns, looked_ns;
     uint64_t overtaken, torn, damaged; /* readings or frames it was too late for; reads to be tried again; refused */
+    const uint8_t *map;                /* the ring's header, or with tue_shm_guard all of it; NULL: not mapped */
+    uint64_t map_bytes;
+    int32_t wakes, again; /* the writer wakes; the last read was torn */
     char name[232];
 } tue_shm_reader;
 
@@ -138,9 +143,19 @@ enum tue_shm_found {
     TUE_SHM_DAMAGED = 2 /* a header or a content does not match its CRC, or a size is out of range; it was refused */
 };
 
-/* Names the ring to be read; it need not be there yet. Nothing is mapped: a writer that shrinks the object under a
- * mapping kills its readers, while a read merely comes back short. */
+/* Names the ring to be read; it need not be there yet. Content is read, not mapped, unless tue_shm_guard was called: a
+ * writer that shrinks the object under a mapping kills its readers, while a read merely comes back short. */
 TUE_SHM_API int32_t tue_shm_attach(tue_shm_reader *reader, const char *name);
+
+/* Waits until there is something that tue_shm_newest or tue_res_newest did not take yet, `ms` at most: 1, or 0. A writer
+ * that wakes is heard at once (Linux); for others it looks every 0.5 ms, and for a ring that is away every 2 ms. It may
+ * come back early. The calling thread sleeps; it never spins. */
+TUE_SHM_API int32_t tue_shm_wait(tue_shm_reader *reader, double ms);
+
+/* For a program that owns its signals, once, before its readers attach: from now on they copy from a mapping, in half
+ * the time, and a handler of SIGBUS puts zeros where a writer took the memory away, so that the frame is refused. A
+ * SIGBUS from elsewhere goes to the handler that was there. TUE_SHM_SYSTEM: it cannot be installed. */
+TUE_SHM_API int32_t tue_shm_guard(void);
 
 /* Bytes that the ring has room for in each slot, 0 while there is none: what `pixels` has to hold. */
 TUE_SHM_API uint64_t tue_shm_room(tue_shm_reader *reader);

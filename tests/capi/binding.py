@@ -240,6 +240,7 @@ class Library:
             "tusfm_get_measurement": (status, [pointer, c.c_int32, pointer]),
             "tusfm_mask_on_frame": (status, [pointer, pointer, c.c_int64]), "tusfm_cancel": (None, [pointer]),
             "tusfm_submit": (status, [pointer, pointer]),
+            "tusfm_room": (status, [pointer, c.c_int64, pointer]),
             "tusfm_newest": (status, [pointer, c.c_double, pointer, pointer]),
             "tusfm_overlay": (status, [pointer, pointer, pointer]), "tusfm_contact": (None, [pointer]),
             "tusfm_get_counters": (status, [pointer, pointer]),
@@ -332,6 +333,13 @@ class Session:
 
     def submit(self, frame: Frame) -> None:
         self.library.check(self.library.lib.tusfm_submit(self.handle, c.byref(frame)))
+
+    def room(self, count: int) -> int:
+        """Address of the session's own memory for the next frame."""
+        place = c.c_void_p()
+        self.library.check(self.library.lib.tusfm_room(self.handle, c.c_int64(count), c.byref(place)))
+        assert place.value is not None
+        return place.value
 
     def newest(self, wait_ms: float = 0.0) -> Reading | None:
         return self._there("tusfm_newest", c.c_double(wait_ms))

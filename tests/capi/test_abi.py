@@ -21,7 +21,8 @@ SIZES = {
 """Bytes of every struct. A new field goes to the end, and its struct's size is raised here."""
 RING = {
     "tue_shm_open", "tue_shm_write", "tue_shm_beat", "tue_shm_close", "tue_shm_attach", "tue_shm_room",
-    "tue_shm_newest", "tue_shm_detach", "tue_res_open", "tue_res_write", "tue_res_newest",
+    "tue_shm_newest", "tue_shm_guard", "tue_shm_wait", "tue_shm_detach",
+    "tue_res_open", "tue_res_write", "tue_res_newest",
 }  # fmt: skip
 
 

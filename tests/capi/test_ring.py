@@ -37,7 +37,8 @@ class CReader(c.Structure):
         ("file", c.c_int32), ("attached", c.c_int32), ("slots", c.c_uint32), ("slot_stride", c.c_uint64),
         ("room", c.c_uint64), ("taken", c.c_uint64), ("device", c.c_uint64), ("inode", c.c_uint64),
         ("heartbeat_ns", c.c_uint64), ("frame_ns", c.c_uint64), ("looked_ns", c.c_uint64), ("overtaken", c.c_uint64),
-        ("torn", c.c_uint64), ("damaged", c.c_uint64), ("name", c.c_char * 232),
+        ("torn", c.c_uint64), ("damaged", c.c_uint64), ("map", c.c_void_p), ("map_bytes", c.c_uint64),
+        ("wakes", c.c_int32), ("again", c.c_int32), ("name", c.c_char * 232),
     )  # fmt: skip
 
 
@@ -53,7 +54,7 @@ class RingFunctions:
     def __init__(self, library: Library) -> None:
         lib = self.lib = library.lib
         for name, arguments in {
-            "tue_shm_attach": [c.c_void_p, c.c_char_p],
+            "tue_shm_attach": [c.c_void_p, c.c_char_p], "tue_shm_wait": [c.c_void_p, c.c_double],
             "tue_shm_newest": [c.c_void_p, c.c_void_p, c.c_void_p, c.c_uint64],
             "tue_res_newest": [c.c_void_p, c.c_void_p, c.c_void_p, c.c_uint64],
             "tue_res_open": [c.c_void_p, c.c_char_p, c.c_uint64], "tue_res_write": [c.c_void_p, c.c_void_p, c.c_void_p],
@@ -80,6 +81,11 @@ def rings(library: Library) -> RingFunctions:
 
 @pytest.fixture
 def name() -> Iterator[str]:
+    yield from fresh_name()
+
+
+def fresh_name() -> Iterator[str]:
+    """A name that no ring has; what was made under it is removed."""
     made = f"capi-{os.getpid()}-{random.randrange(1 << 30)}"
     yield made
     for path in Path("/dev/shm").glob(f"*{made}*"):

@@ -422,6 +422,11 @@ enum tusfm_state { TUSFM_LIVE = 0, TUSFM_STALE = 1, TUSFM_FROZEN = 2, TUSFM_LOST
  * overtakes there is dropped and counted. One thread. Not together with tusfm_predict. */
 TUSFM_MUST_USE TUSFM_API tusfm_status *tusfm_submit(tusfm_session *session, const tusfm_frame *frame);
 
+/* Memory of the session's own for the pixels of the next frame, at least so many bytes: a frame submitted whose pixels
+ * begin there is taken over without a copy, and the memory is the session's again. Until then the same memory comes back
+ * at each call, its content lost if more bytes are asked for. The thread that submits. */
+TUSFM_MUST_USE TUSFM_API tusfm_status *tusfm_room(tusfm_session *session, int64_t bytes, uint8_t **pixels);
+
 /* Waits up to wait_ms for a result that was not handed out yet: *there is 1 and the reading is filled in, or 0. One
  * thread. */
 TUSFM_MUST_USE TUSFM_API tusfm_status *tusfm_newest(tusfm_session *session, double wait_ms, tusfm_reading *reading,

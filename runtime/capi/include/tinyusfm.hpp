@@ -87,6 +87,11 @@ public:
         check(tusfm_predict(get(), &frame, &reading));
         return reading;
     }
+    uint8_t *room(int64_t bytes) {
+        uint8_t *pixels = nullptr;
+        check(tusfm_room(get(), bytes, &pixels));
+        return pixels;
+    }
     void submit(const tusfm_frame &frame) { check(tusfm_submit(get(), &frame)); }
     std::optional<Reading> newest(double wait_ms = 0) {
         Reading reading;

@@ -26,16 +26,22 @@ static double overlay_limit(const tusfm_options *o) {
 
 /* ---- frames ---- */
 
+static tusfm_status *held_room(held_frame *to, size_t need) {
+    if (need <= to->room) return NULL;
+    uint8_t *more = realloc(to->pixels, need);
+    if (!more) return no_memory();
+    to->pixels = more;
+    to->room = need;
+    return NULL;
+}
+
 tusfm_status *held_copy(held_frame *to, const tusfm_frame *from) {
     tue_picture image = frame_picture(from);
-    size_t row = (size_t)image.columns * (size_t)image.column_stride, need = row * (size_t)image.rows;
-    if (need > to->room) {
-        uint8_t *more = realloc(to->pixels, need);
-        if (!more) return no_memory();
-        to->pixels = more;
-        to->room = need;
-    }
-    for (int32_t y = 0; y < image.rows; y++) memcpy(to->pixels + (size_t)y * row, image.pixels + y * image.row_stride, row);
+    size_t row = (size_t)image.columns * (size_t)image.column_stride;
+    TRY(held_room(to, row * (size_t)image.rows));
+    int here = image.pixels == to->pixels && (image.row_stride == (ptrdiff_t)row || image.rows == 1);
+    for (int32_t y = 0; y < image.rows && !here; y++) /* a lent frame moves up inside its own memory */
+        memmove(to->pixels + (size_t)y * row, image.pixels + y * image.row_stride, row);
     to->frame = *from;
     to->frame.pixels = to->pixels, to->frame.row_stride = (int64_t)row;
     to->frame.rows = image.rows, to->frame.columns = image.columns;
@@ -65,9 +71,27 @@ static void unlock_and_tell(live *l, int changed) {
     if (changed) tell_state(l, changed, before, after, reason);
 }
 
+static int unused_place(const live *l) {
+    int place = 0;
+    while (place == l->last || place == l->in_engine || place == l->lent) place++;
+    return place;
+}
+
+static int is_lent(const live *l, const tusfm_frame *frame) { return l->lent >= 0 && frame->pixels == l->frames[l->lent].pixels; }
+
+/* Whether a frame that lies in lent memory lies there whole, and goes forwards. */
+static tusfm_status *lent_check(const live *l, const tusfm_frame *frame) {
+    if (!is_lent(l, frame)) return NULL;
+    tusfm_frame whole = *frame;
+    whole.roi_row = whole.roi_column = whole.roi_rows = whole.roi_columns = 0;
+    tue_picture image = frame_picture(&whole);
+    int64_t row = (int64_t)image.columns * image.column_stride;
+    if (image.row_stride >= row && (int64_t)(image.rows - 1) * image.row_stride + row <= (int64_t)l->frames[l->lent].room) return NULL;
+    return status_new(TUSFM_FRAME, "%dx%d pixels do not lie inside of the memory that tusfm_room gave", image.columns, image.rows);
+}
+
 static tusfm_status *take_in(live *l, const tusfm_frame *frame, int *changed) {
     int64_t now = now_ns();
-    int free_place = 0;
     int order = order_judge(&l->order, frame->seq, frame->t_source_ns);
     l->counts.received++;
     if (order != ORDER_NEWER) {
@@ -76,7 +100,7 @@ static tusfm_status *take_in(live *l, const tusfm_frame *frame, int *changed) {
         l->left_out++;
         return NULL;
     }
-    while (free_place == l->last || free_place == l->in_engine) free_place++;
+    int free_place = is_lent(l, frame) ? l->lent : unused_place(l);
     held_frame *held = &l->frames[free_place];
     tusfm_status *failed = held_copy(held, frame);
     if (failed) {
@@ -88,6 +112,7 @@ static tusfm_status *take_in(live *l, const tusfm_frame *frame, int *changed) {
     l->identical = l->last >= 0 && same_image(held, &l->frames[l->last]) ? l->identical + 1 : 0;
     if (l->pending >= 0) l->counts.overtaken++, l->left_out++;
     l->pending = l->last = free_place;
+    if (free_place == l->lent) l->lent = -1;
     *changed = states_frame(&l->states, now, l->identical, l->period.ms);
     condition_wake_all(&l->changed);
     return NULL;
@@ -116,11 +141,29 @@ tusfm_status *tusfm_submit(tusfm_session *s, const tusfm_frame *frame) {
     if (!failed) failed = frame_check(&taken);
     int changed = 0;
     mutex_lock(&l->lock);
+    if (!failed) failed = lent_check(l, &taken);
     if (failed)
         l->counts.received++, l->counts.rejected++, l->left_out++;
     else
         failed = take_in(l, &taken, &changed);
     unlock_and_tell(l, changed);
+    return failed;
+}
+
+tusfm_status *tusfm_room(tusfm_session *s, int64_t bytes, uint8_t **pixels) {
+    static const int64_t most = (int64_t)TUE_MAX_SIDE * TUE_MAX_SIDE * 4;
+    live *l = NULL;
+    if (!s || !pixels) return status_new(TUSFM_INPUT, "the session or the place for the answer is NULL");
+    if (bytes < 1 || bytes > most) return status_new(TUSFM_INPUT, "a frame of %lld bytes is none", (long long)bytes);
+    TRY(ready_stream(s, &l));
+    mutex_lock(&l->lock);
+    if (l->lent < 0) l->lent = unused_place(l);
+    held_frame *held = &l->frames[l->lent];
+    size_t before = held->room;
+    tusfm_status *failed = held_room(held, (size_t)bytes);
+    if (!failed && held->room > before) memset(held->pixels, 0, held->room); /* its pages come now, not with a frame */
+    if (!failed) *pixels = held->pixels;
+    mutex_unlock(&l->lock);
     return failed;
 }
 
@@ -223,6 +266,7 @@ static int publish(live *l, const held_frame *held, const call *c, const answere
     l->counts.unseen += l->has_ready;
     l->has_ready = 1;
     condition_wake_all(&l->changed);
+    condition_wake_all(&l->answered);
     return changed;
 }
 
@@ -279,6 +323,7 @@ static void supervise(void *given) {
     if (l->pending >= 0) l->counts.closing++;
     l->pending = -1;
     condition_wake_all(&l->changed);
+    condition_wake_all(&l->answered);
     mutex_unlock(&l->lock);
 }
 
@@ -296,8 +341,9 @@ tusfm_status *live_new(tusfm_session *s, live **made) {
     }
     mutex_init(&l->lock);
     condition_init(&l->changed);
+    condition_init(&l->answered);
     atomic_init(&l->no_later_than, INT64_MAX);
-    l->pending = l->in_engine = l->last = -1;
+    l->pending = l->in_engine = l->last = l->lent = -1;
     period_init(&l->period);
     states_init(&l->states, now_ns());
     l->work = &l->all[0], l->ready = &l->all[1], l->taken = &l->all[2], l->shown = &l->all[3], l->shown_taken = &l->all[4];
@@ -317,12 +363,13 @@ void live_free(live *l) {
     condition_wake_all(&l->changed);
     mutex_unlock(&l->lock);
     thread_join(&l->supervisor);
-    for (int i = 0; i < 3; i++) free(l->frames[i].pixels);
+    for (int i = 0; i < 4; i++) free(l->frames[i].pixels);
     for (int i = 0; i < 5; i++) answer_free(&l->all[i].made);
     free(l->watch.frame.pixels);
     answer_free(&l->watch.made);
     tusfm_drift_monitor_free(l->drift);
     condition_free(&l->changed);
+    condition_free(&l->answered);
     mutex_free(&l->lock);
     free(l);
 }
@@ -358,7 +405,7 @@ tusfm_status *tusfm_newest(tusfm_session *s, double wait_ms, tusfm_reading *read
     TRY(stream_of(s, reading, there, &l));
     int64_t end = now_ns() + (int64_t)(wait_ms > 0 ? fmin(wait_ms, 1e9) * 1e6 : 0);
     mutex_lock(&l->lock);
-    while (!l->has_ready && !l->closing && now_ns() < end) condition_wait_until(&l->changed, &l->lock, end);
+    while (!l->has_ready && !l->closing && now_ns() < end) condition_wait_until(&l->answered, &l->lock, end);
     int found = l->has_ready;
     if (found) {
         live_result *before = l->taken;

@@ -38,11 +38,11 @@ struct live {
     tusfm_session *s;
     thread supervisor;
     mutex lock;
-    condition changed;
+    condition changed, answered; /* answered: those who wait for a result alone */
     int closing;
     atomic_llong no_later_than;
-    held_frame frames[3];
-    int pending, in_engine, last; /* places in frames, -1: none */
+    held_frame frames[4];
+    int pending, in_engine, last, lent; /* places in frames, -1: none */
     live_counts counts;
     int64_t left_out, before_this, index;
     order_guard order;

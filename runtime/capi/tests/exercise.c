@@ -75,6 +75,17 @@ static void lone_frames(tusfm_session *session) {
     if (!tusfm_label(session, 0) || tusfm_label(session, 99)) stop("labels", NULL);
 }
 
+/* Puts a frame into the session's own memory; rows lie apart in some, so that it has to be moved together. */
+static void lend(tusfm_session *session, tusfm_frame *frame) {
+    static const int32_t channels[] = {1, 3, 3, 4};
+    uint8_t *place = NULL;
+    int64_t row = (int64_t)frame->columns * channels[frame->format], stride = row + (frame->seq % 3) * 16;
+    int64_t from = frame->row_stride ? frame->row_stride : row;
+    need(tusfm_room(session, stride * frame->rows, &place), "room");
+    for (int32_t y = 0; y < frame->rows; y++) memcpy(place + y * stride, frame->pixels + y * from, (size_t)row);
+    frame->pixels = place, frame->row_stride = stride;
+}
+
 static void stream(tusfm_session *session, const char *other, int rounds) {
     tusfm_reading reading;
     tusfm_counters counters;
@@ -85,6 +96,7 @@ static void stream(tusfm_session *session, const char *other, int rounds) {
     tusfm_swap_report_init(&report, sizeof report);
     for (int number = 0; number < rounds; number++) {
         tusfm_frame frame = frame_of(number, number % 4);
+        if (number % 2) lend(session, &frame);
         need(tusfm_submit(session, &frame), "submit");
         need(tusfm_newest(session, number % 3, &reading, &there), "newest");
         if (there) measurements(&reading);

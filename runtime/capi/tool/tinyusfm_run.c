@@ -8,19 +8,21 @@
 #include "tue_shm_result.h"
 
 #include <math.h>
+#include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-enum { MAX_SINKS = 8, SCHEMA = 4 };
+enum { MAX_SINKS = 8, SCHEMA = 4, WAIT_MS = 10 };
 
 static const char usage[] =
     "usage: tinyusfm-run BUNDLE shm:NAME [--sink jsonl:-|jsonl:FILE|shm-out:NAME]... [--budget MS] [--target NAME]\n"
     "       [--precision NAME] [--engines FOLDER] [--threads N] [--fallback] [--allow-unverified] [--allow-precision] [--exact-precision]\n"
     "       [--no-second-pass] [--no-drift] [--require-signed STORE] [--device-class NAME]\n"
-    "       [--frames N] [--info] [--quiet]\n";
+    "       [--frames N] [--times FILE] [--info] [--quiet]\n";
 
 typedef struct sink {
     FILE *file; /* or a ring */
@@ -29,7 +31,7 @@ typedef struct sink {
 } sink;
 
 typedef struct settings {
-    const char *bundle, *source;
+    const char *bundle, *source, *times;
     const char *sinks[MAX_SINKS];
     int sink_count, info, quiet;
     long long frames;
@@ -37,11 +39,11 @@ typedef struct settings {
     tusfm_trust_options trust;
 } settings;
 
-static volatile sig_atomic_t stop;
+static atomic_int stop;
 
 static void on_signal(int number) {
     (void)number;
-    stop = 1;
+    atomic_store(&stop, 1);
 }
 
 static void on_log(void *user, int32_t level, const char *text) {
@@ -70,6 +72,7 @@ static int option(settings *s, const char *word, const char *value) {
     else if (strcmp(word, "--precision") == 0) s->options.precision = value;
     else if (strcmp(word, "--engines") == 0) s->options.engine_folder = value;
     else if (strcmp(word, "--threads") == 0) s->options.threads = atoi(value);
+    else if (strcmp(word, "--times") == 0) s->times = value;
     else if (strcmp(word, "--frames") == 0) s->frames = atoll(value);
     else if (strcmp(word, "--require-signed") == 0) s->trust.store = value, s->options.trust = &s->trust;
     else if (strcmp(word, "--device-class") == 0) s->trust.device_class = value;
@@ -300,7 +303,7 @@ static int deliver(sink *to, int count, const tusfm_reading *reading) {
     return 1;
 }
 
-/* ---- the loop ---- */
+/* ---- the loop: one thread waits for frames, the other for readings ---- */
 
 static void pause_ms(double ms) {
     struct timespec wait = {0, (long)(ms * 1e6)};
@@ -321,49 +324,66 @@ static tusfm_frame as_frame(const tue_shm_slot *slot, const uint8_t *pixels) {
 
 typedef struct source {
     tue_shm_reader ring;
-    uint8_t *pixels;
-    uint64_t room, heartbeat_ns;
+    uint64_t heartbeat_ns;
+    tusfm_session *session;
+    tusfm_status *failed; /* read after its thread has ended */
+    atomic_int begun, ended;
 } source;
 
-/* Submits the newest frame, if there is a new one. */
-static tusfm_status *feed(source *from, tusfm_session *session) {
+/* Submits the newest frame, if there is a new one: copied once, from the ring into the session's own memory. */
+static tusfm_status *feed(source *from) {
     tue_shm_slot slot;
+    uint8_t *pixels;
     uint64_t room = tue_shm_room(&from->ring);
-    if (room > from->room) {
-        uint8_t *more = realloc(from->pixels, (size_t)room);
-        if (!more) return NULL;
-        from->pixels = more, from->room = room;
-    }
     if (!room) return NULL;
-    int32_t found = tue_shm_newest(&from->ring, &slot, from->pixels, from->room);
-    if (from->ring.heartbeat_ns != from->heartbeat_ns) from->heartbeat_ns = from->ring.heartbeat_ns, tusfm_contact(session);
+    tusfm_status *failed = tusfm_room(from->session, (int64_t)room, &pixels);
+    if (failed) return failed;
+    int32_t found = tue_shm_newest(&from->ring, &slot, pixels, room);
+    if (from->ring.heartbeat_ns != from->heartbeat_ns) from->heartbeat_ns = from->ring.heartbeat_ns, tusfm_contact(from->session);
     if (found != TUE_SHM_NEW) return NULL;
-    tusfm_frame frame = as_frame(&slot, from->pixels);
-    return tusfm_submit(session, &frame);
+    tusfm_frame frame = as_frame(&slot, pixels);
+    failed = tusfm_submit(from->session, &frame);
+    atomic_store(&from->begun, 1);
+    return failed;
 }
 
-static tusfm_status *loop(const settings *s, tusfm_session *session, source *from, sink *sinks, int *broken) {
+static void *feed_on(void *given) {
+    source *from = given;
+    while (!atomic_load(&stop) && !from->failed) {
+        (void)tue_shm_wait(&from->ring, WAIT_MS);
+        from->failed = feed(from);
+        if (tusfm_status_code(from->failed) != TUSFM_FRAME) continue;
+        on_log(NULL, TUSFM_WARNING, tusfm_status_text(from->failed)); /* one frame that cannot be used: the stream goes on */
+        tusfm_status_free(from->failed);
+        from->failed = NULL;
+    }
+    atomic_store(&from->ended, 1);
+    return NULL;
+}
+
+/* One line a reading, nanoseconds of CLOCK_MONOTONIC: its number, the frame's publication in the ring, when the reading was
+ * there, when it was in every sink, and how long the prediction itself worked. */
+static void write_times(FILE *to, const tusfm_reading *r, int64_t there_ns) {
+    fprintf(to, "%lld %lld %lld %lld %lld\n", (long long)r->seq, (long long)r->t_recv_ns, (long long)there_ns,
+            (long long)tusfm_now_ns(), (long long)(r->total_ms * 1e6));
+    fflush(to);
+}
+
+static tusfm_status *loop(const settings *s, source *from, sink *sinks, FILE *times, int *broken) {
     tusfm_reading reading;
     long long answered = 0;
-    int begun = 0, alarmed = 0;
+    int alarmed = 0;
     tusfm_reading_init(&reading, sizeof reading);
-    while (!stop && (!s->frames || answered < s->frames)) {
+    while (!atomic_load(&stop) && !atomic_load(&from->ended) && (!s->frames || answered < s->frames)) {
         int32_t there = 0;
-        tusfm_status *failed = feed(from, session);
-        if (tusfm_status_code(failed) == TUSFM_FRAME) { /* one frame that cannot be used: the stream goes on */
-            on_log(NULL, TUSFM_WARNING, tusfm_status_text(failed));
-            tusfm_status_free(failed);
-            failed = NULL;
-        }
-        if (failed) return failed;
-        if (!begun) {
-            begun = from->ring.taken > 0;
-            if (!begun) pause_ms(2);
+        if (!atomic_load(&from->begun)) {
+            pause_ms(2);
             continue;
         }
-        failed = tusfm_newest(session, 0.5, &reading, &there);
+        tusfm_status *failed = tusfm_newest(from->session, WAIT_MS, &reading, &there);
         if (failed) return failed;
         if (!there) continue;
+        int64_t there_ns = tusfm_now_ns();
         answered++;
         if (reading.drift_alarm && !alarmed && s->options.log) {
             alarmed = 1;
@@ -373,8 +393,26 @@ static tusfm_status *loop(const settings *s, tusfm_session *session, source *fro
             *broken = 1;
             return NULL;
         }
+        if (times) write_times(times, &reading, there_ns);
     }
     return NULL;
+}
+
+static tusfm_status *both(const settings *s, source *from, sink *sinks, int *broken) {
+    pthread_t feeder;
+    FILE *times = s->times ? fopen(s->times, "ae") : NULL;
+    if ((s->times && !times) || pthread_create(&feeder, NULL, feed_on, from) != 0) {
+        if (times) fclose(times);
+        *broken = 1;
+        return NULL;
+    }
+    tusfm_status *failed = loop(s, from, sinks, times, broken);
+    atomic_store(&stop, 1);
+    pthread_join(feeder, NULL);
+    if (times && fclose(times) != 0) *broken = 1;
+    if (!failed) return from->failed;
+    tusfm_status_free(from->failed);
+    return failed;
 }
 
 static void show_info(const tusfm_info *info) {
@@ -403,6 +441,7 @@ static int run(const settings *s, tusfm_session *session) {
     int broken = 0, opened = 0;
     memset(sinks, 0, sizeof sinks);
     memset(&from, 0, sizeof from);
+    from.session = session;
     tusfm_info_init(&info, sizeof info);
     tusfm_status *failed = tusfm_get_info(session, &info);
     if (failed) return finish(failed, NULL);
@@ -416,13 +455,12 @@ static int run(const settings *s, tusfm_session *session) {
     for (; opened < s->sink_count && !what; opened++)
         if (!open_sink(&sinks[opened], s->sinks[opened], &info))
             what = "a sink is written jsonl:FILE, jsonl:- or shm-out:NAME, and must be writable";
-    if (!what) failed = loop(s, session, &from, sinks, &broken);
+    if (!what) failed = both(s, &from, sinks, &broken);
     for (int i = 0; i < opened; i++) {
         if (sinks[i].is_ring) tue_shm_close(&sinks[i].ring, 1);
         else if (sinks[i].file && sinks[i].file != stdout && fclose(sinks[i].file) != 0) broken = 1;
     }
     tue_shm_detach(&from.ring);
-    free(from.pixels);
     return finish(failed, what ? what : broken ? "a reading cannot be written" : NULL);
 }
 
@@ -438,6 +476,7 @@ int main(int count, char **words) {
     act.sa_handler = on_signal;
     sigaction(SIGINT, &act, NULL);
     sigaction(SIGTERM, &act, NULL);
+    (void)tue_shm_guard(); /* without it rings are read rather than mapped */
     tusfm_session *session = NULL;
     tusfm_status *failed = tusfm_open(s.bundle, &s.options, &session);
     if (failed) return finish(failed, NULL);

@@ -6,8 +6,8 @@ The layout and a writer in C are runtime/capi/tue_shm_ring.h and shm_writer.c. T
 those it was too late for, and finds a writer restarted under the same name. A heartbeat without frames is a
 probe that stands still; no heartbeat is a writer that died.
 
-Nothing wakes a reader of shared memory, so it looks: seldom right after a frame, often when the next one is due. It
-does not know who writes.
+A writer on Linux wakes its readers at every frame; for one that does not it looks: seldom right after a frame, often
+when the next one is due. It does not know who writes.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ from tinyusfm_runtime.plugins import Availability
 from tinyusfm_runtime.sources._orientation import note_orientation
 from tinyusfm_runtime.sources._source import PolledSource
 from tinyusfm_runtime.sources._spacing import SpacingRule
+from tinyusfm_runtime.transport.ring_wait import Waiter
 from tinyusfm_runtime.transport.shm_ring import RingError, RingReader
 from tinyusfm_runtime.transport.shm_writer import FOLDER, NAME
 
 LOOK_S = (0.0005, 0.004)
-"""Shortest and longest pause between two looks while frames come; at 60 frames per second this takes 1 % of a core."""
+"""Shortest and longest pause between two looks while frames come from a writer that does not wake; at 60 frames per
+second this takes 1 % of a core."""
 IDLE_LOOK_S = 0.01
-"""Pause while none came for IDLE_NS."""
+"""Pause while none came for IDLE_NS; longest sleep at a ring whose writer wakes."""
 IDLE_NS = 500_000_000
 RENEWED_NS = 50_000_000
 """After so long without a frame it looks whether the name means another ring by now."""
@@ -96,8 +98,9 @@ class ShmSource(PolledSource):
         self._closed = threading.Event()
         self._file: int | None = None
         self._reader: RingReader | None = None
+        self._waiter: Waiter | None = None
         self._rings = 0
-        self._taken = 0
+        self._taken = self._seen = 0
         self._back: int | None = None
         self._heartbeat_ns = 0
         self._frame_ns = self._looked_ns = time.monotonic_ns()
@@ -119,11 +122,17 @@ class ShmSource(PolledSource):
             with self._turn:
                 frame = None if self._closed.is_set() else self._look()
             if frame is None:
-                self._closed.wait(self._pause_s())
+                self._rest()
             else:
                 yield frame
         with self._turn:
             self._release()
+
+    def _rest(self) -> None:
+        waiter = self._waiter
+        wakes = waiter is not None and waiter.usable and not self._closed.is_set()
+        if not (wakes and waiter is not None and waiter.wait(self._seen, IDLE_LOOK_S)):
+            self._closed.wait(self._pause_s())
 
     def _pause_s(self) -> float:
         since_ns = time.monotonic_ns() - self._frame_ns
@@ -139,6 +148,7 @@ class ShmSource(PolledSource):
         assert self._reader is not None
         try:
             number, heartbeat_ns = self._reader.state()
+            self._seen = number
             now_ns = time.monotonic_ns()
             if heartbeat_ns != self._heartbeat_ns:
                 self._heartbeat_ns = heartbeat_ns
@@ -205,7 +215,8 @@ class ShmSource(PolledSource):
             os.close(file)
             self._refuse(error)
             return False
-        self._file, self._taken, self._heartbeat_ns = file, 0, 0
+        self._file, self._taken, self._seen, self._heartbeat_ns = file, 0, 0, 0
+        self._waiter = Waiter(file, self._reader.raw_header)
         self._rings += 1
         self.status = "the ring is there, waiting for the first frame"
         if self._rings > 1:
@@ -224,6 +235,9 @@ class ShmSource(PolledSource):
 
     def _release(self) -> None:
         file, self._file, self._reader = self._file, None, None
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            waiter.close()
         if file is not None:
             os.close(file)
 

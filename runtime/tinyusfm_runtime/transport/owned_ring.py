@@ -12,6 +12,7 @@ import os
 import re
 import time
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 from tinyusfm_runtime.errors import OutputError
 from tinyusfm_runtime.transport import shm_ring as ring
 from tinyusfm_runtime.transport.closing import ClosedOnExit
+from tinyusfm_runtime.transport.ring_wait import Waker, can_wake
 
 FOLDER = Path("/dev/shm")
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
@@ -81,17 +83,19 @@ class OwnedRing(ClosedOnExit):
                 os.close(file)
             self._identity = (facts.st_dev, facts.st_ino)
             self._fill_header()
+            self._waker = Waker(self._memory)
             temporary.rename(self._path)
         except OSError as error:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise OutputError(f"the {kind.title} cannot be made: {error.strerror}") from error
 
-    def publish(self, header: bytes, payload: np.ndarray | None, *, spoil_at: int | None = None) -> None:
-        """Fills the next slot.
+    def publish(self, header: Callable[[], bytes], payload: np.ndarray | None, *, spoil_at: int | None = None) -> None:
+        """Fills the next slot and wakes whoever waits for it.
 
         Args:
-            header: of the slot; its first eight bytes are the lock and are not taken.
+            header: makes the slot's header, once the payload is there: the time in it is that of publishing. Its first
+                eight bytes are the lock and are not taken.
             payload: uint8, C order, or None.
             spoil_at: byte of the payload to change behind its checksum's back, or None.
 
@@ -105,15 +109,16 @@ class OwnedRing(ClosedOnExit):
         at = ring.HEADER_BYTES + self.published % SLOTS * self._stride
         start, memory = at + self._kind.slot_header_bytes, self._memory
         memory[at : at + 8] = (2 * number - 1).to_bytes(8, "little")
-        memory[at + 8 : start] = header[8:]
         if payload is not None:
             memory[start : start + size] = payload.reshape(-1).data
         if spoil_at is not None:
             memory[start + spoil_at] ^= 0xFF
+        memory[at + 8 : start] = header()[8:]
         memory[at : at + 8] = (2 * number).to_bytes(8, "little")
         self.published = number
         memory[ring.STATE_OFFSET : ring.STATE_OFFSET + 8] = number.to_bytes(8, "little")
         self.keep_alive()
+        self._waker.wake()
 
     def keep_alive(self) -> None:
         """Says that the writer lives."""
@@ -128,13 +133,14 @@ class OwnedRing(ClosedOnExit):
             facts = self._path.stat()
             if (facts.st_dev, facts.st_ino) == self._identity:
                 self._path.unlink()
+        self._waker.close()
         self._memory.close()
 
     def _fill_header(self) -> None:
         fixed = (self._kind.version, SLOTS, self._stride, self._room, time.time_ns(), os.getpid())
-        unsigned = ring.RING.pack(self._kind.magic, *fixed, 0, b"", 0, time.monotonic_ns(), b"")
+        unsigned = ring.RING.pack(self._kind.magic, *fixed, 0, b"", 0, time.monotonic_ns(), can_wake(), b"")
         crc = zlib.crc32(unsigned[: ring.RING_CHECKED_BYTES])
-        whole = ring.RING.pack(self._kind.magic, *fixed, crc, b"", 0, time.monotonic_ns(), b"")
+        whole = ring.RING.pack(self._kind.magic, *fixed, crc, b"", 0, time.monotonic_ns(), can_wake(), b"")
         self._memory[8 : ring.HEADER_BYTES] = whole[8:]
         self._memory[:8] = whole[:8]
 

@@ -218,7 +218,8 @@ class ResultWriter(OwnedRing):
             OutputError: its mask is larger than a slot.
         """
         mask = None if made.mask_HW is None else np.ascontiguousarray(made.mask_HW, np.uint8)
-        self.publish(pack_reading(made, self.published + 1), mask)
+        number = self.published + 1
+        self.publish(lambda: pack_reading(made, number), mask)
 
 
 class ResultReader:

@@ -36,12 +36,14 @@ SPACING, CROP, LIMITED, CHECKED = 1, 2, 4, 8
 """enum tue_shm_flags."""
 FORMATS = (PixelFormat.GREY, PixelFormat.RGB, PixelFormat.BGR, PixelFormat.RGBA)
 CHANNELS = (1, 3, 3, 4)
-RING = struct.Struct("<8sIIQQQII16sQQ48s")
+RING = struct.Struct("<8sIIQQQII16sQQI44s")
 """tue_shm_ring."""
 RING_CHECKED_BYTES = 44
 STATE = struct.Struct("<QQ")
 STATE_OFFSET = 64
 """published and heartbeat_ns."""
+WAKES_OFFSET = 80
+"""1 where the writer wakes whoever waits (ring_wait.py); outside the CRC, since it harms nobody."""
 SLOT = struct.Struct("<QQQqQ6I2d4I8s20sI")
 """tue_shm_slot."""
 SLOT_CHECKED = slice(8, 124)
@@ -123,7 +125,8 @@ class RingReader:
         if not stat.S_ISREG(facts.st_mode):
             raise RingError("ring", "no shared-memory object")
         self.identity = (facts.st_dev, facts.st_ino)
-        self.header = unpack_ring(self._read(HEADER_BYTES, 0), facts.st_size)
+        self.raw_header = self._read(HEADER_BYTES, 0)
+        self.header = unpack_ring(self.raw_header, facts.st_size)
 
     def state(self) -> tuple[int, int]:
         """Number of the newest frame and the writer's heartbeat.
@@ -230,6 +233,7 @@ __all__ = [
     "STATE",
     "STATE_OFFSET",
     "VERSION",
+    "WAKES_OFFSET",
     "RingError",
     "RingHeader",
     "RingReader",

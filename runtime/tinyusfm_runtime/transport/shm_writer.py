@@ -63,8 +63,8 @@ class ShmWriter(OwnedRing):
         pixels = np.ascontiguousarray(frame.pixels)
         seq = frame.seq if seq is None else seq
         time_ns = frame.t_source_ns if t_source_ns is None else t_source_ns
-        header = pack_slot(frame, self.published + 1, zlib.crc32(pixels.data), seq, time_ns)
-        self.publish(header, pixels, spoil_at=spoil_at)
+        number, crc = self.published + 1, zlib.crc32(pixels.data)
+        self.publish(lambda: pack_slot(frame, number, crc, seq, time_ns), pixels, spoil_at=spoil_at)
 
 
 def pack_slot(frame: Frame, number: int, pixels_crc: int, seq: int, t_source_ns: int | None) -> bytes:

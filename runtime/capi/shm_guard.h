@@ -1,0 +1,17 @@
+/* Copies from a mapping whose memory somebody else may take away. */
+#ifndef TUE_SHM_GUARD_H
+#define TUE_SHM_GUARD_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Whether tue_shm_guard was called. */
+int shm_guarded(void);
+
+/* Copies `count` bytes at `at` of a mapping of `bytes`; 0: its memory is gone, and the mapping may only be unmapped. */
+int shm_copy(uint8_t *into, const uint8_t *map, size_t bytes, size_t at, size_t count);
+
+/* Has the pages of a mapping put in place now. */
+void shm_touch(const uint8_t *map, size_t bytes);
+
+#endif
