@@ -14,7 +14,7 @@ copy into the ring of readings are overhead; nothing is estimated from another r
 same wake-up, the same copy, no session. Frames go to both in turns, so a scheduler that is late is late for both:
 what the control takes is the machine's and the rings' share. Aim: overhead <= 0.3 ms at p99 on a quiet machine.
 
-Variants: ``plain`` frames, ``checked`` ones with a CRC-32 of their pixels, ``still`` ones, the same picture again and
+Variants: ``plain`` frames, ``checked`` ones with a CRC-32 of their pixels, ``still`` ones, the same image again and
 again, which the freeze rule compares to the end. With ``--idle SECONDS`` it also says how much of a core the program
 takes while no frame comes. What stands after ``--`` goes to ``tinyusfm-run``, such as ``--threads 1``. ``--fifo 10``
 runs both programs before everything else on the machine, as a scanner's process may (root).
@@ -114,8 +114,8 @@ def percentiles(samples: Sequence[float]) -> dict[str, float]:
 def read_times(path: Path) -> np.ndarray:
     """Lines of ``--times``: (N, 5) int64, sorted by number."""
     lines = [line.split() for line in path.read_text(encoding="ascii").splitlines()]
-    found = np.array([line for line in lines if len(line) == 5], np.int64).reshape(-1, 5)
-    return found[np.argsort(found[:, 0])]
+    found = sorted([int(word) for word in line] for line in lines if len(line) == 5)
+    return np.array(found, np.int64).reshape(-1, 5)
 
 
 def overheads_ms(times: np.ndarray) -> np.ndarray:
@@ -143,19 +143,19 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _pictures() -> list[np.ndarray]:
+def _images() -> list[np.ndarray]:
     still = np.ascontiguousarray(make_phantom(3, height=ROWS, width=COLUMNS).frame.pixels)
     rng = np.random.default_rng(0)
     speckle = [rng.integers(0, 4, still.shape, np.uint8) for _ in range(4)]
     return [still, *(np.ascontiguousarray(np.minimum(still, 250) + noise) for noise in speckle)]
 
 
-def _wait_until_it_runs(ring: CRing, pictures: list[np.ndarray], times: Path, program: subprocess.Popen[bytes]) -> int:
+def _wait_until_it_runs(ring: CRing, images: list[np.ndarray], times: Path, program: subprocess.Popen[bytes]) -> int:
     end, seq = time.monotonic() + OPENING_S, 1
     while not (times.exists() and times.stat().st_size):
         if program.poll() is not None or time.monotonic() > end:
             raise SystemExit("the program gives no readings: is it of this build, and the bundle's target there?")
-        ring.write(pictures[seq % len(pictures)], seq, 0)
+        ring.write(images[seq % len(images)], seq, 0)
         seq += 1
         time.sleep(0.1)
     return seq
@@ -190,7 +190,7 @@ def through_rings(
     Raises:
         SystemExit: a program does not answer.
     """
-    name, pictures = f"latency-{os.getpid()}", _pictures()
+    name, images = f"latency-{os.getpid()}", _images()
     marks: dict[str, list[range]] = {variant: [] for variant in VARIANTS}
     report: dict[str, Any] = {"load_before": os.getloadavg()}
     with tempfile.TemporaryDirectory() as folder:
@@ -207,13 +207,13 @@ def through_rings(
             program = stack.enter_context(
                 running([*before, build / "tinyusfm-run", bundle, f"shm:{name}-run", *sink, *words])
             )
-            seq = _wait_until_it_runs(rings["run"], pictures, times["run"], program)
+            seq = _wait_until_it_runs(rings["run"], images, times["run"], program)
             for _ in range(rounds):
                 for variant, (flags, moves) in VARIANTS.items():
                     marks[variant].append(range(seq + WARM, seq + WARM + frames))
                     for _ in range(WARM + frames):
                         for ring in rings.values():
-                            ring.write(pictures[1 + seq % 4 if moves else 0], seq, flags)
+                            ring.write(images[1 + seq % 4 if moves else 0], seq, flags)
                             time.sleep(period_s / 2)
                         seq += 1
             if idle_s:
@@ -233,8 +233,7 @@ def _idle(ring: CRing, pid: int, seconds: float) -> float:
 
 
 def _of(lines: np.ndarray, ranges: Sequence[range]) -> dict[str, Any]:
-    chosen = np.isin(lines[:, 0], np.concatenate([np.array(part) for part in ranges]))
-    found = lines[chosen]
+    found = lines[[any(number in part for part in ranges) for number in lines[:, 0].tolist()]]
     wanted = sum(len(part) for part in ranges)
     if len(found) < 0.9 * wanted:
         raise SystemExit(f"{len(found)} readings of {wanted} frames: the period is too short for this machine")

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# The readers under libFuzzer with AddressSanitizer and UBSan: fuzz.sh [SECONDS], for each of manifest, signature, model and
-# ring. What is found new goes to build/fuzz/corpus, a crash to build/fuzz/crash-*. The broken control has to crash.
+# The readers under libFuzzer with AddressSanitizer and UBSan: fuzz.sh [SECONDS], for each of manifest, signature, model,
+# ring and ring under tue_shm_guard. What is found new goes to build/fuzz/corpus, a crash to build/fuzz/crash-*. The broken control has to crash.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 seconds=${1:-600}
 export ASAN_OPTIONS=allocator_may_return_null=1:max_allocation_size_mb=1024:detect_leaks=1
 cmake -S runtime/capi -B build/fuzz -DTUSFM_FUZZ=ON -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ >/dev/null
-cmake --build build/fuzz --parallel 2 --target fuzz_manifest fuzz_signature fuzz_model fuzz_ring fuzz_ring_broken >/dev/null
-for reader in manifest signature model ring; do
+cmake --build build/fuzz --parallel 2 --target fuzz_manifest fuzz_signature fuzz_model fuzz_ring fuzz_ring_guarded fuzz_ring_broken >/dev/null
+for reader in manifest signature model ring ring_guarded; do
   mkdir -p "build/fuzz/corpus/$reader"
   build/fuzz/fuzz/fuzz_$reader -max_total_time="$seconds" -timeout=20 -rss_limit_mb=3000 -max_len=65536 -print_final_stats=1 \
-    -artifact_prefix="build/fuzz/crash-$reader-" "build/fuzz/corpus/$reader" "runtime/capi/fuzz/seeds/$reader" 2>"build/fuzz/$reader.log" ||
+    -artifact_prefix="build/fuzz/crash-$reader-" "build/fuzz/corpus/$reader" "runtime/capi/fuzz/seeds/${reader%_guarded}" 2>"build/fuzz/$reader.log" ||
     { tail -40 "build/fuzz/$reader.log"; exit 1; }
   echo "$reader: $(grep -o 'Done [0-9]* runs' "build/fuzz/$reader.log"), $(grep -o 'cov: [0-9]*' "build/fuzz/$reader.log" | tail -1)"
 done

@@ -14,7 +14,7 @@ from tests.capi.conftest import NEEDS, SOURCE, run
 from tests.capi.conftest import _has_libraries as has_libraries
 
 SECONDS = 20
-TARGETS = ("fuzz_manifest", "fuzz_signature", "fuzz_model", "fuzz_ring", "fuzz_ring_broken")
+TARGETS = ("fuzz_manifest", "fuzz_signature", "fuzz_model", "fuzz_ring", "fuzz_ring_guarded", "fuzz_ring_broken")
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +65,9 @@ def fuzz(program: Path, seeds: Path, place: Path, seconds: int = SECONDS) -> sub
     )
 
 
-@pytest.mark.parametrize("reader", ["manifest", "signature", "model", "ring"])
+@pytest.mark.parametrize("reader", ["manifest", "signature", "model", "ring", "ring_guarded"])
 def test_no_input_harms_a_reader(reader: str, programs: Path, tmp_path: Path) -> None:
-    done = fuzz(programs / f"fuzz_{reader}", SOURCE / "fuzz" / "seeds" / reader, tmp_path)
+    done = fuzz(programs / f"fuzz_{reader}", SOURCE / "fuzz" / "seeds" / reader.removesuffix("_guarded"), tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     runs = re.search(r"Done (\d+) runs", done.stderr)
     assert runs is not None and int(runs[1]) > 100

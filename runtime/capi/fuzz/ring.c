@@ -1,6 +1,8 @@
 /* Fuzzes the readers of rings. The first byte says which checksums are set right, so that what lies behind them is
  * reached too, and whether the object is cut short after the reader came to it.
  *
+ * With TUSFM_FUZZ_GUARDED rings are mapped under tue_shm_guard.
+ *
  * With TUSFM_FUZZ_BROKEN the reader is given more room than there is, which the fuzzer has to find. */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -61,6 +63,9 @@ static void fill(int file, const uint8_t *data, size_t size) {
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     char name[64];
+#if defined(TUSFM_FUZZ_GUARDED)
+    if (tue_shm_guard() != TUE_SHM_OK) abort();
+#endif
     if (size < 1 || size > 1 << 16) return 0;
     int is_result = data[0] & 4;
     uint8_t object[OBJECT], *pixels = malloc(ROOM);
@@ -77,6 +82,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
             tue_shm_slot frame;
             tue_res_slot result;
             (void)tue_shm_room(&reader);
+            (void)tue_shm_wait(&reader, 0);
             if (is_result) (void)tue_res_newest(&reader, &result, pixels, CLAIMED);
             else if (tue_shm_newest(&reader, &frame, pixels, CLAIMED) == TUE_SHM_NEW &&
                      (frame.rows < 8 || frame.columns < 8 || (uint64_t)frame.rows * frame.row_stride > CLAIMED))

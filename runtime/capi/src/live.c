@@ -114,7 +114,6 @@ static tusfm_status *take_in(live *l, const tusfm_frame *frame, int *changed) {
     l->pending = l->last = free_place;
     if (free_place == l->lent) l->lent = -1;
     *changed = states_frame(&l->states, now, l->identical, l->period.ms);
-    condition_wake_all(&l->changed);
     return NULL;
 }
 
@@ -146,7 +145,9 @@ tusfm_status *tusfm_submit(tusfm_session *s, const tusfm_frame *frame) {
         l->counts.received++, l->counts.rejected++, l->left_out++;
     else
         failed = take_in(l, &taken, &changed);
+    int waiting = l->pending >= 0;
     unlock_and_tell(l, changed);
+    if (waiting) condition_wake_all(&l->changed); /* after the lock was let go of: who wakes does not sleep again at once */
     return failed;
 }
 
@@ -232,7 +233,7 @@ static void tell_watch(live *l, const held_frame *frame, const answered *said) {
     }
 }
 
-/* Makes the result of a call; the lock is held. Returns whether the state changed. */
+/* Makes the result of a call; the lock is held, and the caller wakes who waits for it. Returns whether the state changed. */
 static int publish(live *l, const held_frame *held, const call *c, const answered *said) {
     char text[300];
     const tusfm_frame *frame = &held->frame;
@@ -265,8 +266,6 @@ static int publish(live *l, const held_frame *held, const call *c, const answere
     l->ready = l->work, l->work = before;
     l->counts.unseen += l->has_ready;
     l->has_ready = 1;
-    condition_wake_all(&l->changed);
-    condition_wake_all(&l->answered);
     return changed;
 }
 
@@ -291,6 +290,8 @@ static void answer_one(live *l, const call_watcher *watcher) {
     l->in_engine = -1;
     tusfm_status_free(failed);
     unlock_and_tell(l, changed);
+    condition_wake_all(&l->answered);
+    condition_wake_all(&l->changed);
     mutex_lock(&l->lock);
 }
 

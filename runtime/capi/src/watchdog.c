@@ -50,12 +50,14 @@ static void serve(void *given) {
         w->failed = failed;
         w->has_job = 0;
         w->done = 1;
-        condition_wake_all(&w->changed);
-        if (w->orphan) { /* its owner has gone: this thread is the last to know it */
-            mutex_unlock(&w->lock);
+        int orphan = w->orphan;
+        mutex_unlock(&w->lock);
+        if (orphan) { /* its owner has gone: this thread is the last to know it */
             destroy(w);
             return;
         }
+        condition_wake_all(&w->changed); /* whoever wakes finds the lock free; who frees joins this thread first */
+        mutex_lock(&w->lock);
     }
     mutex_unlock(&w->lock);
 }
@@ -116,7 +118,9 @@ tusfm_status *watchdog_call(watchdog *w, const call_limits *limits, const call_w
     }
     w->frame = c->frame, w->golden = c->golden;
     w->done = 0, w->has_job = 1;
+    mutex_unlock(&w->lock);
     condition_wake_all(&w->changed);
+    mutex_lock(&w->lock);
     failed = wait_for_answer(w, limits, watcher, c);
     if (!failed) {
         failed = w->failed;

@@ -77,7 +77,7 @@ class Waker:
             _futex(ctypes.addressof(self._word), _WAKE, _ALL, None)
 
     def close(self) -> None:
-        """Lets go of the mapping, which cannot be closed before."""
+        """Gives the mapping back, which cannot be closed before."""
         self._word = None
 
 
