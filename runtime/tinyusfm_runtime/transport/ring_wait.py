@@ -1,4 +1,4 @@
-"""Waking and waiting for the number of the newest frame in a ring of shared memory.
+"""Waking and waiting for the newest number in a ring of shared memory.
 
 A writer on Linux wakes whoever waits at the low half of ``published`` (futex) and says so in the ring's header. A
 reader waits there instead of looking again and again. Only the kernel looks at the mapping: where a writer cut the
@@ -104,7 +104,9 @@ class Waiter:
             self.usable = True
 
     def wait(self, seen: int, seconds: float) -> bool:
-        """Sleeps until the newest number is not ``seen`` any more, or so long; other threads go on.
+        """Sleeps until the newest number is not ``seen`` any more, or so long.
+
+        Other threads go on.
 
         Args:
             seen: number of the newest frame as it was read.
