@@ -72,7 +72,8 @@ class Target:
         """
         if decision.precision != "int8":
             raise UnsupportedError(f"target integer computes in int8, not in {decision.precision}: export with int8")
-        writer = write_model(graph, decision)
+        context = _written(graph, decision)
+        writer = context.writer
         try:
             read_model(writer.all_tensors())
         except EngineError as error:
@@ -90,9 +91,10 @@ class Target:
             for name in files:
                 (out / name).unlink(missing_ok=True)
             raise OutputError(f"cannot write {out}: {error.strerror or error}") from error
+        width = 16 - (context.range_bits - context.residual_bits)
         return BuiltArtefact(
             files=tuple(out / name for name in files),
-            form="integers alone, 8-bit weights and activations, 16-bit residual; bit-identical on every CPU",
+            form=f"integers alone, 8-bit weights and activations, {width}-bit residual; bit-identical on every CPU",
             rest_precision="f32",
             requirements=Requirements(cpu_features=(), library=LIBRARY, library_version=LIBRARY_VERSION),
         )
@@ -115,9 +117,25 @@ def write_model(graph: ExportGraph, decision: QuantDecision) -> ModelWriter:
 
     Raises:
         CalibrationError: no spans, or those of another graph.
-        UnsupportedError: the graph holds what the engine has no operation for.
+        UnsupportedError: the graph holds what the engine has no operation for, or a layer is too coarse for integers.
     """
-    c = Context(graph=graph, decision=decision, writer=ModelWriter())
+    return _written(graph, decision).writer
+
+
+def _written(graph: ExportGraph, decision: QuantDecision) -> Context:
+    """The model with a residual as fine as its range allows.
+
+    Coarser where a layer that adds to it has coarser sums, which is known once all are written: then it is written
+    again.
+    """
+    draft = _draft(graph, decision, most_bits=30)
+    if (bits := draft.bits_that_fill) == draft.residual_bits:
+        return draft
+    return _draft(graph, decision, most_bits=bits)
+
+
+def _draft(graph: ExportGraph, decision: QuantDecision, *, most_bits: int) -> Context:
+    c = Context(graph=graph, decision=decision, writer=ModelWriter(), most_bits=most_bits)
     write_input(c)
     pooled = next((i for i in block_indices(c.labels) if f"blocks.{i}.mlp.mean" in c.labels), None)
     for index in block_indices(c.labels):
@@ -131,7 +149,7 @@ def write_model(graph: ExportGraph, decision: QuantDecision) -> ModelWriter:
     elif "norm" in c.labels:
         write_features(c)
     _write_outputs(c)
-    return c.writer
+    return c
 
 
 def _write_readers(c: Context, index: int) -> None:

@@ -8,6 +8,7 @@ It does not write operations.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from tinyusfm_export.graph.net import shape_of
 from tinyusfm_export.onnx_files.writer import as_array
 from tinyusfm_export.quantize.decision import QuantDecision, TensorQuant
 from tinyusfm_export.quantize.ptq import natural_grid
-from tinyusfm_export.targets.integer.scales import Step, fraction_bits
+from tinyusfm_export.targets.integer.scales import Step, fraction_bits, word_bits
 from tinyusfm_export.targets.integer.writer import ModelWriter
 from tinyusfm_runtime.engines.integer.layout import I32
 from tinyusfm_runtime.errors import CalibrationError
@@ -47,6 +48,8 @@ class Context:
         writer: the model so far.
         residual: buffer of the tokens.
         first_row: 1 where the class token is left out from here on, else 0.
+        most_bits: fraction bits of the residual at most.
+        units: layer that adds to the residual -> largest unit of its sums.
         answers: name of an output -> buffer, step, and whether it lies with channels last but is wanted first.
     """
 
@@ -56,6 +59,8 @@ class Context:
     labels: dict[str, Node] = field(init=False)
     residual: int = -1
     first_row: int = 0
+    most_bits: int = 30
+    units: dict[str, float] = field(default_factory=dict)
     answers: dict[str, tuple[int, float, bool]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -98,16 +103,33 @@ class Context:
 
     @property
     def residual_bits(self) -> int:
-        """Fraction bits of the residual: one step for the whole network.
+        """Fraction bits of the residual: one step for the whole graph.
 
-        The same in every stage of a chain.
+        As many as its range allows, the same in every stage of a chain, or ``most_bits`` where layers are coarser.
         """
+        return min(self.range_bits, self.most_bits)
+
+    @cached_property
+    def range_bits(self) -> int:
+        """Fraction bits of the residual that its range allows."""
         largest = 0.0
         for name, span in self.decision.spans.items():
             label = name.removesuffix(SPAN)
             if label in ("tokens", "patch_embed.positions") or (label.startswith("blocks.") and _is_residual(label)):
                 largest = max(largest, *map(abs, span))
         return fraction_bits(largest)
+
+    @property
+    def bits_that_fill(self) -> int:
+        """Fraction bits of the residual that no layer's sums are coarser than.
+
+        Known when all layers are written.
+
+        Raises:
+            UnsupportedError: too few of its 16 bits would be left.
+        """
+        label = max(self.units, key=self.units.__getitem__)
+        return word_bits(label, self.range_bits, self.units[label])
 
     @property
     def norm_bits(self) -> int:

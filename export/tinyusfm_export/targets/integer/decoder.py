@@ -9,6 +9,8 @@ Shapes: HWC maps, one row per position.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from tinyusfm_export.onnx_files.writer import as_array
@@ -16,12 +18,15 @@ from tinyusfm_export.targets.integer.context import Context
 from tinyusfm_export.targets.integer.scales import (
     CODE_BITS,
     Step,
+    coarser_step,
     fraction_bits,
     half_pixel_axis,
+    layer_units,
     of_zeros,
     plain_factors,
     scaled_layer,
     spread,
+    word_bits,
 )
 from tinyusfm_export.targets.integer.tokens import write_gather
 from tinyusfm_runtime.engines.integer.layout import ADDED, CODES, EXACT, I16, I32, RELU, U8, WORDS
@@ -33,10 +38,10 @@ def write_laterals(c: Context, index: int) -> None:
         label = f"head.lateral.{level}"
         if c.source_label(label) not in (f"blocks.{index}.patches", f"blocks.{index}.out"):
             continue
-        layer = c.module.get_submodule(label)
+        layer, map_bits = c.module.get_submodule(label), _map_bits(c)
         takes = Step(scale=2.0**-c.residual_bits, wide=True)
         tensors, bits = scaled_layer(
-            as_array(layer.weight), as_array(layer.bias), takes, np.array(2.0 ** -_map_bits(c)), most=0, limit=c.limit
+            as_array(layer.weight), as_array(layer.bias), takes, np.array(2.0**-map_bits), most=0, limit=c.limit
         )
         rows, scattered = c.size(label)[1], f"{label}.scattered" in c.labels
         role = f"lateral.{level}.kept" if scattered else f"lateral.{level}"
@@ -47,7 +52,7 @@ def write_laterals(c: Context, index: int) -> None:
             target,
             label=label,
             tensors=tensors,
-            scales={"takes": takes.scale, "gives": 2.0 ** -_map_bits(c)},
+            scales={"takes": takes.scale, "gives": 2.0**-map_bits},
             row=c.all_rows - rows,
             target_row=0,
             rows=rows,
@@ -67,9 +72,11 @@ def write_decoder(c: Context) -> None:
     for level in range(len(levels) - 1, 0, -1):
         upper, lower = levels[level], levels[level - 1]
         _resize(c, f"head.sum.{level - 1}", upper, lower, flags=ADDED)
+    steps = [_level_steps(c, level) for level in range(_levels(c))]
+    logit_bits = _logit_bits(c, steps)
     total = None
-    for level, (buffer, height, width) in enumerate(levels):
-        found = _classified(c, level, buffer, height, width)
+    for level, each in enumerate(levels):
+        found = _classified(c, level, each, steps[level], logit_bits)
         if total is None:
             total = found
         else:
@@ -78,7 +85,7 @@ def write_decoder(c: Context) -> None:
     _, classes, height, width = c.size("logits")
     target = c.writer.buffer("logits", I32, height * width, classes)
     bits = _resize(c, "logits", total, (target, height, width), flags=EXACT)
-    c.answers["logits"] = (target, 2.0 ** -(_logit_bits(c) + 2 * bits), classes > 1)
+    c.answers["logits"] = (target, 2.0 ** -(logit_bits + 2 * bits), classes > 1)
 
 
 def _levels(c: Context) -> int:
@@ -86,20 +93,73 @@ def _levels(c: Context) -> int:
 
 
 def _map_bits(c: Context) -> int:
-    """Fraction bits of laterals and levels."""
+    """Fraction bits of laterals and levels.
+
+    As many as their range allows and every lateral's sums can fill.
+    """
     names = [f"head.lateral.{level}" for level in range(_levels(c))]
-    names += [f"head.sum.{level}" for level in range(_levels(c) - 1)]
-    return fraction_bits(max(max(map(abs, c.span(name))) for name in names))
+    bits = fraction_bits(max(max(map(abs, c.span(name))) for name in [*names, *_sums(c)]))
+    takes = Step(scale=2.0**-c.residual_bits, wide=True)
+    units = {name: _largest_unit(c, name, takes) for name in names}
+    label = max(units, key=units.__getitem__)
+    return word_bits(label, bits, units[label])
 
 
-def _logit_bits(c: Context) -> int:
+def _sums(c: Context) -> list[str]:
+    return [f"head.sum.{level}" for level in range(_levels(c) - 1)]
+
+
+def _largest_unit(c: Context, label: str, takes: Step) -> float:
+    layer = c.module.get_submodule(label)
+    return float(layer_units(as_array(layer.weight), as_array(layer.bias), takes, limit=c.limit).max())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LevelSteps:
+    """The steps of a level's maps.
+
+    Attributes:
+        takes: in front of its first convolution.
+        middle: between a depthwise convolution and the pointwise one behind it; None where there is one convolution.
+        gives: in front of its classifier.
+    """
+
+    takes: Step
+    middle: Step | None
+    gives: Step
+
+
+def _level_steps(c: Context, level: int) -> LevelSteps:
+    """The steps that the ranges ask for.
+
+    Coarser where they are finer than the sums or words that fill them.
+    """
+    path = f"head.smooth.{level}"
+    depthwise = f"{path}.depthwise" in c.labels
+    takes = _level_step(c, level) if depthwise else _unsigned(c.input_step(f"{path}.input"))
+    takes = takes.at_least(2.0 ** -_map_bits(c))
+    gives = _unsigned(c.input_step(f"head.classifier.{level}.input"))
+    if not depthwise:
+        return LevelSteps(takes=takes, middle=None, gives=_filled(c, path, takes, gives))
+    middle = _filled(c, f"{path}.depthwise", takes, c.input_step(f"{path}.pointwise.input"))
+    return LevelSteps(takes=takes, middle=middle, gives=_filled(c, f"{path}.pointwise", middle, gives))
+
+
+def _filled(c: Context, label: str, takes: Step, gives: Step) -> Step:
+    return gives.at_least(coarser_step(label, gives.scale, _largest_unit(c, label, takes)))
+
+
+def _logit_bits(c: Context, steps: list[LevelSteps]) -> int:
     """Fraction bits of the classifiers' sums.
 
-    At most 10, since finer ones would need a shift to the left.
+    At most 10, and no finer than the sums are.
     """
     names = [f"head.classifier.{level}" for level in range(_levels(c))]
-    names += [f"head.total.{level}" for level in range(1, _levels(c))]
-    return min(10, fraction_bits(max(max(map(abs, c.span(name))) for name in names), margin=2.0))
+    totals = [f"head.total.{level}" for level in range(1, _levels(c))]
+    largest = max(max(map(abs, c.span(name))) for name in names + totals)
+    units = {name: _largest_unit(c, name, each.gives) for name, each in zip(names, steps, strict=True)}
+    label = max(units, key=units.__getitem__)
+    return word_bits(label, min(10, fraction_bits(largest, margin=2.0)), units[label], largest=largest)
 
 
 Map = tuple[int, int, int]
@@ -143,28 +203,22 @@ def _resize(c: Context, label: str, source: Map, target: Map, *, flags: int) -> 
     return bits
 
 
-def _classified(c: Context, level: int, buffer: int, height: int, width: int) -> Map:
+def _classified(c: Context, level: int, source: Map, steps: LevelSteps, logit_bits: int) -> Map:
     """The convolution of a level and its classifier: 16-bit sums.
 
     The convolution is 3 x 3, or depthwise and pointwise.
     """
-    path = f"head.smooth.{level}"
-    depthwise = f"{path}.depthwise" in c.labels
-    first = f"{path}.depthwise" if depthwise else path
-    step = _level_step(c, level) if depthwise else _unsigned(c.input_step(f"{first}.input"))
+    path, (buffer, height, width) = f"head.smooth.{level}", source
     area, channels = c.writer.shape(buffer)
     codes = c.writer.buffer(f"level.{level}.codes", U8, area, channels)
-    factors, bits = plain_factors(np.array([1.0 / step.scale]), _map_bits(c))
+    factors, bits = plain_factors(np.array([1.0 / steps.takes.scale]), _map_bits(c))
     c.writer.add("codes", buffer, codes, label=f"{path}.input", factor=int(factors[0]), bits=bits, zero=0)
-    if depthwise:
-        middle = c.input_step(f"{path}.pointwise.input")
-        codes = _window(c, "depthwise", first, codes, step, middle, height, width)
-        gives = _unsigned(c.input_step(f"head.classifier.{level}.input"))
-        found = _pointwise(c, f"{path}.pointwise", codes, middle, gives)
+    if steps.middle is not None:
+        codes = _window(c, "depthwise", f"{path}.depthwise", codes, steps.takes, steps.middle, height, width)
+        found = _pointwise(c, f"{path}.pointwise", codes, steps.middle, steps.gives)
     else:
-        gives = _unsigned(c.input_step(f"head.classifier.{level}.input"))
-        found = _window(c, "convolution", path, codes, step, gives, height, width)
-    return _classifier(c, level, found, gives), height, width
+        found = _window(c, "convolution", path, codes, steps.takes, steps.gives, height, width)
+    return _classifier(c, level, found, steps.gives, logit_bits), height, width
 
 
 def _level_step(c: Context, level: int) -> Step:
@@ -219,11 +273,11 @@ def _pointwise(c: Context, path: str, source: int, takes: Step, gives: Step) -> 
     return target
 
 
-def _classifier(c: Context, level: int, source: int, takes: Step) -> int:
+def _classifier(c: Context, level: int, source: int, takes: Step, logit_bits: int) -> int:
     path = f"head.classifier.{level}"
     layer = c.module.get_submodule(path)
     weight = as_array(layer.weight)[:, :, 0, 0]
-    gives = Step(scale=2.0 ** -_logit_bits(c), wide=True)
+    gives = Step(scale=2.0**-logit_bits, wide=True)
     tensors, bits = scaled_layer(weight, as_array(layer.bias), takes, np.array(gives.scale), most=0, limit=c.limit)
     target = c.writer.buffer(path, I16, c.writer.shape(source)[0], len(weight))
     _linear(c, path, source, target, tensors, (takes, gives), mode=WORDS, bits=bits)
@@ -259,6 +313,7 @@ def _linear(
 
 
 __all__ = [
+    "LevelSteps",
     "Map",
     "write_decoder",
     "write_laterals",

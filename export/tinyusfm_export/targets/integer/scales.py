@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,6 +22,10 @@ from tinyusfm_runtime.errors import UnsupportedError
 
 CODE_BITS = 6
 """Bits of the last shift in front of 8-bit codes: fine enough, and saturation at 16 bits lies beyond all codes."""
+CODE_BITS_LEFT = 6
+"""Of 8 bits, where a layer's sums are coarser than the step that its range asks for."""
+WORD_BITS_LEFT = 12
+"""Of 16 bits, in the same case: a residual of 12 bits holds the gate, one of 8 misses it."""
 LOG2_E = 1.0 / math.log(2.0)
 """Natural logarithm to binary."""
 _LIMIT = 2**31 - 2**17
@@ -47,6 +51,10 @@ class Step:
         """Widest magnitude that a product has to bear."""
         return 2**15 if self.wide else 255
 
+    def at_least(self, scale: float) -> Step:
+        """This step, or a coarser one with the same zero."""
+        return self if self.scale >= scale else replace(self, scale=scale)
+
 
 def fraction_bits(largest: float, *, reach: float = 32767.0, margin: float = 1.1) -> int:
     """Most fraction bits with which values up to a magnitude fit, 0 .. 30.
@@ -55,7 +63,15 @@ def fraction_bits(largest: float, *, reach: float = 32767.0, margin: float = 1.1
         largest: magnitude seen in calibration.
         reach: integers up to this one.
         margin: how much further later frames may go.
+
+    Raises:
+        UnsupportedError: the values do not fit 16 bits even in whole numbers.
     """
+    if not largest * margin <= reach:
+        raise UnsupportedError(
+            f"values reach {largest:.3g}, and words of 16 bits hold {reach / margin:.0f} at most: train with weight "
+            "decay, or export for another target, such as openvino or onnx"
+        )
     return max(0, min(30, math.floor(math.log2(reach / max(largest * margin, 1e-6)))))
 
 
@@ -69,14 +85,15 @@ def split_factor(ratio: float, bits: int) -> tuple[int, int]:
         bits: of the last shift.
 
     Raises:
-        UnsupportedError: the ratio is so large that the shift would go left.
+        UnsupportedError: the ratio is so large that the shift would go left; ``coarser_step`` and ``word_bits`` choose
+            steps with which it does not.
     """
     mantissa, exponent = math.frexp(ratio)
     shift, factor = -exponent - bits, round(mantissa * 2**15)
     if shift == -1 and factor == 2**14:  # the ratio is 2^-bits, for which the largest multiplier is near enough
         return 0, 2**15 - 1
     if shift < 0:
-        raise UnsupportedError(f"a layer's values are {ratio:.3g} times too coarse for their target: calibrate again")
+        raise UnsupportedError(f"a ratio of {ratio:.3g} would need a shift to the left, which no engine has")
     if shift > 31:
         shift, factor = 31, round(ratio * 2.0 ** (15 + 31 + bits))
     return shift, min(factor, 2**15 - 1)
@@ -88,6 +105,75 @@ def last_shift(ratios: np.ndarray, most: int) -> int:
     So few that no first shift goes left.
     """
     return max(0, min(most, min(-math.frexp(float(ratio))[1] for ratio in ratios)))
+
+
+def layer_units(weight_OI: np.ndarray, bias_O: np.ndarray, takes: Step, *, limit: int) -> np.ndarray:
+    """What one unit of every output's sums is worth: float64 (O,).
+
+    No step behind them can be finer. An output without weights has 0, since it fits any step.
+
+    Args:
+        weight_OI: float, output channels first, any further axes.
+        bias_O: float.
+        takes: its input.
+        limit: largest weight code.
+    """
+    codes, scales = quantize_weight(np.asarray(weight_OI, np.float32), limit=limit)
+    full_O = codes.reshape(len(codes), -1).any(1)
+    unit_O = np.zeros(len(codes))
+    wanted = np.asarray(weight_OI, np.float64)[full_O], np.asarray(bias_O, np.float64)[full_O]
+    _, unit_O[full_O] = _make_room(codes[full_O], *wanted, takes, takes.scale * scales[full_O].astype(np.float64))
+    return unit_O
+
+
+def coarser_step(label: str, step: float, unit: float) -> float:
+    """The step of 8-bit codes: no finer than the sums that fill it.
+
+    Args:
+        label: of the layer.
+        step: that its range asks for.
+        unit: largest of its sums' units.
+
+    Raises:
+        UnsupportedError: fewer than CODE_BITS_LEFT of the 8 bits would be left.
+    """
+    if unit > step * 2.0 ** (8 - CODE_BITS_LEFT):
+        raise _too_coarse(label, unit / step, f"fewer than {CODE_BITS_LEFT} of 8 bits would be left")
+    return max(step, unit)
+
+
+def word_bits(label: str, bits: int, unit: float, *, largest: float | None = None) -> int:
+    """Fraction bits of 16-bit words: no finer than the sums that fill them.
+
+    Args:
+        label: of the layer.
+        bits: that the values' range allows.
+        unit: largest of the sums' units.
+        largest: magnitude of an answer's values, which have to be 128 steps or more; None for words within the
+            network, which keep WORD_BITS_LEFT of 16 bits.
+
+    Raises:
+        UnsupportedError: fewer would be left.
+    """
+    if unit <= 2.0**-bits:
+        return bits
+    found = -math.ceil(math.log2(unit))
+    if largest is None:
+        few, what = bits - found > 16 - WORD_BITS_LEFT, f"fewer than {WORD_BITS_LEFT} of 16 bits would be left"
+    else:
+        few, what = largest * 2.0**found < 128.0, "the answer would have fewer than 8 bits"
+    if few or found < 0:
+        raise _too_coarse(label, unit * 2.0**bits, what)
+    return found
+
+
+def _too_coarse(label: str, times: float, what: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"layer {label!r} is too coarse for integers: one unit of its sums is {times:.3g} steps of its result, and "
+        f"with steps of that size {what}. Its largest weights or its input's range are too large beside what it gives: "
+        "calibrate on frames without outliers, let qat learn weights and ranges, or export for another target, "
+        "such as openvino or onnx"
+    )
 
 
 def scaled_layer(
@@ -179,12 +265,17 @@ def plain_factors(ratios: np.ndarray, fixed: int) -> tuple[np.ndarray, int]:
     """Multipliers without a first shift: ratio = factor 2^-15 2^-bits 2^fixed.
 
     Args:
-        ratios: positive.
+        ratios: positive, at most 2^fixed.
         fixed: fraction bits that the values already have.
 
     Returns:
         int16 multipliers, and the bits of the last shift: as many as fit, at most CODE_BITS.
+
+    Raises:
+        UnsupportedError: a ratio is larger, so that no multiplier fits.
     """
+    if (most := float(ratios.max())) > 2.0**fixed * (1.0 + 2.0**-40):
+        raise UnsupportedError(f"a ratio of {most:.3g} to values of {fixed} fraction bits fits no multiplier")
     bits = CODE_BITS
     while bits > 0 and float(ratios.max()) * 2.0 ** (15 + bits - fixed) > 32767.0:
         bits -= 1
@@ -229,19 +320,24 @@ Spans = Mapping[str, tuple[float, float]]
 
 __all__ = [
     "CODE_BITS",
+    "CODE_BITS_LEFT",
     "LOG2_E",
+    "WORD_BITS_LEFT",
     "Lookup",
     "Spans",
     "Step",
+    "coarser_step",
     "dropped_bits",
     "fraction_bits",
     "gelu_table",
     "half_pixel_axis",
     "last_shift",
+    "layer_units",
     "of_zeros",
     "plain_factors",
     "scaled_layer",
     "softmax_factors",
     "split_factor",
     "spread",
+    "word_bits",
 ]

@@ -11,6 +11,7 @@ Shapes: N tokens with the class token first, D width, S heads.
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,16 @@ from tinyusfm_export.targets.integer.context import Context
 from tinyusfm_export.targets.integer.scales import (
     CODE_BITS,
     Step,
+    coarser_step,
     dropped_bits,
     fraction_bits,
     gelu_table,
+    layer_units,
     plain_factors,
     scaled_layer,
     softmax_factors,
     split_factor,
+    word_bits,
 )
 from tinyusfm_runtime.early_exit import TOKENS_IN
 from tinyusfm_runtime.engines.integer.layout import ADD, CODES, F32, I16, I32, U8, WORDS
@@ -133,12 +137,12 @@ def _write_half_block(c: Context, index: int) -> tuple[int, Step]:
     Behind the last block's attention the class token is left out.
     """
     path = f"blocks.{index}"
-    packed, takes = _normed(c, f"{path}.norm1", f"{path}.attn.qkv")
-    scales_SH = _write_qkv(c, path, packed, takes)
+    scales_3S = _head_scales(c, path)
+    packed, takes = _normed(c, f"{path}.norm1", f"{path}.attn.qkv", _by_channel(c, scales_3S))
+    scales_3S = _write_qkv(c, path, packed, takes, scales_3S)
     if f"{path}.attn.query_patches" in c.labels:
         c.first_row = 1
-    context = _attend(c, path, scales_SH)
-    step = c.input_step(f"{path}.attn.proj.input")
+    context, step = _attend(c, path, scales_3S)
     add_layer(c, f"{path}.attn.proj", context, step)
     return write_hidden(c, index)
 
@@ -149,23 +153,24 @@ def write_hidden(c: Context, index: int) -> tuple[int, Step]:
     Notes the peak where one is wanted.
     """
     path = f"blocks.{index}"
-    normed, takes = _normed(c, f"{path}.norm2", f"{path}.mlp.fc1")
-    layer = c.module.get_submodule(f"{path}.mlp.fc1")
-    low, high = c.span(f"{path}.mlp.fc1")
+    label = f"{path}.mlp.fc1"
+    low, high = c.span(label)
     low = max(low, -4.0)  # GELU is -0.0001 there
     scale = (max(high, 0.1) - low) / 255.0
     before = Step(scale=scale, zero=round(-low / scale))
+    normed, takes = _normed(c, f"{path}.norm2", label, np.array([scale]))
+    layer = c.module.get_submodule(label)
     step = c.hidden_step(f"{path}.mlp.fc2.input", high)
     hidden = c.writer.buffer("hidden", U8, c.rows, len(layer.weight))
-    weight = as_array(layer.weight) * c.norm_scale(f"{path}.norm2", takes)
-    tensors, bits = scaled_layer(
-        weight, as_array(layer.bias), takes, np.array(before.scale), most=CODE_BITS, limit=c.limit
-    )
+    weight, bias = as_array(layer.weight) * c.norm_scale(f"{path}.norm2", takes), as_array(layer.bias)
+    unit = float(layer_units(weight, bias, takes, limit=c.limit).max())
+    before = before.at_least(coarser_step(label, before.scale, unit))
+    tensors, bits = scaled_layer(weight, bias, takes, np.array(before.scale), most=CODE_BITS, limit=c.limit)
     c.writer.add(
         "linear",
         normed,
         hidden,
-        label=f"{path}.mlp.fc1",
+        label=label,
         tensors={**tensors, "table": gelu_table(before, step)},
         scales={"takes": takes.scale, "gives": step.scale},
         row=0,
@@ -180,18 +185,30 @@ def write_hidden(c: Context, index: int) -> tuple[int, Step]:
     return hidden, step
 
 
-def _normed(c: Context, norm: str, reader: str) -> tuple[int, Step]:
+def _normed(c: Context, norm: str, reader: str, step_O: np.ndarray) -> tuple[int, Step]:
     """A LayerNorm in front of a linear: the buffer that it writes and its step.
 
-    16 bits where the decision says so.
+    16 bits where the decision says so, and where with 8 the linear's sums would be coarser than the steps that its
+    outputs ask for: ``step_O``, or one for all.
     """
     wide = c.is_wide(reader)
+    step = Step(scale=2.0**-c.norm_bits, wide=True)
+    if not wide:
+        layer, largest = c.module.get_submodule(reader), float(_norm_weight(c, norm).max())
+        codes = c.input_step(f"{reader}.input").at_least(largest * 2.0**-c.norm_bits)
+        unit_O = layer_units(as_array(layer.weight), as_array(layer.bias), codes, limit=c.limit)
+        wide = bool((unit_O > step_O).any())
+        step = step if wide else codes
     kind, words = (I16, WORDS) if wide else (U8, CODES)
     target = c.writer.buffer("normed", kind, c.all_rows if norm.endswith("norm1") else c.rows, c.width)
     row = 0 if norm.endswith("norm1") else c.first_row
-    step = Step(scale=2.0**-c.norm_bits, wide=True) if wide else c.input_step(f"{reader}.input")
     write_norm(c, norm, c.residual, target, step, row=row, mode=words)
     return target, step
+
+
+def _norm_weight(c: Context, label: str) -> np.ndarray:
+    layer = c.module.get_submodule(label)
+    return np.ones(c.width) if layer.weight is None else as_array(layer.weight).astype(np.float64)
 
 
 def write_norm(c: Context, label: str, source: int, target: int, step: Step, *, row: int, mode: int) -> None:
@@ -207,8 +224,7 @@ def write_norm(c: Context, label: str, source: int, target: int, step: Step, *, 
     epsilon = max(1, round(layer.eps * float(width) ** 3 * 4.0**c.residual_bits))
     tensors, bits = {"constants": np.array([epsilon, root], "<i8")}, 0
     if mode == CODES:
-        scale_D = np.ones(width) if layer.weight is None else as_array(layer.weight).astype(np.float64)
-        tensors["factor"], bits = plain_factors(scale_D / step.scale, c.norm_bits)
+        tensors["factor"], bits = plain_factors(_norm_weight(c, label) / step.scale, c.norm_bits)
     c.writer.add(
         "norm",
         source,
@@ -224,21 +240,36 @@ def write_norm(c: Context, label: str, source: int, target: int, step: Step, *, 
     )
 
 
-def _write_qkv(c: Context, path: str, normed: int, takes: Step) -> np.ndarray:
-    """Queries, keys and values with a scale per head; returns the scales, (3, S)."""
-    layer = c.module.get_submodule(f"{path}.attn.qkv")
+def _head_scales(c: Context, path: str) -> np.ndarray:
+    """The scales that queries, keys and values of every head ask for: (3, S)."""
     scales_3S = np.array(
         [[max(map(abs, c.span(f"{path}.attn.{part}.{s}"))) / 127.0 for s in range(c.heads)] for part in "qkv"]
     )
-    step_O = np.repeat(np.maximum(scales_3S, 1e-6).reshape(-1), c.width // c.heads)
-    weight = as_array(layer.weight) * c.norm_scale(f"{path}.norm1", takes)
-    tensors, bits = scaled_layer(weight, as_array(layer.bias), takes, step_O, most=CODE_BITS, limit=c.limit)
+    return np.maximum(scales_3S, 1e-6)
+
+
+def _by_channel(c: Context, scales_3S: np.ndarray) -> np.ndarray:
+    return np.repeat(scales_3S.reshape(-1), c.width // c.heads)
+
+
+def _write_qkv(c: Context, path: str, normed: int, takes: Step, scales_3S: np.ndarray) -> np.ndarray:
+    """Queries, keys and values with a scale per head; returns the scales, (3, S).
+
+    Those that were asked for, coarser where a head's sums are.
+    """
+    label = f"{path}.attn.qkv"
+    layer = c.module.get_submodule(label)
+    weight, bias = as_array(layer.weight) * c.norm_scale(f"{path}.norm1", takes), as_array(layer.bias)
+    units_3S = layer_units(weight, bias, takes, limit=c.limit).reshape(3, c.heads, -1).max(2)
+    scales_3S = np.vectorize(partial(coarser_step, label))(scales_3S, units_3S)
+    step_O = _by_channel(c, scales_3S)
+    tensors, bits = scaled_layer(weight, bias, takes, step_O, most=CODE_BITS, limit=c.limit)
     target = c.writer.buffer("qkv", U8, c.all_rows, 3 * c.width)
     c.writer.add(
         "linear",
         normed,
         target,
-        label=f"{path}.attn.qkv",
+        label=label,
         tensors=tensors,
         scales={"takes": takes.scale},
         row=0,
@@ -249,13 +280,14 @@ def _write_qkv(c: Context, path: str, normed: int, takes: Step) -> np.ndarray:
         zero=128,
         table=0,
     )
-    return np.maximum(scales_3S, 1e-6)
+    return scales_3S
 
 
-def _attend(c: Context, path: str, scales_3S: np.ndarray) -> int:
-    step = c.input_step(f"{path}.attn.proj.input")
+def _attend(c: Context, path: str, scales_3S: np.ndarray) -> tuple[int, Step]:
+    """Attention: a buffer of codes and their step."""
     tensors = softmax_factors(scales_3S[0] * scales_3S[1])
     # a mix of values has seven fraction bits, of which it keeps as many as the last shift drops
+    step = c.input_step(f"{path}.attn.proj.input").at_least(float(scales_3S[2].max()) / 2.0**7)
     tensors["out"], bits = plain_factors(scales_3S[2] / step.scale, 7)
     target = c.writer.buffer("context", U8, c.rows, c.width)
     c.writer.add(
@@ -271,7 +303,7 @@ def _attend(c: Context, path: str, scales_3S: np.ndarray) -> int:
         zero=step.zero,
         drop=dropped_bits(c.all_rows),
     )
-    return target
+    return target, step
 
 
 def add_layer(c: Context, label: str, source: int, takes: Step) -> None:
@@ -291,8 +323,12 @@ def add_to_residual(
     first: int,
     target: int | None = None,
 ) -> None:
-    """Writes the linear of ``add_layer``."""
-    unit = 2.0**-c.residual_bits
+    """Writes the linear of ``add_layer``.
+
+    With steps of its own in a draft, where the residual's are finer than its sums (see ``write_model``).
+    """
+    c.units[label] = float(layer_units(weight, bias, takes, limit=c.limit).max())
+    unit = max(2.0**-c.residual_bits, c.units[label])
     reach = max(map(abs, c.span(label))) * 1.5 / unit
     most = max(0, min(CODE_BITS, int(np.floor(np.log2(16384.0 / max(reach, 1.0))))))
     tensors, bits = scaled_layer(weight, bias, takes, np.array(unit), most=most, limit=c.limit)
@@ -345,11 +381,11 @@ def write_head(c: Context, *, norm: str, linear: str, source: int) -> tuple[int,
     takes = Step(scale=2.0**-c.norm_bits, wide=True)
     write_norm(c, norm, source, normed, takes, row=0, mode=WORDS)
     layer = c.module.get_submodule(linear)
-    bits_out = fraction_bits(max(map(abs, c.span(linear))), margin=2.0)
-    weight = as_array(layer.weight) * c.norm_scale(norm, takes)
-    # coarse accumulators would need a shift to the left: then the words are coarser instead
-    bits_out = min(bits_out, 12)
-    tensors, bits = scaled_layer(weight, as_array(layer.bias), takes, np.array(2.0**-bits_out), most=0, limit=c.limit)
+    largest = max(map(abs, c.span(linear)))
+    weight, bias = as_array(layer.weight) * c.norm_scale(norm, takes), as_array(layer.bias)
+    unit = float(layer_units(weight, bias, takes, limit=c.limit).max())
+    bits_out = word_bits(linear, min(12, fraction_bits(largest, margin=2.0)), unit, largest=largest)
+    tensors, bits = scaled_layer(weight, bias, takes, np.array(2.0**-bits_out), most=0, limit=c.limit)
     target = c.writer.buffer(linear, I16, 1, len(weight))
     c.writer.add(
         "linear",
