@@ -62,6 +62,16 @@ static void map_ring(tue_shm_reader *r, const tue_shm_ring *ring, const struct s
     if (r->map && all) shm_touch(r->map, (size_t)whole);
 }
 
+/* Whether content fits into the caller's memory. fuzz_ring_broken is built without this check, which fuzzing has to find. */
+static int fits(uint64_t size, uint64_t room) {
+#if defined(TUSFM_FUZZ_BROKEN)
+    (void)size, (void)room;
+    return 1;
+#else
+    return size <= room;
+#endif
+}
+
 /* Copies content of a slot; *crc, if asked for, goes on meanwhile over what is still in the cache. 0: cut short. */
 static int copy_content(tue_shm_reader *r, uint8_t *into, uint64_t count, uint64_t at, uint32_t *crc) {
     enum { PART = 1 << 17 };
@@ -207,7 +217,7 @@ static int32_t frame_of(tue_shm_reader *r, uint64_t number, uint64_t at, void *s
     uint32_t crc = 0xffffffffu;
     int checked = (s->flags & TUE_SHM_CHECKED) != 0;
     atomic_thread_fence(memory_order_acquire);
-    if (size > room || !copy_content(r, into, size, at + 128, checked ? &crc : NULL)) return TUE_SHM_DAMAGED;
+    if (!fits(size, room) || !copy_content(r, into, size, at + 128, checked ? &crc : NULL)) return TUE_SHM_DAMAGED;
     return !checked || s->pixels_crc32 == ~crc ? TUE_SHM_NEW : TUE_SHM_DAMAGED;
 }
 
@@ -244,7 +254,7 @@ static int32_t result_of(tue_shm_reader *r, uint64_t number, uint64_t at, void *
     if (!into || !size) return TUE_SHM_NEW;
     uint32_t crc = 0xffffffffu;
     atomic_thread_fence(memory_order_acquire);
-    if (size > room || !copy_content(r, into, size, at + 256, &crc)) return TUE_SHM_DAMAGED;
+    if (!fits(size, room) || !copy_content(r, into, size, at + 256, &crc)) return TUE_SHM_DAMAGED;
     return s->mask_crc32 == ~crc ? TUE_SHM_NEW : TUE_SHM_DAMAGED;
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import tempfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,25 @@ def newest(ring: bytes, count: int) -> bytes:
     return ring[:128] + ring[at : at + count]
 
 
+def of_any_time(seed: bytes) -> bytes:
+    """A frame's seed as if published when the machine started.
+
+    A reader refuses a frame of a time to come, and this machine may be up for longer than the one that fuzzes.
+    """
+    changed = bytearray(seed)
+    struct.pack_into("<Q", changed, 128 + 32, 1)
+    struct.pack_into("<I", changed, 128 + 124, zlib.crc32(changed[128 + 8 : 128 + 124]))
+    return bytes(changed)
+
+
+def frames(room: int, count: int) -> bytes:
+    """The seed of a ring of so much room a slot with so many frames of 8 x 12."""
+    with ShmWriter("tusfm-fuzz-seed", room) as writer:
+        for seq in range(count):
+            writer.write(Frame(pixels=np.full((8, 12), seq, np.uint8), spacing_mm=(0.5, 0.5), seq=seq))
+        return of_any_time(newest(Path("/dev/shm/tusfm-fuzz-seed").read_bytes(), 128 + 96))
+
+
 def main() -> None:
     """Writes all of them."""
     for name in ("manifest", "model", "ring"):
@@ -52,27 +72,17 @@ def main() -> None:
     for kind, make in MAKERS.items():
         small = (table_of(make(np.random.default_rng(seed))[1]) for seed in range(1000))
         (SEEDS / "model" / kind.replace(" ", "-")).write_bytes(next(seed for seed in small if len(seed) < MOST_BYTES))
-    with ShmWriter("tusfm-fuzz-seed", 512) as writer:
-        for seq in range(3):
-            writer.write(Frame(pixels=np.full((8, 12), seq, np.uint8), spacing_mm=(0.5, 0.5), seq=seq))
-        ring = Path("/dev/shm/tusfm-fuzz-seed").read_bytes()
     with ResultWriter("tusfm-fuzz-seed", 256) as results:
         results.write(RingReading(seq=1, mask_HW=np.ones((8, 8), np.uint8), answered=True, valid=True))
         answers = Path("/dev/shm/tusfm-fuzz-seed").read_bytes()
     for mode in (4, 7):
         (SEEDS / "ring" / f"results{mode}").write_bytes(bytes([mode]) + newest(answers, 256 + 64))
     for mode in range(4):
-        (SEEDS / "ring" / f"frames{mode}").write_bytes(bytes([mode]) + newest(ring, 128 + 96))
-    write_large_frame()
+        (SEEDS / "ring" / f"frames{mode}").write_bytes(bytes([mode]) + frames(1856, 3))
+    # cut short: behind the first slot's header; between a slot's header and its content, which lies on the next page
+    (SEEDS / "ring" / "cut-after").write_bytes(bytes([3 + 8]) + frames(1856, 1))
+    (SEEDS / "ring" / "cut-before").write_bytes(bytes([3 + 16]) + frames(1280 - 128, 4))
     write_signatures()
-
-
-def write_large_frame() -> None:
-    """A frame of more pixels than the target has room for: what the broken control must stumble over."""
-    with ShmWriter("tusfm-fuzz-seed", 512) as writer:
-        writer.write(Frame(pixels=np.full((12, 16), 7, np.uint8), spacing_mm=(0.5, 0.5), seq=1))
-        ring = Path("/dev/shm/tusfm-fuzz-seed").read_bytes()
-    (SEEDS / "ring" / "large").write_bytes(bytes([3]) + newest(ring, 128 + 192))
 
 
 def write_signatures() -> None:
