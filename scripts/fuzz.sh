@@ -19,8 +19,10 @@ for reader in $readers; do
 done
 rm -rf build/fuzz/control # what is found new goes to the first folder: the control starts anew each time
 mkdir build/fuzz/control
-if build/fuzz/fuzz/fuzz_ring_broken -runs=$control_runs -artifact_prefix=build/fuzz/control- build/fuzz/control runtime/capi/fuzz/seeds/ring 2>build/fuzz/control.log; then
+build/fuzz/fuzz/fuzz_ring_broken -runs=$control_runs -artifact_prefix=build/fuzz/control- build/fuzz/control runtime/capi/fuzz/seeds/ring 2>build/fuzz/control.log &
+if wait $!; then
   echo "the broken control was not found"
   exit 1
 fi
+rm -f "/dev/shm/tusfm-fuzz-$!" # it ended before it could
 grep -m1 -o 'heap-buffer-overflow' build/fuzz/control.log

@@ -244,7 +244,7 @@ macos() {
   done
 }
 
-musl() {  # tusfm-check as one static program for 64-bit Arm, run emulated on both kinds of CPU
+musl() {  # tusfm-check as one static program for 64-bit Arm, run emulated on both kinds of CPU; tinyusfm-run has to build
   say "packages: zig, jansson and mbedTLS from source, qemu 10"
   bash scripts/capi_deps.sh musl
   local qemu=$deps/bookworm-backports-amd64/usr/bin/qemu-aarch64 program=$PWD/build/musl/tusfm-check bundle broken code=0
@@ -252,7 +252,7 @@ musl() {  # tusfm-check as one static program for 64-bit Arm, run emulated on bo
   mkdir -p build
   cmake -S runtime/capi -B build/musl -DCMAKE_TOOLCHAIN_FILE="$PWD/runtime/capi/cmake/aarch64-musl.cmake" -DZIG_BIN="$deps/zig/wrapped" \
     -DCMAKE_FIND_ROOT_PATH="$deps/musl" -DBUILD_SHARED_LIBS=OFF -DTUSFM_STATIC_DEPS=ON -DTUSFM_CXX=OFF >build/musl.log 2>&1 &&
-    cmake --build build/musl --parallel 2 --target tusfm-check >>build/musl.log 2>&1 || { tail -30 build/musl.log; exit 1; }
+    cmake --build build/musl --parallel 2 --target tusfm-check tinyusfm-run >>build/musl.log 2>&1 || { tail -30 build/musl.log; exit 1; }
   ls -l "$program"
   file "$program" 2>/dev/null || true
   bundle=$PWD/tests/data/bundles/schema2

@@ -64,15 +64,20 @@ def fuzz(program: Path, place: Path, *words: object) -> subprocess.CompletedProc
     """Runs a target with these words; what it finds goes to a folder."""
     limits = "allocator_may_return_null=1:max_allocation_size_mb=1024"
     options = ["-timeout=20", "-rss_limit_mb=3000", "-max_len=65536", f"-artifact_prefix={place}/"]
-    return subprocess.run(
+    process = subprocess.Popen(
         [str(program), *options, *(str(word) for word in words)],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-        check=False,
-        timeout=900,
         env={**os.environ, "ASAN_OPTIONS": limits},
     )
+    try:
+        said, errors = process.communicate(timeout=900)
+    finally:
+        process.kill()
+        Path(f"/dev/shm/tusfm-fuzz-{process.pid}").unlink(missing_ok=True)  # left by one that ended in a defect
+    return subprocess.CompletedProcess(process.args, process.returncode, said, errors)
 
 
 def reached(program: Path, place: Path, seeds: Path) -> set[str]:
