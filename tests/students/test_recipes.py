@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from collections.abc import Sequence
@@ -10,9 +11,24 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
+from tests.needs import needs
 from tinyusfm_edge.cli.main import app
-from tinyusfm_edge.release.make_student import RECIPES, Stage, choose, held, main, read_recipe, recipe_names, run_stage
+from tinyusfm_edge.data.frames import open_file
+from tinyusfm_edge.data.table import read_table
+from tinyusfm_edge.release.cines import Cine, write_cines
+from tinyusfm_edge.release.make_student import (
+    RECIPES,
+    TOOL,
+    Stage,
+    choose,
+    held,
+    main,
+    read_recipe,
+    recipe_names,
+    run_stage,
+)
 from tinyusfm_edge.training.adapt.config import AdaptConfig
+from tinyusfm_export.verify.gate_frames import clip_path
 from tinyusfm_runtime.errors import InputError
 
 pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason="recipes are TOML")
@@ -26,6 +42,9 @@ def test_every_stage_is_a_command_with_options_that_exist(name: str) -> None:
     for stage in stages:
         if stage.among:
             assert set(stage.among) <= {one.name for one in stages} and stage.measure
+            continue
+        if stage.module != TOOL:
+            assert importlib.util.find_spec(stage.module) is not None
             continue
         command = get_command(app).commands[stage.command[0]]  # type: ignore[attr-defined]
         piece = ["--minutes", "40"] if stage.in_pieces else []
@@ -77,7 +96,8 @@ def stage(tmp_path: Path, name: str, **changes: object) -> Stage:
 def test_a_stage_goes_on_until_its_file_is_there_and_is_not_run_again(tmp_path: Path) -> None:
     one, calls = stage(tmp_path, "one"), []
 
-    def call(words: Sequence[str]) -> None:
+    def call(words: Sequence[str], module: str) -> None:
+        assert module == TOOL
         calls.append(list(words))
         if len(calls) == 3:
             one.makes.write_text("{}")
@@ -113,3 +133,18 @@ def test_one_training_at_a_time_by_its_lock(tmp_path: Path, capsys: pytest.Captu
     assert "there is no recipe" in capsys.readouterr().err
     assert main(["--state", str(tmp_path), "--list"]) == 0
     assert "open  select" in capsys.readouterr().out
+
+
+def test_frames_of_cines_become_a_table_that_training_reads(tmp_path: Path) -> None:
+    needs("pydicom", "pydicom is not installed: pip install 'tinyusfm-edge[dicom]'")
+    clips = clip_path().parent
+    taken = (Cine(clip_path().name, "train", 2, "MIT"), Cine("examples_rgb_color.dcm", "val", 1, "MIT"))
+    assert write_cines(clips, tmp_path / "cines", taken) == 2 * 30 + 1
+    samples = read_table(tmp_path / "cines", "train", need="label")
+    assert len(samples) == 60 and len({sample.group for sample in samples}) == 1
+    with open_file(clip_path()) as source:
+        wanted = [frame.pixels.copy() for frame in source]
+    found = {sample.frame.pixels.tobytes() for sample in samples}
+    assert found == {pixels.tobytes() for pixels in wanted}
+    with pytest.raises(InputError, match="has no nothing.mp4"):
+        write_cines(clips, tmp_path / "other", (Cine("nothing.mp4", "train", 1, ""),))

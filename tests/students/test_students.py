@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,13 @@ from tinyusfm_edge import students
 from tinyusfm_edge.data.table import resize_mask
 from tinyusfm_edge.models.checkpoint import LoadedStudent
 from tinyusfm_edge.release.card import render_card
+from tinyusfm_edge.release.wide import choose_layers
 from tinyusfm_edge.students.choice import load_student
 from tinyusfm_edge.students.policies import int8_policies
 from tinyusfm_export.graph.build import build_graph
 from tinyusfm_export.quantize.spans import calibration_taps
 from tinyusfm_export.verify.reference import reference_outputs
-from tinyusfm_runtime.errors import InputError
+from tinyusfm_runtime.errors import CalibrationError, InputError
 from tinyusfm_runtime.numerics.measure import dice
 from tinyusfm_runtime.numerics.preprocess import preprocess
 from tinyusfm_runtime.phantom import make_phantom
@@ -76,6 +78,7 @@ def test_card_agrees_with_the_files(name: str) -> None:
         students.CARD,
         students.CARD_TEXT,
         *([students.DRIFT] if card.get("drift") else []),
+        *([students.WIDE] if students.wide_layers(name) else []),
         *([students.READING] if card["spec"]["reading"] else []),
     }
 
@@ -180,17 +183,42 @@ def test_without_torch_the_missing_extra_is_named() -> None:
     assert "needs torch" in done.stdout and "[torch]'" in done.stdout
 
 
-def test_a_measurement_beside_the_weights_says_which_layers_keep_more_bits(
+def test_a_file_beside_the_weights_says_which_layers_keep_more_bits(
     without_breast_weights: Path, tmp_path: Path
 ) -> None:
-    spec, place = students.load("fetal-head").spec, tmp_path / "students" / "fetal-head" / students.SENSITIVITY
+    spec, place = students.load("fetal-head").spec, tmp_path / "students" / "fetal-head" / students.WIDE
+    place.unlink(missing_ok=True)
     assert [policy.keep_float for policy in int8_policies(spec, "fetal-head")] == [(), ()], "none: the default ones"
-    stored = json.loads((ROOT / "benchmarks/students/fetal-head/sensitivity.json").read_text(encoding="utf-8"))
-    place.write_text(json.dumps({**stored, "weights_sha256": spec.weights_sha256}), encoding="utf-8")
+    stored = {"version": students.WIDE_VERSION, "layers": ["blocks.1.attn.qkv"], "weights_sha256": spec.weights_sha256}
+    place.write_text(json.dumps(stored), encoding="utf-8")
     kept = [policy.keep_float for policy in int8_policies(spec, "fetal-head")]
-    assert [len(layers) for layers in kept] == [0, 1, 2, 3, 4] and kept[1] == ("blocks.0.mlp.fc2",)
+    assert kept == [("blocks.1.attn.qkv",)] * 2, "always, so that every export writes the same integers"
     assert not any(policy.keep_float for policy in int8_policies(spec, "fetal-head", weight_bits=4))
     assert not any(policy.keep_float for policy in int8_policies(spec))
-    place.write_text(json.dumps(stored), encoding="utf-8")
-    with pytest.raises(InputError, match="measured on another student"):
-        int8_policies(spec, "fetal-head")
+    for wrong, message in (({**stored, "weights_sha256": "0" * 64}, "other weights"), ({"version": 1}, "damaged")):
+        place.write_text(json.dumps(wrong), encoding="utf-8")
+        with pytest.raises(CalibrationError, match=message):
+            int8_policies(spec, "fetal-head")
+
+
+def test_the_shipped_choice_is_of_layers_that_there_are() -> None:
+    for name in students.names():
+        student = students.load(name)
+        graph = build_graph(student.module.eval(), student.spec)
+        assert set(students.wide_layers(name)) <= set(graph.linear_inputs.values())
+
+
+def test_layers_are_added_until_the_worst_frame_is_good_enough() -> None:
+    gains = {"a": (0.0, 0.03), "b": (0.06, 0.0), "c": (0.03, 0.03)}
+
+    def dices(kept: tuple[str, ...], frames: Sequence[int]) -> np.ndarray:
+        base = np.array([0.88, 0.94, 0.99])
+        for layer in kept:
+            base[:2] += gains[layer]
+        return base[list(frames)]
+
+    kept, worst = choose_layers(["a", "b", "c"], dices, 3)
+    assert kept == ("b", "c") and worst == pytest.approx([0.88, 0.94, 0.97]), "the fewest, the best first"
+    assert choose_layers(["a"], lambda kept, frames: np.full(len(frames), 0.97), 3) == ((), [0.97])
+    with pytest.raises(InputError, match="1 layers above 8 bits leave the worst frame at 0.900"):
+        choose_layers(["a"], lambda kept, frames: np.full(len(frames), 0.9), 3)

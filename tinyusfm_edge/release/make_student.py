@@ -29,6 +29,8 @@ from tinyusfm_runtime.errors import EdgeError, InputError, OutputError
 RECIPES = Path(__file__).parent / "recipes"
 PIECE_MINUTES = 40.0
 """A training process ends at a checkpoint after so long, and is started again."""
+TOOL = "tinyusfm_edge"
+"""Module of the command line tool."""
 KEPT, LOG, CHOSEN = "kept", "stages.jsonl", "chosen.json"
 
 
@@ -39,11 +41,12 @@ class Stage:
     Attributes:
         name: unique.
         about: what it is for, one line.
-        command: after ``tinyusfm-edge``; empty for a choice.
+        command: after ``tinyusfm-edge``, or after ``python -m MODULE``; empty for a choice.
         makes: the file it leaves when it is done.
         in_pieces: a training that takes ``--minutes``.
         among: stages between whose scores is chosen; the better student is what it makes.
         measure: path of the score in ``evaluate --json``'s first report, such as ``ellipse_dice.mean``.
+        module: what runs the command.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Stage:
     in_pieces: bool
     among: tuple[str, ...]
     measure: str
+    module: str = TOOL
 
 
 def recipe_names() -> list[str]:
@@ -100,6 +104,7 @@ def _stage(entry: Mapping[str, Any], lists: Mapping[str, Sequence[str]], values:
         in_pieces=bool(entry.get("in_pieces", False)),
         among=tuple(entry.get("among", ())),
         measure=entry.get("measure", ""),
+        module=entry.get("module", TOOL),
     )
 
 
@@ -123,13 +128,14 @@ def held(lock: Path | None) -> Iterator[None]:
         yield
 
 
-def run_command(words: Sequence[str]) -> float:
-    """Runs ``tinyusfm-edge`` in a process of its own.
+def run_command(words: Sequence[str], module: str = TOOL) -> float:
+    """Runs ``tinyusfm-edge``, or another module, in a process of its own.
 
     On one thread unless OMP_NUM_THREADS says otherwise.
 
     Args:
         words: the command and its options.
+        module: what runs it.
 
     Returns:
         Seconds it took.
@@ -137,10 +143,11 @@ def run_command(words: Sequence[str]) -> float:
     Raises:
         InputError: it failed; what it printed stands above.
     """
-    print("tinyusfm-edge " + " ".join(words), file=sys.stderr, flush=True)
+    tool = "tinyusfm-edge" if module == TOOL else f"python -m {module}"
+    print(" ".join([tool, *words]), file=sys.stderr, flush=True)
     started = time.monotonic()
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    done = subprocess.run([sys.executable, "-m", "tinyusfm_edge", *words], env=environment)
+    done = subprocess.run([sys.executable, "-m", module, *words], env=environment)
     if done.returncode:
         raise InputError(f"{words[0]} ended with exit code {done.returncode}: see above; the same command goes on")
     return time.monotonic() - started
@@ -152,7 +159,7 @@ def run_stage(
     state: Path,
     minutes: float,
     *,
-    command: Callable[[Sequence[str]], object] = run_command,
+    command: Callable[[Sequence[str], str], object] = run_command,
 ) -> bool:
     """Runs a stage, or goes on with it.
 
@@ -161,7 +168,7 @@ def run_stage(
         stages: of the recipe, for a choice.
         state: folder of everything.
         minutes: time there is.
-        command: runs the words of a command.
+        command: runs the words of a command in a module.
 
     Returns:
         Whether it is finished.
@@ -180,7 +187,7 @@ def run_stage(
             choose(stage, stages, state)
         else:
             piece = ["--minutes", f"{min(PIECE_MINUTES, left):.1f}"] if stage.in_pieces else []
-            command([*stage.command, *piece])
+            command([*stage.command, *piece], stage.module)
             if not stage.in_pieces and not stage.makes.is_file():
                 raise InputError(f"stage {stage.name} ended without {stage.makes.name}")
     note(state, stage, time.monotonic() - started)
@@ -296,6 +303,7 @@ __all__ = [
     "LOG",
     "PIECE_MINUTES",
     "RECIPES",
+    "TOOL",
     "Stage",
     "choose",
     "held",

@@ -3,8 +3,8 @@
 A folder holds ``weights.safetensors`` (float16, its metadata says what it is), ``ranges.json`` (activation ranges of
 the calibration set, so that INT8 needs no images), ``drift.safetensors`` (what the training frames look like to the
 student, so that a runtime can tell when a stream does not), ``reading.json`` (when its readings are good, with
-rates), ``sensitivity.json`` where a layer must keep more than 8 bits (what each layer costs in INT8), ``card.json``
-(every number, with hashes) and ``CARD.md`` (the same for people). ``names`` and
+rates), ``wide.json`` where layers must keep more than 8 bits in INT8 (which), ``card.json`` (every number, with hashes)
+and ``CARD.md`` (the same for people). ``names`` and
 ``find_by_hash`` need no torch; ``load`` does. ``TINYUSFM_EDGE_STUDENTS`` names another folder of such folders: a
 site's own students, as ``release.package`` writes them.
 
@@ -30,11 +30,13 @@ WEIGHTS = "weights.safetensors"
 RANGES = "ranges.json"
 DRIFT = "drift.safetensors"
 READING = "reading.json"
-SENSITIVITY = "sensitivity.json"
+WIDE = "wide.json"
 CARD = "card.json"
 CARD_TEXT = "CARD.md"
 
 DEMO_USE = "demonstration of the tools alone; no reading of it is usable; not a medical device"
+WIDE_VERSION = 1
+"""Version of ``wide.json``."""
 READING_VERSION = 1
 """Version of ``reading.json``."""
 READING_FIELDS = ("second_pass", "min_area", "reading", "anatomy")
@@ -228,22 +230,32 @@ def drift(name: str) -> DriftStatistic | None:
     return found
 
 
-def sensitivity_file(name: str) -> Path | None:
-    """What each layer of a shipped student costs in INT8.
+def wide_layers(name: str) -> tuple[str, ...]:
+    """Layers of a shipped student that keep more than 8 bits in INT8.
 
-    As the sensitivity command wrote it.
+    As ``release.wide`` chose them.
 
     Args:
         name: one of ``names()``.
 
-    Returns:
-        The file, or None where the student has none: it holds the gate with every layer in 8 bits.
-
     Raises:
         InputError: no such student.
+        CalibrationError: the file is damaged or belongs to other weights.
     """
-    path = folder(name) / SENSITIVITY
-    return path if path.is_file() else None
+    from tinyusfm_runtime.errors import CalibrationError
+
+    place = folder(name)
+    if not (place / WIDE).is_file():
+        return ()
+    try:
+        found = parse_json((place / WIDE).read_bytes())
+        layers = tuple(str(layer) for layer in found["layers"])
+        known = found["version"] == WIDE_VERSION
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CalibrationError(f"{WIDE} of student {name!r} is damaged: {error}") from error
+    if not known or found.get("weights_sha256") != hashlib.sha256((place / WEIGHTS).read_bytes()).hexdigest():
+        raise CalibrationError(f"{WIDE} of student {name!r} belongs to other weights: run release.wide again")
+    return layers
 
 
 def card(name: str) -> dict[str, Any]:
@@ -345,9 +357,10 @@ __all__ = [
     "READING",
     "READING_FIELDS",
     "READING_VERSION",
-    "SENSITIVITY",
     "STUDENTS_VARIABLE",
     "WEIGHTS",
+    "WIDE",
+    "WIDE_VERSION",
     "as_shipped",
     "card",
     "demo_only",
@@ -361,6 +374,6 @@ __all__ = [
     "lost_stages",
     "names",
     "opt_in",
-    "sensitivity_file",
     "stages",
+    "wide_layers",
 ]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tinyusfm_runtime.spec import ModelSpec
 
 MOST_OWN = 4
-"""Layers that a shipped student's own measurement may keep above 8 bits unasked; ``--mixed`` may keep any number."""
+"""Layers that a shipped student may keep above 8 bits unasked; ``--mixed`` may keep any number."""
 
 
 def int8_policies(
@@ -25,16 +25,18 @@ def int8_policies(
 ) -> tuple[PtqPolicy, ...]:
     """INT8 policies to try in turn.
 
-    The default ones, or ever fewer layers by what they were measured to cost.
+    The default ones, with the layers that a shipped student keeps above 8 bits; or ever fewer layers by what they were
+    measured to cost.
 
     Args:
         spec: of the student.
-        shipped: its name, where it is a shipped one: its own measurement counts where it has one.
+        shipped: its name, where it is a shipped one: its ``wide.json`` counts where it has one.
         mixed: measurement of the sensitivity command, or None.
-        weight_bits: of the weights, 4 to 8; a shipped student's measurement is of 8.
+        weight_bits: of the weights, 4 to 8; a shipped student's choice is for 8.
 
     Raises:
         InputError: the measurement cannot be read or is of another student.
+        CalibrationError: the student's ``wide.json`` is damaged or of other weights.
     """
     from tinyusfm_edge import students
     from tinyusfm_export.artefacts import default_policies
@@ -42,18 +44,19 @@ def int8_policies(
     from tinyusfm_export.quantize.sensitivity import Sensitivity, mixed_policies
 
     limit = 2 ** (weight_bits - 1) - 1
-    own = students.sensitivity_file(shipped) if mixed is None and shipped and weight_bits == 8 else None
-    mixed = mixed or own
     if mixed is None:
-        return tuple(replace(policy, weight_limit=limit) for policy in default_policies(spec.task))
+        own = students.wide_layers(shipped) if shipped and weight_bits == 8 else ()
+        return tuple(
+            replace(policy, weight_limit=limit, keep_float=policy.keep_float + own)
+            for policy in default_policies(spec.task)
+        )
     try:
         found = Sensitivity.from_json(parse_json(mixed.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise InputError(f"--mixed {mixed.name} cannot be read: tinyusfm-edge sensitivity writes it") from error
     if found.weights_sha256 != spec.weights_sha256:
         raise InputError(f"--mixed {mixed.name} was measured on another student: measure this one")
-    policies = mixed_policies(found, PtqPolicy(weight_limit=limit))
-    return policies[: MOST_OWN + 1] if own is not None else policies
+    return mixed_policies(found, PtqPolicy(weight_limit=limit))
 
 
 __all__ = ["MOST_OWN", "int8_policies"]
