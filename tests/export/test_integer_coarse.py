@@ -49,7 +49,7 @@ from tinyusfm_runtime.engines.integer.layout import I16, NUMBERS
 from tinyusfm_runtime.errors import UnsupportedError
 
 LIMIT = 63
-TWIN = Path(__file__).resolve().parents[2] / "benchmarks/students/stages/fetal-head-fast.taught-1.safetensors"
+TWIN = Path(__file__).resolve().parents[2] / "benchmarks/students/stages/fetal-head-fast.taught-2.safetensors"
 POLICY = PtqPolicy(rest_precision="f32")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,19 @@ def test_norms_gelu_and_softmax_are_single_nodes(graph: ExportGraph) -> None:
     assert found.count("LayerNormalization") == 24
     assert found.count("Gelu") == found.count("Softmax") == 12
     assert not {"Erf", "Exp", "Sqrt", "Pow"} & set(found)
+
+
+@pytest.mark.parametrize("task", ["segment", "classify", "features"])
+def test_heads_without_a_batch_axis_give_the_same_numbers(task: str) -> None:
+    graph = small_graph(task)
+    four, three = write_onnx(graph), write_onnx(graph, flat_heads=True)
+    for tensor in phantom_inputs(graph.spec):
+        for got, want in zip(run(three, tensor), run(four, tensor), strict=True):
+            np.testing.assert_allclose(got, want, rtol=0, atol=2e-5 * np.abs(want).max())
+    shapes = onnx.shape_inference.infer_shapes(onnx.load_from_string(three), strict_mode=True)
+    sides = {value.name: len(value.type.tensor_type.shape.dim) for value in shapes.graph.value_info}
+    within = [name for name in sides if re.search(r"\.attn\.([qkv]|scores|weights|mix|context)$", name)]
+    assert len(within) == 7 * 12 and {sides[name] for name in within} == {3}
 
 
 def test_names_are_those_of_the_decision(graph: ExportGraph) -> None:

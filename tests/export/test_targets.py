@@ -21,8 +21,10 @@ from tinyusfm_export.quantize.ptq import PtqPolicy, decide, natural_grid, quanti
 from tinyusfm_export.targets import ort as onnx_target
 from tinyusfm_export.targets import ov as openvino_target
 from tinyusfm_export.targets.ov import insert_int8
+from tinyusfm_runtime import plugins
 from tinyusfm_runtime.device.machine import MachineCard, machine_card
 from tinyusfm_runtime.device.signal_stack import kept_signal_stack
+from tinyusfm_runtime.engines import EngineConfig
 from tinyusfm_runtime.engines.ov import import_openvino
 from tinyusfm_runtime.errors import MissingExtra, UnsupportedError
 
@@ -228,3 +230,22 @@ def test_missing_openvino_is_one_clear_line(
         openvino_target.Target().build(graph, float_decision("fp32"), tmp_path)
     probe = openvino_target.available()
     assert not probe.usable and probe.extra == "openvino"
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnx", "integer"])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_light_head_is_written_and_opened_by_its_engine(name: str, precision: str, tmp_path: Path) -> None:
+    target = plugins.load("targets", name).Target()
+    if precision not in target.precisions:
+        pytest.skip(f"{name} writes no {precision}")
+    light = small_graph("segment", seg_head="lite", heads=3)
+    made = target.build(light, decide(light, precision, observed(light)), tmp_path)
+    engine = plugins.load("engines", name).Engine()
+    engine.load(
+        {path.name: path.read_bytes() for path in made.files}, light.spec, EngineConfig(threads=1, rest_precision="f32")
+    )
+    (tensor,) = phantom_inputs(light.spec, 1)
+    wanted = light.module(torch.from_numpy(tensor))[0].numpy()
+    away = np.abs(engine.run(tensor)["logits"] - wanted).max() / np.abs(wanted).max()
+    engine.close()
+    assert away < (1e-4 if precision == "fp32" else 0.5)

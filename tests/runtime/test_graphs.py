@@ -364,6 +364,19 @@ def test_rules_give_the_shape_that_numpy_gives(node: Node, shape: tuple[int, ...
     assert Budget(SPEC, 0).apply(node, "it")[0].shape == shape
 
 
+@pytest.mark.parametrize(
+    ("node", "values"),
+    [
+        (Node("split", [known(np.array([128, 1, 3, 3])), known(np.array([1, 3]))], {"axis": 0}, 2), [[128], [1, 3, 3]]),
+        (Node("elementwise", [known(np.array([128])), known(np.array([2]))], {"does": "divide"}), [[64]]),
+        (Node("elementwise", [known(np.array([128])), known(np.array([0]))], {"does": "divide"}), [None]),
+    ],
+)
+def test_rules_follow_whole_numbers(node: Node, values: list[list[int] | None]) -> None:
+    found = [tensor.value for tensor in Budget(SPEC, 0).apply(node, "it")]
+    assert [None if value is None else value.tolist() for value in found] == values
+
+
 def test_a_graph_that_multiplies_too_much_is_refused() -> None:
     budget = Budget(SPEC, 0)
     node = Node("matmul", [Tensor((1500, 1500)), Tensor((1500, 1500))])

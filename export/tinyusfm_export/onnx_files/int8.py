@@ -73,7 +73,7 @@ def ort_onnx(graph: ExportGraph, decision: QuantDecision) -> bytes:
         UnsupportedError: the decision names a tensor that the graph has not.
         MissingExtra: onnx is not installed.
     """
-    return write_onnx(graph, form=_OrtForm(graph, decision))
+    return write_onnx(graph, form=_OrtForm(graph, decision), flat_heads=True)
 
 
 class _Int8Form(FloatForm):

@@ -17,6 +17,7 @@ Shapes: static, those of the graph's nodes; linear weights are stored (I, O), co
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -41,6 +42,12 @@ HALF_STORAGE_FROM = 1024
 """Constants with fewer values stay float32 when weights are stored as float16: nothing to save there."""
 
 
+_SPLIT_HEADS = re.compile(r"blocks\.\d+\.attn\.[qkv]\.heads")
+"""Labels of the reshapes into heads (graph/build.py)."""
+_HEADS = re.compile(r"blocks\.\d+\.attn\.([qkv]|context)")
+"""Labels of what moves heads before tokens, and back."""
+
+
 class LayerForm(Protocol):
     """How the layers that hold nearly all weights are written."""
 
@@ -56,13 +63,17 @@ class LayerForm(Protocol):
         ...
 
 
-def write_onnx(graph: ExportGraph, *, float_input: bool = False, form: LayerForm | None = None) -> bytes:
+def write_onnx(
+    graph: ExportGraph, *, float_input: bool = False, form: LayerForm | None = None, flat_heads: bool = False
+) -> bytes:
     """Writes a graph as ONNX.
 
     Args:
         graph: the export graph.
         float_input: take float32 codes 0..255 instead of uint8.
         form: how linears and convolutions are written, or None for float32.
+        flat_heads: write attention with three axes (heads, tokens, size) in place of four with a batch of 1: the same
+            numbers, and ONNX Runtime moves and multiplies them faster. Other engines match four axes as attention.
 
     Returns:
         The serialised model; equal graphs give equal bytes.
@@ -72,7 +83,7 @@ def write_onnx(graph: ExportGraph, *, float_input: bool = False, form: LayerForm
         UnsupportedError: the graph has a node outside the vocabulary.
     """
     helper = _onnx().helper
-    writer = OnnxWriter(graph.module, form=form or FloatForm(), float_input=float_input)
+    writer = OnnxWriter(graph.module, form=form or FloatForm(), float_input=float_input, flat_heads=flat_heads)
     # fx keeps nodes in topological order, so every input is written before its reader
     recorded: Any = graph.module
     for node in recorded.graph.nodes:
@@ -132,12 +143,14 @@ class OnnxWriter:
         module: the graph's module.
         form: how linears and convolutions are written.
         float_input: the input is float32 already.
+        flat_heads: write attention without its batch axis (see ``write_onnx``).
     """
 
-    def __init__(self, module: Any, *, form: LayerForm, float_input: bool) -> None:
+    def __init__(self, module: Any, *, form: LayerForm, float_input: bool, flat_heads: bool = False) -> None:
         self.module = module
         self.form = form
         self.float_input = float_input
+        self.flat_heads = flat_heads
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -265,12 +278,18 @@ def _cast(w: OnnxWriter, node: Node, _: Any) -> None:
 
 
 def _reshape(w: OnnxWriter, node: Node, _: Any) -> None:
-    shape = w.store(f"{node.meta['path']}.shape", np.array(node.meta["shape"], np.int64))
+    # (1, tokens, heads, size) that attention splits off, without the batch where heads are flat
+    wanted = node.meta["shape"][w.flat_heads and bool(_SPLIT_HEADS.fullmatch(node.meta["label"])) :]
+    shape = w.store(f"{node.meta['path']}.shape", np.array(wanted, np.int64))
     w.emit("Reshape", node, [w.source(node), shape])
 
 
 def _permute(w: OnnxWriter, node: Node, _: Any) -> None:
-    w.emit("Transpose", node, [w.source(node)], perm=list(node.args[1]))  # type: ignore[arg-type]
+    axes: tuple[int, ...] = tuple(node.args[1])  # type: ignore[arg-type]
+    if w.flat_heads and _HEADS.fullmatch(node.meta["label"]):
+        # the batch, axis 0, stays where it is in all of them
+        axes = tuple(axis - 1 for axis in axes[1:])
+    w.emit("Transpose", node, [w.source(node)], perm=list(axes))
 
 
 def _chunk(w: OnnxWriter, node: Node, _: Any) -> None:

@@ -66,7 +66,8 @@ class Target:
         if decision.precision == "int8":
             data = ort_onnx(graph, decision)
         else:
-            data = write_onnx(graph, form=FloatForm(half_storage=decision.precision == "fp16"))
+            form = FloatForm(half_storage=decision.precision == "fp16")
+            data = write_onnx(graph, form=form, flat_heads=True)
         path = save_checked(data, out / MODEL_FILE)
         return BuiltArtefact(
             files=(path,),

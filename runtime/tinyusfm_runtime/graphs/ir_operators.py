@@ -152,7 +152,7 @@ def _of(prepare: _Prepare, *attributes: str) -> IrOperator:
 _SLID = ("auto_pad", "dilations", "pads_begin", "pads_end", "strides")
 _UNARY = ("Abs", "Negative", "ReLU", "Sigmoid", "Tanh", "Erf", "Exp", "Log", "Sqrt", "Floor", "Ceiling", "Sign",
           "HSwish", "Swish", "SoftPlus", "LogicalNot", "Mish", "HSigmoid")  # fmt: skip
-_BINARY = ("Divide", "Maximum", "Minimum", "Power", "SquaredDifference", "PRelu")
+_BINARY = ("Maximum", "Minimum", "Power", "SquaredDifference", "PRelu")
 _COMPARED = ("Equal", "Greater", "GreaterEqual", "Less", "LessEqual", "NotEqual", "LogicalAnd", "LogicalOr")
 
 OPERATORS: Mapping[str, IrOperator] = {
@@ -161,6 +161,7 @@ OPERATORS: Mapping[str, IrOperator] = {
     **{kind: _of(_arithmetic(dtype="bool"), "auto_broadcast") for kind in _COMPARED},
     **{kind: _of(_arithmetic(does), "auto_broadcast")
        for kind, does in (("Add", "add"), ("Subtract", "subtract"), ("Multiply", "multiply"))},
+    "Divide": _of(_arithmetic("divide"), "auto_broadcast", "m_pythondiv"),
     **{kind: _of(_reduce, "keep_dims")
        for kind in ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceSum", "ReduceL2")},
     "Parameter": _of(_plain("same"), "shape", "element_type"),

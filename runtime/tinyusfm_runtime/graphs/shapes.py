@@ -41,11 +41,15 @@ def elementwise(node: Node) -> list[Tensor]:
 
 
 def _computed(node: Node, tensors: Sequence[Tensor]) -> np.ndarray | None:
-    work: dict[str, Callable[..., np.ndarray]] = {"add": np.add, "subtract": np.subtract, "multiply": np.multiply}
+    work: dict[str, Callable[..., np.ndarray]] = {
+        "add": np.add, "subtract": np.subtract, "multiply": np.multiply, "divide": np.floor_divide,
+    }  # fmt: skip
     does, values = work.get(str(node.get("does", ""))), [tensor.value for tensor in tensors]
     if does is None or len(values) != 2 or values[0] is None or values[1] is None:
         return None
     if values[0].dtype.kind != "i" or values[1].dtype.kind != "i":
+        return None
+    if does is np.floor_divide and not (np.all(values[1] > 0) and np.all(values[0] >= 0)):
         return None
     with np.errstate(over="ignore"):
         found = does(values[0], values[1])
@@ -219,7 +223,13 @@ def split(node: Node) -> list[Tensor]:
         parts = [longest] * (count - 1) + [data.shape[axis] - longest * (count - 1)]
     if sum(parts) != data.shape[axis]:
         raise ValueError(f"parts {parts} of {data.shape[axis]}")
-    return [Tensor((*data.shape[:axis], part, *data.shape[axis + 1 :]), data.dtype) for part in parts]
+    values: list[np.ndarray | None] = [None] * len(parts)
+    if data.value is not None and all(part >= 0 for part in parts):
+        values = list(np.split(data.value, np.cumsum(parts)[:-1], axis))
+    return [
+        Tensor((*data.shape[:axis], part, *data.shape[axis + 1 :]), data.dtype, value)
+        for part, value in zip(parts, values, strict=True)
+    ]
 
 
 def cut(node: Node) -> list[Tensor]:
