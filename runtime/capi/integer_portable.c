@@ -1,4 +1,6 @@
 /* The integer engine in plain C: every operation as docs/reference/integer.md defines it, without intrinsics. */
+#include <string.h>
+
 #include "integer_internal.h"
 
 #define TUE_PLAIN(name) static void name
@@ -167,22 +169,39 @@ static void convolution(const tue_int_state *s, const tue_int_op *op, int32_t be
             }
 }
 
+enum { DEPTHWISE_CHANNELS = 32 }; /* of a block: a compiler keeps their sums in registers */
+
+/* One pixel's sums of a block of channels; taps outside the image count nothing. */
+static void depthwise_sums(const tue_int_buffer *source, const int16_t *weight, const int32_t at[2], const int32_t size[2],
+                           int32_t first, int32_t count, int32_t *sums) {
+    for (int32_t tap = 0; tap < 9; tap++) {
+        int32_t row = at[0] + tap / 3 - 1, column = at[1] + tap % 3 - 1;
+        if (row < 0 || row >= size[0] || column < 0 || column >= size[1]) continue;
+        const uint8_t *in = (const uint8_t *)row_of(source, row * size[1] + column) + first;
+        const int16_t *w = weight + tap * DEPTHWISE_CHANNELS;
+        for (int32_t k = 0; k < count; k++) sums[k] += in[k] * w[k];
+    }
+}
+
 static void depthwise(const tue_int_state *s, const tue_int_op *op, int32_t begin, int32_t end, void *scratch) {
     (void)scratch;
     const tue_int_buffer *source = &s->buffers[op->source], *target = &s->buffers[op->target];
-    int32_t height = op->f[0], width = op->f[1], channels = source->columns;
-    for (int32_t y = begin; y < end; y++)
-        for (int32_t x = 0; x < width; x++)
-            for (int32_t c = 0; c < channels; c++) {
-                int32_t sum = op->bias[c];
-                for (int32_t tap = 0; tap < 9; tap++) {
-                    int32_t row = y + tap / 3 - 1, column = x + tap % 3 - 1;
-                    if (row < 0 || row >= height || column < 0 || column >= width) continue;
-                    sum += ((const uint8_t *)row_of(source, row * width + column))[c] * op->weight[c * 9 + tap];
-                }
-                size_t at = (size_t)(y * width + x) * (size_t)channels + (size_t)c;
-                ((uint8_t *)target->data)[at] = tue_code(scaled(op, sum, c), op->f[2], op->f[3]);
+    const int32_t size[2] = {op->f[0], op->f[1]}, channels = source->columns;
+    for (int32_t first = 0; first < channels; first += DEPTHWISE_CHANNELS) {
+        int32_t count = channels - first < DEPTHWISE_CHANNELS ? channels - first : DEPTHWISE_CHANNELS;
+        int16_t weight[9 * DEPTHWISE_CHANNELS];
+        for (int32_t k = 0; k < count; k++)
+            for (int32_t tap = 0; tap < 9; tap++) weight[tap * DEPTHWISE_CHANNELS + k] = op->weight[(first + k) * 9 + tap];
+        for (int32_t y = begin; y < end; y++)
+            for (int32_t x = 0; x < size[1]; x++) {
+                int32_t sums[DEPTHWISE_CHANNELS];
+                const int32_t at[2] = {y, x};
+                memcpy(sums, op->bias + first, sizeof sums[0] * (size_t)count);
+                depthwise_sums(source, weight, at, size, first, count, sums);
+                uint8_t *out = (uint8_t *)target->data + (size_t)(y * size[1] + x) * (size_t)channels + (size_t)first;
+                for (int32_t k = 0; k < count; k++) out[k] = tue_code(scaled(op, sums[k], first + k), op->f[2], op->f[3]);
             }
+    }
 }
 
 static void mean(const tue_int_state *s, const tue_int_op *op, int32_t begin, int32_t end, void *scratch) {
