@@ -69,8 +69,8 @@ def ratios(found: dict[str, list[float]]) -> dict[str, tuple[float, float, float
     base = next((name for name in found if name.endswith(BASE)), next(iter(found)))
     made = {}
     for name, times in found.items():
-        shares = wide(np.array(found[base]) / np.array(times))
-        made[name] = tuple(float(np.percentile(shares, percent)) for percent in (50, 10, 90))
+        shares = np.array(found[base]) / np.array(times)
+        made[name] = tuple(float(np.percentile(wide(shares), percent)) for percent in (50, 10, 90))
     return made  # type: ignore[return-value]
 
 
