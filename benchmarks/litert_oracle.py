@@ -180,6 +180,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
+        for name in (FLOAT_FILE, INT8_FILE):
+            (folder / name).unlink(missing_ok=True)  # the quantizer leaves a file that is there as it is
         converted(options.student, folder, options.environment)
         return compare(options.student, options.data, options.frames, folder)
 
