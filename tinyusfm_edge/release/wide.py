@@ -1,8 +1,8 @@
 """The fewest layers of a shipped student that keep more than 8 bits in INT8.
 
 ``python -m tinyusfm_edge.release.wide --name NAME --data DIR`` adds, one after another, the layer that helps the worst
-validation frame most, until that frame's Dice against float32 is ``WANTED``, and writes them as ``wide.json``. One
-that needs none gets no such file. The integer artefact itself is measured, in its engine. The test split is not read.
+validation frame most, until that frame's Dice against float32 is ``WANTED``, and writes them as ``wide.json``. No
+such file where none is needed. The integer artefact itself is measured, in its engine. The test split is not read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import numpy as np
 from tinyusfm_edge import students
 from tinyusfm_edge.data.table import read_table
 from tinyusfm_edge.models.checkpoint import LoadedStudent
-from tinyusfm_edge.students.policies import MOST_OWN
 from tinyusfm_export.graph.build import ExportGraph, build_graph
 from tinyusfm_export.quantize.ptq import PtqPolicy, decide
 from tinyusfm_export.targets.integer import Target
@@ -36,6 +35,8 @@ from tinyusfm_runtime.spec import Task
 
 WANTED = 0.96
 """Dice of the worst validation frame: the gate wants 0.95."""
+MOST_OWN = 4
+"""Layers that a shipped student may keep above 8 bits."""
 JUDGED = 6
 """Worst frames that a layer is tried on; the choice is then measured on all."""
 Dices = Callable[[tuple[str, ...], Sequence[int]], np.ndarray]
@@ -157,4 +158,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     raise SystemExit(main())
 
-__all__ = ["JUDGED", "WANTED", "Dices", "choose_layers", "measure"]
+__all__ = ["JUDGED", "MOST_OWN", "WANTED", "Dices", "choose_layers", "measure"]

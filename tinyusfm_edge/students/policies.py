@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from tinyusfm_export.quantize.ptq import PtqPolicy
     from tinyusfm_runtime.spec import ModelSpec
 
-MOST_OWN = 4
-"""Layers that a shipped student may keep above 8 bits unasked; ``--mixed`` may keep any number."""
-
 
 def int8_policies(
     spec: ModelSpec, shipped: str = "", *, mixed: Path | None = None, weight_bits: int = 8
@@ -59,4 +56,4 @@ def int8_policies(
     return mixed_policies(found, PtqPolicy(weight_limit=limit))
 
 
-__all__ = ["MOST_OWN", "int8_policies"]
+__all__ = ["int8_policies"]
