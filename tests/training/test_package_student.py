@@ -29,6 +29,7 @@ from tinyusfm_edge.release.package import (
     PackagePlan,
     add_drift,
     add_gates,
+    add_wide,
     empty_answers,
     main,
     package,
@@ -305,6 +306,25 @@ def test_how_a_mask_is_read_goes_with_its_weights(plan: PackagePlan, monkeypatch
     card = package(plan)
     assert not path.exists() and card["spec"]["second_pass"] == "never"
     assert students.load("fetal-head").spec.to_json() == card["spec"]
+
+
+def test_layers_above_8_bits_go_into_the_card_with_their_weights(plan: PackagePlan) -> None:
+    sha, path = package(plan)["weights"]["sha256"], plan.out / students.WIDE
+    found = {"version": 1, "weights_sha256": sha, "layers": ["a.mlp.fc1", "b.mlp.fc2"], "frames": 8}
+    assert add_wide(plan.out, {**found, "worst_dice": [0.87, 0.91, 0.97]})["wide"] == json.loads(path.read_text())
+    text = (plan.out / students.CARD_TEXT).read_text()
+    assert "Some layers keep more than 8 bits in every int8 artefact: `a.mlp.fc1`, `b.mlp.fc2` (`wide.json`)" in text
+    assert "worst of 8 validation frames would have Dice 0.8700" in text and "so the worst has 0.9700" in text
+    assert package(plan)["wide"]["layers"] == found["layers"], "the same weights keep them"
+    with pytest.raises(InputError, match="other weights"):
+        add_wide(plan.out, {**found, "weights_sha256": "0" * 64})
+    with pytest.raises(InputError, match="package the student first"):
+        add_wide(plan.out / "none", None)
+    path.write_text(json.dumps({**found, "weights_sha256": "0" * 64}))
+    assert package(plan)["wide"] is None and not path.exists(), "other weights lose them"
+    add_wide(plan.out, {**found, "worst_dice": [0.87, 0.97]})
+    assert add_wide(plan.out, None)["wide"] is None and not path.exists()
+    assert "8 bits in every" not in (plan.out / students.CARD_TEXT).read_text()
 
 
 def test_gates_of_other_weights_do_not_survive_a_new_package(plan: PackagePlan, tmp_path: Path) -> None:

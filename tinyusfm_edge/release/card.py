@@ -45,7 +45,7 @@ def render_card(card: Mapping[str, Any]) -> str:
         _section("Images without a head", _negatives(card["metrics"].get("negatives", ()))),
         _section("What the mask's threshold does", _thresholds(card)),
         _section("Early exits", _exits(spec)),
-        _section("What a precision costs, per target, on patients", _gates(card["gates"])),
+        _section("What a precision costs, per target, on patients", _gates(card["gates"]) + _wide(card.get("wide"))),
         _section("Activation ranges", _ranges(card["ranges"], text)),
         _section("Drift", _drift(card.get("drift"))),
         _section("Limits", "\n".join(f"* {limit}" for limit in text.limits)),
@@ -324,6 +324,20 @@ def _gates(gates: Sequence[Mapping[str, Any]]) -> str:
         rows.append((gate["target"], gate["precision"], *numbers, verdict))
     head = ("target", "precision", *(title for _, title, _ in columns), "gate")
     return "Each artefact in its own engine against the PyTorch float32 reference.\n\n" + _table(head, rows)
+
+
+def _wide(found: Mapping[str, Any] | None) -> str:
+    """Which layers keep more than 8 bits, and the worst frame without and with."""
+    if not found:
+        return ""
+    layers = ", ".join(f"`{layer}`" for layer in found["layers"])
+    what = "One layer keeps" if len(found["layers"]) == 1 else "Some layers keep"
+    without, *_, with_all = found["worst_dice"]
+    return (
+        f"\n\n{what} more than 8 bits in every int8 artefact: {layers} (`wide.json`). With 8 bits everywhere the worst "
+        f"of {found['frames']} validation frames would have Dice {without:.4f} against float32 in the integer "
+        f"artefact; so the worst has {with_all:.4f}."
+    )
 
 
 _MASK_GATE = (

@@ -127,7 +127,7 @@ def package(plan: PackagePlan) -> dict[str, Any]:
     taken = {sample.sha256 for sample in test_frames} | {pixels_sha256(sample.frame) for sample in test_frames}
     exclude_test_frames(frames, frozenset(taken))
     ranges, calibration = observe_ranges(student, frames, plan.method)
-    _drop_other_reading(plan.out, student.weights_sha256)
+    _drop_other(plan.out, student.weights_sha256)
     shipped = students.as_shipped(student, plan.out, demo=bool(text_of(plan.name).demo_only))
     card = {
         "version": CARD_VERSION,
@@ -158,6 +158,7 @@ def package(plan: PackagePlan) -> dict[str, Any]:
         },
         "gates": _kept_gates(old, student.weights_sha256),
         "drift": _kept_drift(plan.out, old, student.weights_sha256),
+        "wide": _stored_wide(plan.out),
     }
     write_package(plan.out, {students.WEIGHTS: data, students.RANGES: dump(ranges.to_json())}, card)
     return card
@@ -329,14 +330,46 @@ def _kept_drift(out: Path, old: Mapping[str, Any] | None, weights_sha256: str) -
     return None
 
 
-def _drop_other_reading(out: Path, weights_sha256: str) -> None:
-    """Removes how other weights' masks are read.
+def add_wide(out: Path, found: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Writes which layers keep more than 8 bits in INT8, and says so in the card.
 
-    Thresholds and rates hold for the weights they were found with.
+    Args:
+        out: folder of the student.
+        found: content of ``wide.json``, or None where no layer needs it: the file is then taken away.
+
+    Returns:
+        The card.
+
+    Raises:
+        InputError: no card, or layers of other weights.
+        OutputError: the folder cannot be written.
     """
-    path = out / students.READING
-    if path.is_file() and parse_json(path.read_text(encoding="utf-8")).get("weights_sha256") != weights_sha256:
-        path.unlink()
+    card = read_card(out)
+    if card is None:
+        raise InputError(f"{out} has no {students.CARD}: package the student first")
+    if found is not None and found["weights_sha256"] != card["weights"]["sha256"]:
+        raise InputError("the layers above 8 bits were chosen for other weights than the card's")
+    if found is None:
+        (out / students.WIDE).unlink(missing_ok=True)
+    card["wide"] = dict(found) if found is not None else None
+    write_package(out, {students.WIDE: dump(found)} if found is not None else {}, card)
+    return card
+
+
+def _stored_wide(out: Path) -> dict[str, Any] | None:
+    path = out / students.WIDE
+    found: dict[str, Any] | None = parse_json(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return found
+
+
+def _drop_other(out: Path, weights_sha256: str) -> None:
+    """Removes how other weights' masks are read, and their layers above 8 bits.
+
+    Thresholds, rates and layers hold for the weights they were found with.
+    """
+    for path in (out / students.READING, out / students.WIDE):
+        if path.is_file() and parse_json(path.read_text(encoding="utf-8")).get("weights_sha256") != weights_sha256:
+            path.unlink()
 
 
 def write_package(out: Path, files: Mapping[str, bytes], card: Mapping[str, Any]) -> None:
@@ -535,6 +568,7 @@ __all__ = [
     "PackagePlan",
     "add_drift",
     "add_gates",
+    "add_wide",
     "dump",
     "empty_answers",
     "label_stratified",

@@ -1,14 +1,14 @@
 """The fewest layers of a shipped student that keep more than 8 bits in INT8.
 
 ``python -m tinyusfm_edge.release.wide --name NAME --data DIR`` adds, one after another, the layer that helps the worst
-validation frame most, until that frame's Dice against float32 is ``WANTED``, and writes them as ``wide.json``. No
-such file where none is needed. The integer artefact itself is measured, in its engine. The test split is not read.
+validation frame most, until that frame's Dice against float32 is ``WANTED``, writes them as ``wide.json`` and says so
+in the card. No such file where none is needed. The integer artefact itself is measured, in its engine. The test split
+is not read.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,12 +19,12 @@ import numpy as np
 from tinyusfm_edge import students
 from tinyusfm_edge.data.table import read_table
 from tinyusfm_edge.models.checkpoint import LoadedStudent
+from tinyusfm_edge.release.package import add_wide
 from tinyusfm_export.graph.build import ExportGraph, build_graph
 from tinyusfm_export.quantize.ptq import PtqPolicy, decide
 from tinyusfm_export.targets.integer import Target
 from tinyusfm_export.verify.parity import label_dice, read_output
 from tinyusfm_export.verify.reference import reference_outputs
-from tinyusfm_runtime.atomic import write_file
 from tinyusfm_runtime.engines import EngineConfig
 from tinyusfm_runtime.engines.integer import Engine
 from tinyusfm_runtime.errors import EdgeError, InputError
@@ -142,13 +142,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         found = measure(options.name, options.data)
-        place = students.folder(options.name) / students.WIDE
+        place = students.folder(options.name)
+        add_wide(place, found)
         if found is None:
-            place.unlink(missing_ok=True)
             print("no layer needs more than 8 bits")
             return 0
-        write_file(place, (json.dumps(found, indent=1, sort_keys=True) + "\n").encode("utf-8"))
-        print(f"{place}: {', '.join(map(str, found['layers']))}; worst frame {found['worst_dice']}")  # type: ignore[call-overload]
+        print(f"{place / students.WIDE}: {', '.join(map(str, found['layers']))}; worst frame {found['worst_dice']}")  # type: ignore[call-overload]
     except (EdgeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code if isinstance(error, EdgeError) else 3
