@@ -55,6 +55,8 @@ def measure(first: str, second: str, *, frames: int, rate_hz: float, threads: in
             name: stack.enter_context(Session.open(place, threads=threads))
             for name, place in (("first", first), ("second", second))
         }
+        if pruned := [name for name, model in models.items() if model.spec.sector is not None]:
+            raise SystemExit(f"the {pruned[0]} bundle's first artefact is pruned to a sector: phantoms show another")
         source = PacedSource(rate_hz, images)
         options = LiveOptions(period_ms=1e3 / rate_hz)
         live = stack.enter_context(Live(models, source, budget_ms=60_000.0, advanced=options))

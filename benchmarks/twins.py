@@ -3,8 +3,9 @@
     python benchmarks/twins.py fetal-head.bundle fetal-head-fast.bundle --json twins.json
 
 Every artefact of every bundle is opened in one process. In every round each of them answers every frame, in an order
-by lot, one look a frame. The table gives how many times as fast as the first bundle's OpenVINO INT8 artefact (else its
-first artefact) each one is. It judges no accuracy: each bundle has passed its own gate.
+by lot, one look a frame. Where a bundle has artefacts that are pruned to a sector, frames are masked to it, for all
+artefacts alike. The table gives how many times as fast as the first bundle's OpenVINO INT8 artefact (else its first
+artefact) each one is. It judges no accuracy: that is what each bundle's own gate is for.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 from tinyusfm_runtime.bundle.reader import Bundle
 from tinyusfm_runtime.device.machine import machine_card
 from tinyusfm_runtime.numerics.order import wide
+from tinyusfm_runtime.numerics.preprocess import preprocess
 from tinyusfm_runtime.phantom import make_phantom
 from tinyusfm_runtime.session import Session
 
@@ -29,6 +31,14 @@ BASE = "openvino int8"
 """Artefact of the first bundle that the others are compared with."""
 FIRST_SEED = 200
 """Of the phantoms."""
+
+
+def inputs_of(sessions: Sequence[Session], frames: int) -> list[np.ndarray]:
+    """Phantoms as every session takes them, masked to the first sector that one of them was pruned to."""
+    sector = next((session.spec.sector for session in sessions if session.spec.sector is not None), None)
+    phantoms = [make_phantom(FIRST_SEED + index).frame for index in range(frames)]
+    tensors = [preprocess(frame, sessions[0].spec.preprocess)[0] for frame in phantoms]
+    return tensors if sector is None else [sector.masked(tensor) for tensor in tensors]
 
 
 def measure(folders: Sequence[Path], *, frames: int, rounds: int, threads: int) -> dict[str, list[float]]:
@@ -41,24 +51,26 @@ def measure(folders: Sequence[Path], *, frames: int, rounds: int, threads: int) 
         threads: of each engine.
 
     Returns:
-        ``NAME target precision`` -> a median a round, in the order of the bundles.
+        ``NAME target variant`` -> a median a round, in the order of the bundles.
     """
     found: dict[str, list[float]] = {}
-    images = [make_phantom(FIRST_SEED + index).frame for index in range(frames)]
+    sessions: dict[str, Session] = {}
     with ExitStack() as stack:
-        sessions: dict[str, Session] = {}
         for folder in folders:
             for entry in Bundle.open(folder).manifest.artefacts:
-                name = f"{folder.name.removesuffix('.bundle')} {entry.target} {entry.precision}"
+                name = f"{folder.name.removesuffix('.bundle')} {entry.target} {entry.variant}"
                 sessions[name] = stack.enter_context(
-                    Session.open(folder, target=entry.target, threads=threads, second_pass=False)
+                    Session.open(
+                        folder, target=entry.target, precision=entry.variant, threads=threads, second_pass=False
+                    )
                 )
                 found[name] = []
+        tensors = inputs_of(list(sessions.values()), frames)
         for number in range(rounds + 1):
             order = list(sessions)
             random.Random(number).shuffle(order)
             for name in order:
-                times = [sessions[name].predict(image).timings.infer_ms for image in images]
+                times = [sessions[name].predict_tensor(tensor).timings.infer_ms for tensor in tensors]
                 if number:
                     found[name].append(float(np.median(wide(times))))
     return found

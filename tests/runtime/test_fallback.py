@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -165,6 +166,33 @@ def test_nonsense_of_the_right_shape_is_found_by_golden_frames(engines: Engines,
         engines.spoilt["first"] = "answers nonsense"
         fallback.between_frames(LIMITS, events.append)
         assert fallback.level == 0, "the control: without rechecks nobody notices"
+
+
+def test_a_golden_frame_waits_for_a_gap_between_live_frames_but_not_for_ever(
+    engines: Engines, fallback_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(now_s=100.0, monotonic=lambda: clock.now_s, monotonic_ns=lambda: round(1e9 * clock.now_s))
+    monkeypatch.setattr("tinyusfm_runtime.live.fallback.time", clock)
+    with Fallback.open(fallback_bundle, advanced=FallbackOptions(recheck_s=1.0)) as fallback:
+        level = fallback.levels[0]
+        level.last_check_s, level.check_took_s = clock.now_s, 0.040
+        engines.spoilt["first"] = "answers nonsense"
+
+        def asked(after_s: float, spare_ms: float) -> bool:
+            clock.now_s = 100.0 + after_s
+            fallback.between_frames(LIMITS, lambda _: None, spare_ms)
+            return fallback.level == 1
+
+        assert not asked(0.9, math.inf), "it is not due"
+        assert not asked(1.1, 45.0) and not asked(1.9, -5.0), "the next live frame would wait for it"
+        assert asked(2.0, -5.0), "a stream without gaps is checked all the same"
+        fallback.request(0)
+        engines.spoilt.clear()
+        fallback.between_frames(LIMITS, lambda _: None)
+        assert fallback.level == 0
+        level.last_check_s, level.check_took_s = clock.now_s, 0.040
+        engines.spoilt["first"] = "answers nonsense"
+        assert asked(3.1, 51.0), "it fits before the next frame"
 
 
 def test_a_stand_in_that_fails_its_golden_frame_never_answers(fallback: Fallback, engines: Engines) -> None:

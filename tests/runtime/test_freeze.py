@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -62,6 +64,15 @@ def test_bursts_do_not_make_it_nothing() -> None:
 
 def test_a_source_that_became_slow_is_followed() -> None:
     assert arrivals(*range(0, 400, 20), *range(1000, 9000, 500)).ms == pytest.approx(500)
+
+
+def test_the_next_frame_is_expected_a_period_after_the_last_one() -> None:
+    period = arrivals(*(100 + 40 * number for number in range(10)))
+    last_ns = round((100 + 40 * 9) * 1e6)
+    assert period.spare_ms(last_ns + 10_000_000) == pytest.approx(30.0)
+    assert period.spare_ms(last_ns + 60_000_000) == pytest.approx(-20.0), "it is late"
+    assert period.spare_ms(last_ns + 90_000_000) == math.inf, "none came for two periods"
+    assert arrivals(0.0, 40.0).spare_ms(0) == math.inf, "too few frames to expect one"
 
 
 def test_a_declared_period_is_kept() -> None:

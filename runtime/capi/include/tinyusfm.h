@@ -324,7 +324,7 @@ typedef struct tusfm_options {
     double give_up_ms;         /* when a call is cancelled; 0: eight deadlines, at least 500 ms */
     double grace_ms;           /* how long a cancelled call may take to stop before it counts as hanging */
     double overlay_limit_ms;   /* age at which the overlay is withdrawn; 0: three budgets, at least 250 ms */
-    double recheck_s;          /* time between two golden frames slipped in between submitted ones; 0: never */
+    double recheck_s;          /* time between two golden frames, asked in gaps between submitted ones; 0: never */
     tusfm_log log;             /* or NULL */
     void *log_user;
     int32_t no_second_pass;    /* never look twice, whatever the model says; every reading says so */

@@ -1,5 +1,6 @@
 #include "arrivals.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -71,6 +72,11 @@ void period_arrived(frame_period *p, int64_t now) {
     qsort(sorted, (size_t)p->count, sizeof *sorted, ascending);
     for (int i = 0; i < kept; i++) sum += sorted[i];
     p->ms = sum / kept > 0.1 ? sum / kept : 0.1;
+}
+
+double period_spare_ms(const frame_period *p, int64_t now) {
+    double since = (double)(now - p->last_ns) / 1e6;
+    return p->count < LEAST || since > 2 * p->ms ? INFINITY : p->ms - since;
 }
 
 int same_pixels(const uint8_t *a, const uint8_t *b, size_t rows, size_t row_bytes) {

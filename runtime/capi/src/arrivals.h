@@ -28,6 +28,10 @@ typedef struct frame_period {
 void period_init(frame_period *p);
 void period_arrived(frame_period *p, int64_t now_ns);
 
+/* Time until the next frame is expected; below zero: it is late; infinite: none is expected, as there is no estimate yet or
+ * no frame came for two periods. */
+double period_spare_ms(const frame_period *p, int64_t now_ns);
+
 /* Whether two images of `rows` rows of `row_bytes` are the same, pixel by pixel. */
 int same_pixels(const uint8_t *a, const uint8_t *b, size_t rows, size_t row_bytes);
 

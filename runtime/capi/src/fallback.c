@@ -6,6 +6,7 @@
 #include <string.h>
 
 static const int64_t RETRY_NS = 1000000000; /* with no level left, one is tried again at most so often */
+static const double ROOM = 1.25; /* a gap that a golden frame fits into is so many times as long as the last one took */
 
 void fallback_tell(const fallback *l, int32_t level, const char *format, ...) {
     char line[700];
@@ -99,6 +100,7 @@ static int check(fallback_level *g, const call_limits *limits, const call_watche
     call_watcher quiet = {0};
     if (watcher) quiet = *watcher, quiet.missed = NULL;
     tusfm_status *failed = limits ? watchdog_call(g->guard, limits, &quiet, &c) : direct(g, &c);
+    g->check_took_ns = now_ns() - g->last_check_ns;
     if (failed) copy_line(why, size, tusfm_status_text(failed));
     tusfm_status_free(failed);
     return !failed;
@@ -177,13 +179,15 @@ tusfm_status *fallback_answer(fallback *l, call *c, const call_limits *limits, c
     }
 }
 
-void fallback_between(fallback *l, const call_limits *limits, const call_watcher *watcher) {
+void fallback_between(fallback *l, const call_limits *limits, const call_watcher *watcher, double spare_ms) {
     fallback_level *g = &l->levels[l->current];
     char why[300];
     if (g->failed[0]) {
         if (now_ns() >= l->retry_at_ns) next(l, limits, watcher);
         return;
     }
-    int due = l->recheck_s > 0 && (double)(now_ns() - g->last_check_ns) >= l->recheck_s * 1e9;
-    if (due && !check(g, limits, watcher, why, sizeof why)) after(l, g, why, 0, limits, watcher);
+    double since_s = (double)(now_ns() - g->last_check_ns) / 1e9;
+    if (l->recheck_s <= 0 || since_s < l->recheck_s) return;
+    int fits = spare_ms >= ROOM * (double)g->check_took_ns / 1e6;
+    if ((fits || since_s >= 2 * l->recheck_s) && !check(g, limits, watcher, why, sizeof why)) after(l, g, why, 0, limits, watcher);
 }

@@ -9,7 +9,7 @@ typedef struct fallback_level {
     watchdog *guard;
     char failed[300]; /* why it is not used, or "" */
     int32_t misses, checked;
-    int64_t last_check_ns;
+    int64_t last_check_ns, check_took_ns;
 } fallback_level;
 
 typedef struct fallback {
@@ -44,8 +44,9 @@ runner *fallback_runner(const fallback *l); /* in use */
 tusfm_status *fallback_answer(fallback *l, call *c, const call_limits *limits, const call_watcher *watcher, int insist,
                             answered *said);
 
-/* What is due between two frames: a golden frame, a second try where no level is left. */
-void fallback_between(fallback *l, const call_limits *limits, const call_watcher *watcher);
+/* What is due between two frames: a golden frame, a second try where no level is left. A golden frame that would not be
+ * done in `spare_ms`, when the next live one is expected, is put off until twice recheck_s have passed. */
+void fallback_between(fallback *l, const call_limits *limits, const call_watcher *watcher, double spare_ms);
 
 void fallback_tell(const fallback *l, int32_t level, const char *format, ...) TUSFM_PRINTF(3, 4);
 

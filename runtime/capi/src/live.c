@@ -312,8 +312,9 @@ static void supervise(void *given) {
     while (!l->closing) {
         take_over(l);
         call_limits limits = live_limits(&l->s->options, l->period.ms);
+        double spare_ms = period_spare_ms(&l->period, now_ns());
         unlock_and_tell(l, states_tick(&l->states, now_ns(), l->period.ms));
-        fallback_between(l->s->now, &limits, &watcher);
+        fallback_between(l->s->now, &limits, &watcher, spare_ms);
         mutex_lock(&l->lock);
         if (l->pending < 0 && !l->closing && !l->incoming) condition_wait_until(&l->changed, &l->lock, now_ns() + TICK_NS);
         if (l->pending < 0 || l->closing) continue;

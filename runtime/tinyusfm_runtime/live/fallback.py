@@ -15,6 +15,7 @@ It does not know sources, states or results.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from tinyusfm_runtime.trust.policy import Trust
 
 _log = logging.getLogger(__name__)
+_ROOM = 1.25  # a gap that a golden frame fits into is so many times as long as the last one took
 _SCORE_DRIFT = 0.02  # of golden answers between start and now; the same engine gives the same bits, so this is wide
 _DIFFERING_PIXELS = 0.005
 Report = Callable[[LiveEvent], None]
@@ -52,7 +54,8 @@ class FallbackOptions:
     Attributes:
         misses_in_a_row: calls past their deadline, one after another, before the next level takes over; 0 is never.
         recheck_s: time between two golden frames that are slipped in between live ones, None is never; an engine
-            that answers nonsense of the right shape is found by nothing else.
+            that answers nonsense of the right shape is found by nothing else. A golden frame waits for a gap between
+            live frames that is long enough for it, for so long again at most.
         retry_s: time between two tries of levels that failed, once none is left.
         isolate: run each level in a process of its own, which can be killed when a kernel hangs.
         threads: threads inside each engine, None is the runtime's default.
@@ -86,6 +89,7 @@ class FallbackLevel:
     misses: int = 0
     checked: int = 0
     last_check_s: float = field(default_factory=time.monotonic)
+    check_took_s: float = 0.0
 
     @property
     def description(self) -> str:
@@ -266,10 +270,16 @@ class Fallback:
                     prediction=prediction, error=error, late=late, level=level.index, engine=level.description
                 )
 
-    def between_frames(self, limits: CallLimits, report: Report) -> None:
+    def between_frames(self, limits: CallLimits, report: Report, spare_ms: float = math.inf) -> None:
         """What is due between two frames.
 
-        A requested level, a golden frame, a retry when no level is left.
+        A requested level, a golden frame, a retry when no level is left. A golden frame that would not be done when
+        the next live one is expected is put off, until twice ``recheck_s`` have passed.
+
+        Args:
+            limits: of one call.
+            report: called with misses, failures and changes.
+            spare_ms: time until the next frame is expected; infinite: none is.
         """
         with self._lock:
             wanted, self._wanted = self._wanted, None
@@ -281,8 +291,10 @@ class Fallback:
             if now_s >= self._retry_at_s:
                 self._next(limits, report, None)
             return
-        is_due = due is not None and now_s - current.last_check_s >= due
-        if is_due and (why := self._check(current, limits)) is not None:
+        if due is None or (since_s := now_s - current.last_check_s) < due:
+            return
+        fits = spare_ms >= 1e3 * _ROOM * current.check_took_s
+        if (fits or since_s >= 2 * due) and (why := self._check(current, limits)) is not None:
             self._after(current, why, False, limits, report, None)
 
     def close(self) -> None:
@@ -370,7 +382,7 @@ class Fallback:
 
     def _check(self, level: FallbackLevel, limits: CallLimits) -> str | None:
         """Asks about one golden frame; why the answer is wrong, or None."""
-        level.last_check_s = time.monotonic()
+        begin_s = level.last_check_s = time.monotonic()
         if not level.golden:
             return None
         frame, want = level.golden[level.checked % len(level.golden)]
@@ -379,7 +391,9 @@ class Fallback:
             got = level.watchdog.call(frame, limits, lambda: None)
         except EdgeError as error:
             return f"a golden frame failed: {error}"
-        return golden_difference(got, want)
+        difference = golden_difference(got, want)
+        level.check_took_s = time.monotonic() - begin_s
+        return difference
 
 
 def golden_difference(got: Prediction, want: Prediction) -> str | None:

@@ -9,6 +9,7 @@ Shapes: HW, HWC as in frame.py.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 import numpy as np
@@ -89,6 +90,21 @@ class FramePeriod:
     def known(self) -> bool:
         """True once it is declared or estimated."""
         return self._declared_ms is not None or len(self._intervals_ms) >= _LEAST
+
+    def spare_ms(self, now_ns: int) -> float:
+        """Time until the next frame is expected, ms.
+
+        Args:
+            now_ns: ``time.monotonic_ns``.
+
+        Returns:
+            Below zero where the frame is late; infinite where none is expected: there is no estimate yet, or no frame
+            came for two periods.
+        """
+        if not self.known or self._last_ns is None:
+            return math.inf
+        since_ms = (now_ns - self._last_ns) / 1e6
+        return math.inf if since_ms > 2 * self._estimate_ms else self._estimate_ms - since_ms
 
     def arrived(self, now_ns: int) -> None:
         """Takes note of a frame at ``time.monotonic_ns``."""

@@ -415,7 +415,7 @@ class Live:
 
     def _between_frames(self) -> None:
         for model in self._models:
-            model.between_frames(self._limits())
+            model.between_frames(self._limits(), self._capture.period.spare_ms(time.monotonic_ns()))
 
     def _answer(self, frame: Frame) -> None:
         insist = self.policy is DropPolicy.LOSSLESS

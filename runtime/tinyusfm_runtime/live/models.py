@@ -127,16 +127,20 @@ class LiveModel:
         self._use(fallback)
         self.name = self.name or fallback.spec.name
 
-    def between_frames(self, limits: CallLimits) -> None:
+    def between_frames(self, limits: CallLimits, spare_ms: float) -> None:
         """Does what is due between two frames.
 
         A change that was asked for, a golden frame.
+
+        Args:
+            limits: of one call.
+            spare_ms: time until the next frame is expected (see ``FramePeriod.spare_ms``).
         """
         incoming, self._incoming = self._incoming, None
         if incoming is not None:
             self._use(incoming[0])
             incoming[1].set()
-        self.fallback.between_frames(limits, self.report)
+        self.fallback.between_frames(limits, self.report, spare_ms)
 
     def answer(self, frame: Frame, limits: CallLimits, *, insist: bool) -> Answered:
         """Answers one frame (see ``Fallback.answer``).
