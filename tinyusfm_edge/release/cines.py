@@ -1,8 +1,8 @@
 """Frames of cines without a head, as a folder for ``adapt --negatives``.
 
 ``python -m tinyusfm_edge.release.cines CLIPS OUT`` takes frames evenly spread over each cine of ``TAKEN`` and writes
-them as PNG files with a ``split.csv``. Cines are few, so their frames stand in the table several times. It does not
-train.
+them as PNG files with a ``split.csv``. Cines are few, so their frames stand in the table several times, or with
+``--once`` one time each. It does not train.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import csv
 import io
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -98,9 +98,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="frames of cines without a head, for adapt --negatives")
     parser.add_argument("clips", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--once", action="store_true", help="each frame stands in the table one time")
     options = parser.parse_args(argv)
     try:
-        print(f"{write_cines(options.clips, options.out)} rows in {options.out / 'split.csv'}")
+        taken = [replace(cine, copies=1) for cine in TAKEN] if options.once else TAKEN
+        print(f"{write_cines(options.clips, options.out, taken)} rows in {options.out / 'split.csv'}")
     except EdgeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
