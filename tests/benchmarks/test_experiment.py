@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import experiment
-from experiment import commands, expand, frame_scores, read_plan, rows, run_row
+from experiment import PLANS, commands, expand, frame_scores, read_plan, rows, run_row
 from experiment_table import compare, read_results, render
 from tinyusfm_runtime.errors import InputError
 
@@ -24,6 +24,11 @@ PLACES = {"data": "DATA", "teacher": "T.safetensors", "work": "W"}
 @pytest.fixture(scope="module")
 def plan() -> dict[str, Any]:
     return read_plan()
+
+
+@pytest.fixture(scope="module")
+def plans() -> list[dict[str, Any]]:
+    return [read_plan(path) for path in PLANS]
 
 
 def result(row: str, seed: int, dice: np.ndarray) -> dict[str, Any]:
@@ -46,15 +51,17 @@ def table(plan: dict[str, Any], folder: Path) -> dict[str, str]:
     return found
 
 
-def test_every_row_has_commands_of_the_command_line(plan: dict[str, Any]) -> None:
+def test_every_row_has_commands_of_the_command_line(plans: list[dict[str, Any]]) -> None:
     from typer.main import get_command
 
     from tinyusfm_edge.cli.main import app
 
     known: Any = get_command(app)
-    names = {row.name for row in rows(plan)}
-    assert {"hc18-10-scratch", "hc18-100-ours", "busi-25-tskd"} <= names
-    for row in rows(plan):
+    planned = [(plan, row) for plan in plans for row in rows(plan)]
+    names = [row.name for _, row in planned]
+    assert {"hc18-10-scratch", "hc18-100-ours", "busi-25-tskd", "head-10-unmasked", "head1200-10-tskd"} <= set(names)
+    assert len(set(names)) == len(names), "results of both plans lie in one folder"
+    for plan, row in planned:
         found = commands(plan, row, 1, PLACES)
         for words in (*found.start, found.adapt, found.evaluate):
             options = {name for parameter in known.commands[words[0]].params for name in parameter.opts}
@@ -63,12 +70,42 @@ def test_every_row_has_commands_of_the_command_line(plan: dict[str, Any]) -> Non
         assert "{" not in " ".join(found.adapt)
 
 
-def test_arms_of_a_grid_have_the_same_steps(plan: dict[str, Any]) -> None:
-    planned = rows(plan)
-    assert planned
-    for row in planned:
-        words = commands(plan, row, 0, PLACES).adapt
-        assert words[words.index("--steps") + 1] == "300"
+def test_arms_of_a_grid_have_the_same_steps(plans: list[dict[str, Any]]) -> None:
+    wanted = {"hc18": "300", "busi": "300", "head": "100", "breast": "100", "head1200": "1200", "breast1200": "1200"}
+    for plan in plans:
+        for row in rows(plan):
+            steps = commands(plan, row, 0, PLACES)
+            assert _last(steps.adapt, "--steps") == wanted[row.grid], "the last one counts"
+
+
+def test_starts_of_a_plan_have_the_same_steps(plans: list[dict[str, Any]]) -> None:
+    for plan, wanted in zip(plans, ("800", "150"), strict=True):
+        found = [words for row in rows(plan) for words in commands(plan, row, 0, PLACES).start if words[0] == "distill"]
+        assert found
+        for words in found:
+            assert [word for word in words if word.startswith("steps=")] == [f"steps={wanted}"]
+
+
+def test_arms_of_todays_method_differ_in_what_they_say(plans: list[dict[str, Any]]) -> None:
+    from tinyusfm_edge.training.pretrain.config import read_config
+
+    plan = plans[1]
+    configs = {}
+    for arm in ("kd", "selected-kd", "unmasked", "clean", "standardised"):
+        row = next(row for row in rows(plan) if row.arm == arm)
+        words = commands(plan, row, 0, PLACES).start[-1]
+        changes = [value for option, value in zip(words, words[1:], strict=False) if option == "--set"]
+        configs[arm], _ = read_config(_last(words, "--ablation"), None, changes)
+        assert ("--init" in words) == (arm != "kd"), "all but kd start from selected weights"
+        assert configs[arm].targets == "clean" and configs[arm].weight_place == "visible"
+    assert [name for name, config in configs.items() if not config.standardise] == ["clean"]
+    assert [name for name, config in configs.items() if config.keep < 1] == ["unmasked"]
+    assert [name for name, config in configs.items() if config.reconstruct] == ["clean", "standardised"]
+    assert configs["kd"] == configs["selected-kd"]
+
+
+def _last(words: Sequence[str], option: str) -> str:
+    return [value for name, value in zip(words, words[1:], strict=False) if name == option][-1]
 
 
 def test_placeholders() -> None:
@@ -152,6 +189,30 @@ def test_a_finished_row_is_not_run_again_and_a_start_is_shared(plan: dict[str, A
     text = out.read_text(encoding="utf-8")
     assert str(tmp_path) not in text and "patient" not in text, "no machine path, no patient"
     assert read_results(tmp_path / "results")[0].value() == 0.5
+    assert set(json.loads(text)["cpu_seconds"]) == {"start", "adapt", "evaluate"}
+
+
+def test_selected_weights_are_made_once(plans: list[dict[str, Any]], tmp_path: Path) -> None:
+    called: list[str] = []
+    places = {**PLACES, "work": str(tmp_path / "work")}
+
+    def call(words: Sequence[str]) -> float:
+        called.append(words[0])
+        out = Path(words[words.index("--out") + 1]) if "--out" in words else tmp_path / "none"
+        if words[0] == "distill":
+            out.mkdir(parents=True)
+            (out / experiment.STUDENT_FILE).write_bytes(b"")
+        if words[0] == "select":
+            out.write_bytes(b"")
+        if words[0] == "evaluate":
+            text = json.dumps({"weights_sha256": "c", "reports": [{"split": "test", "images": []}]})
+            Path(words[words.index("--json") + 1]).write_text(text, encoding="utf-8")
+        return 1.0
+
+    by_name = {row.name: row for row in rows(plans[1])}
+    run_row(plans[1], by_name["head-10-unmasked"], 0, places, tmp_path / "results", command=call)
+    run_row(plans[1], by_name["head-10-standardised"], 0, places, tmp_path / "results", command=call)
+    assert called == ["select", "distill", "adapt", "evaluate", "distill", "adapt", "evaluate"]
 
 
 def test_scores_of_classes_keep_truth_and_probabilities() -> None:
