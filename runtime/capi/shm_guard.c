@@ -9,7 +9,7 @@
 #include <signal.h>
 
 typedef struct guarded_copy {
-    uintptr_t begin, end; /* of the mapping that this thread copies from; 0: of none */
+    uintptr_t begin, end; /* of the mapping that this thread reads; 0: of none */
     int gone;
 } guarded_copy;
 
@@ -48,15 +48,23 @@ int32_t tue_shm_guard(void) {
 
 int shm_guarded(void) { return atomic_load(&installed); }
 
-int shm_copy(uint8_t *into, const uint8_t *map, size_t bytes, size_t at, size_t count) {
+void shm_begin(const uint8_t *map, size_t bytes) {
     copying.gone = 0;
     copying.end = (uintptr_t)map + bytes;
     copying.begin = (uintptr_t)map;
     atomic_signal_fence(memory_order_seq_cst);
-    memcpy(into, map + at, count);
+}
+
+int shm_end(void) {
     atomic_signal_fence(memory_order_seq_cst);
     copying.begin = copying.end = 0;
-    return !copying.gone;
+    return copying.gone;
+}
+
+int shm_copy(uint8_t *into, const uint8_t *map, size_t bytes, size_t at, size_t count) {
+    shm_begin(map, bytes);
+    memcpy(into, map + at, count);
+    return !shm_end();
 }
 
 void shm_touch(const uint8_t *map, size_t bytes) {

@@ -21,6 +21,12 @@ static int read_at(int file, void *into, size_t count, uint64_t at) {
     return 1;
 }
 
+/* The same, from the mapping where that is guarded and reaches so far. */
+static int look_at(tue_shm_reader *r, void *into, size_t count, uint64_t at) {
+    if (!r->map || r->map_bytes < at + count || !shm_guarded()) return read_at(r->file, into, count, at);
+    return shm_copy(into, r->map, (size_t)r->map_bytes, (size_t)at, count);
+}
+
 int32_t tue_shm_attach(tue_shm_reader *reader, const char *name) {
     if (!reader || !shm_good_name(name)) return TUE_SHM_BAD_ARGUMENT;
     memset(reader, 0, sizeof *reader);
@@ -33,7 +39,7 @@ static void let_go(tue_shm_reader *r) {
     if (r->map) munmap((void *)(uintptr_t)r->map, (size_t)r->map_bytes);
     r->map = NULL, r->map_bytes = 0;
     if (r->file >= 0) close(r->file);
-    r->file = -1;
+    r->file = -1, r->lent = 0, r->gone = 0;
 }
 
 void tue_shm_detach(tue_shm_reader *reader) {
@@ -118,14 +124,22 @@ static void come_over(tue_shm_reader *r, uint64_t now) {
     if (lstat(r->name, &facts) != 0 || (uint64_t)facts.st_dev != r->device || (uint64_t)facts.st_ino != r->inode) let_go(r);
 }
 
+/* How far apart frames come; after a pause that is learnt anew. */
+static void learn_rate(tue_shm_reader *r, uint64_t number, uint64_t now) {
+    uint64_t apart = r->taken ? (now - r->frame_ns) / (number - r->taken) : SECOND_NS;
+    if (apart >= SECOND_NS) r->every_ns = 0;
+    else r->every_ns = r->every_ns ? (7 * r->every_ns + apart) / 8 : apart;
+}
+
 /* Reads the slot of a reading: its header, then its content by `content`. */
 typedef int32_t (*reading_of)(tue_shm_reader *r, uint64_t number, uint64_t at, void *slot, uint8_t *into, uint64_t room);
 
 static int32_t newest(tue_shm_reader *r, uint64_t magic, uint32_t version, uint64_t header, reading_of content, void *slot,
                       uint8_t *into, uint64_t room) {
     uint64_t state[2];
+    if (r->gone) let_go(r);
     if (r->file < 0 && !open_ring(r, magic, version, header)) return TUE_SHM_NOTHING;
-    if (!read_at(r->file, state, sizeof state, offsetof(tue_shm_ring, published))) {
+    if (!look_at(r, state, sizeof state, offsetof(tue_shm_ring, published))) {
         r->damaged++;
         let_go(r);
         return TUE_SHM_DAMAGED;
@@ -140,7 +154,7 @@ static int32_t newest(tue_shm_reader *r, uint64_t magic, uint32_t version, uint6
     uint64_t at = 128 + (number - 1) % r->slots * r->slot_stride, lock;
     int32_t found = content(r, number, at, slot, into, room);
     atomic_thread_fence(memory_order_acquire); /* what was copied from the mapping is older than the lock read now */
-    if (found == TUE_SHM_NEW && (!read_at(r->file, &lock, sizeof lock, at) || lock != 2 * number)) found = TUE_SHM_NOTHING;
+    if (found == TUE_SHM_NEW && (!look_at(r, &lock, sizeof lock, at) || lock != 2 * number)) found = TUE_SHM_NOTHING;
     if (found == TUE_SHM_NOTHING) {
         r->torn++;
         r->again = 1;
@@ -149,12 +163,42 @@ static int32_t newest(tue_shm_reader *r, uint64_t magic, uint32_t version, uint6
     r->again = 0;
     if (found == TUE_SHM_DAMAGED) r->damaged++;
     if (r->taken && number > r->taken + 1) r->overtaken += number - r->taken - 1;
+    learn_rate(r, number, now);
     r->taken = number;
     r->frame_ns = now;
     return found;
 }
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+void tue_shm_expect(tue_shm_reader *reader, double ms) {
+    if (reader) reader->spin_ns = ms > 0 ? (uint64_t)((ms < 10 ? ms : 10) * 1e6) : 0;
+}
+
+static void relax(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+/* How long to sleep before the time at which the next frame is expected; at that time it looks without sleeping, and then
+ * gives back `left`, or 0 where there is something. */
+static int64_t expect(tue_shm_reader *r, uint64_t seen, int64_t left) {
+    if (!r->spin_ns || !r->every_ns || !r->map || !shm_guarded()) return left;
+    uint64_t now = shm_now_ns(CLOCK_MONOTONIC), due = r->frame_ns + r->every_ns, end = now + (uint64_t)left;
+    if (now + r->spin_ns < due) return least(left, (int64_t)(due - r->spin_ns - now));
+    if (due + r->spin_ns < end) end = due + r->spin_ns;
+    uint64_t number = seen;
+    shm_begin(r->map, (size_t)r->map_bytes);
+    while (number == seen && (now = shm_now_ns(CLOCK_MONOTONIC)) < end) {
+        for (int i = 0; i < 16 && number == seen; i++, relax())
+            number = atomic_load_explicit((const _Atomic uint64_t *)(const void *)(r->map + offsetof(tue_shm_ring, published)), memory_order_acquire);
+    }
+    if (shm_end()) r->gone = 1;
+    return number == seen && !r->gone ? left : 0;
+}
 
 int32_t tue_shm_wait(tue_shm_reader *reader, double ms) {
     static const int64_t LOOK_NS = 500000, ABSENT_NS = 2000000, TORN_NS = 100000;
@@ -163,7 +207,8 @@ int32_t tue_shm_wait(tue_shm_reader *reader, double ms) {
     int64_t end = (int64_t)shm_now_ns(CLOCK_MONOTONIC) + left;
     for (;; left = end - (int64_t)shm_now_ns(CLOCK_MONOTONIC)) {
         uint64_t number;
-        if (reader->file < 0 || !read_at(reader->file, &number, sizeof number, offsetof(tue_shm_ring, published))) {
+        if (reader->gone) return 0; /* the next look lets go of it */
+        if (reader->file < 0 || !look_at(reader, &number, sizeof number, offsetof(tue_shm_ring, published))) {
             shm_sleep(least(left, ABSENT_NS));
             return 0; /* the next look attaches, or sees the damage */
         }
@@ -172,7 +217,8 @@ int32_t tue_shm_wait(tue_shm_reader *reader, double ms) {
             return 1;
         }
         if (left <= 0) return 0;
-        shm_wait_word(reader->map, number, reader->wakes ? left : least(left, LOOK_NS));
+        int64_t sleep = expect(reader, number, left);
+        if (sleep > 0) shm_wait_word(reader->map, number, reader->wakes ? sleep : least(sleep, LOOK_NS));
     }
 }
 
@@ -209,7 +255,7 @@ static int good_frame(const tue_shm_slot *s, uint64_t number, uint64_t slot_room
 
 static int32_t frame_of(tue_shm_reader *r, uint64_t number, uint64_t at, void *slot, uint8_t *into, uint64_t room) {
     tue_shm_slot *s = slot;
-    if (!read_at(r->file, s, sizeof *s, at)) return TUE_SHM_DAMAGED;
+    if (!look_at(r, s, sizeof *s, at)) return TUE_SHM_DAMAGED;
     int32_t here = holds(s->lock, number);
     if (here <= 0) return here ? TUE_SHM_DAMAGED : TUE_SHM_NOTHING;
     if (!good_frame(s, number, r->room)) return TUE_SHM_DAMAGED;
@@ -219,6 +265,45 @@ static int32_t frame_of(tue_shm_reader *r, uint64_t number, uint64_t at, void *s
     atomic_thread_fence(memory_order_acquire);
     if (!fits(size, room) || !copy_content(r, into, size, at + 128, checked ? &crc : NULL)) return TUE_SHM_DAMAGED;
     return !checked || s->pixels_crc32 == ~crc ? TUE_SHM_NEW : TUE_SHM_DAMAGED;
+}
+
+static _Atomic int32_t *gone_of(tue_shm_reader *r) { return (_Atomic int32_t *)&r->gone; }
+
+static int32_t frame_in_place(tue_shm_reader *r, uint64_t number, uint64_t at, void *slot, uint8_t *into, uint64_t room) {
+    tue_shm_slot *s = slot;
+    (void)into, (void)room;
+    if (!look_at(r, s, sizeof *s, at)) return TUE_SHM_DAMAGED;
+    int32_t here = holds(s->lock, number);
+    if (here <= 0) return here ? TUE_SHM_DAMAGED : TUE_SHM_NOTHING;
+    if (!good_frame(s, number, r->room)) return TUE_SHM_DAMAGED;
+    r->lent = at;
+    if (!(s->flags & TUE_SHM_CHECKED)) return TUE_SHM_NEW;
+    atomic_thread_fence(memory_order_acquire);
+    tue_shm_look(r, 1);
+    uint32_t crc = shm_crc32(r->map + at + 128, (size_t)s->rows * s->row_stride);
+    tue_shm_look(r, 0);
+    return !r->gone && crc == s->pixels_crc32 ? TUE_SHM_NEW : TUE_SHM_DAMAGED;
+}
+
+int32_t tue_shm_borrow(tue_shm_reader *reader, tue_shm_slot *slot, const uint8_t **pixels) {
+    if (!reader || !slot || !pixels) return TUE_SHM_DAMAGED;
+    if (!tue_shm_room(reader)) return TUE_SHM_NOTHING;
+    if (!reader->map || reader->map_bytes < 128 + reader->slots * reader->slot_stride) return TUE_SHM_UNMAPPED;
+    int32_t found = newest(reader, TUE_SHM_MAGIC, TUE_SHM_VERSION, 128, frame_in_place, slot, NULL, 0);
+    if (found == TUE_SHM_NEW) *pixels = reader->map + reader->lent + 128;
+    return found;
+}
+
+void tue_shm_look(tue_shm_reader *reader, int32_t begins) {
+    if (begins) shm_begin(reader->map, (size_t)reader->map_bytes);
+    else if (shm_end()) atomic_store(gone_of(reader), 1);
+}
+
+int32_t tue_shm_holds(tue_shm_reader *reader) {
+    uint64_t lock;
+    atomic_thread_fence(memory_order_acquire); /* what was read of the pixels is older than the lock read now */
+    if (!reader || !reader->lent || atomic_load(gone_of(reader))) return 0;
+    return look_at(reader, &lock, sizeof lock, reader->lent) && lock == 2 * reader->taken;
 }
 
 uint64_t tue_shm_room(tue_shm_reader *reader) {
@@ -246,7 +331,7 @@ static int good_result(const tue_res_slot *s, uint64_t number, uint64_t slot_roo
 
 static int32_t result_of(tue_shm_reader *r, uint64_t number, uint64_t at, void *slot, uint8_t *into, uint64_t room) {
     tue_res_slot *s = slot;
-    if (!read_at(r->file, s, sizeof *s, at)) return TUE_SHM_DAMAGED;
+    if (!look_at(r, s, sizeof *s, at)) return TUE_SHM_DAMAGED;
     int32_t here = holds(s->lock, number);
     if (here <= 0) return here ? TUE_SHM_DAMAGED : TUE_SHM_NOTHING;
     if (!good_result(s, number, r->room)) return TUE_SHM_DAMAGED;

@@ -134,13 +134,19 @@ typedef struct tue_shm_reader {
     const uint8_t *map;                /* the ring's header, or with tue_shm_guard all of it; NULL: not mapped */
     uint64_t map_bytes;
     int32_t wakes, again; /* the writer wakes; the last read was torn */
+    uint64_t lent;        /* place of the slot that tue_shm_borrow gave */
+    uint64_t every_ns;    /* from frame to frame; 0: not known yet */
+    uint64_t spin_ns;     /* as tue_shm_expect says */
+    int32_t gone;         /* the memory of a borrowed frame was taken away */
+    int32_t reserved;
     char name[232];
 } tue_shm_reader;
 
 enum tue_shm_found {
     TUE_SHM_NOTHING = 0, /* nothing new, or the writer was at it, or there is no ring: look again */
     TUE_SHM_NEW = 1,
-    TUE_SHM_DAMAGED = 2 /* a header or a content does not match its CRC, or a size is out of range; it was refused */
+    TUE_SHM_DAMAGED = 2, /* a header or a content does not match its CRC, or a size is out of range; it was refused */
+    TUE_SHM_UNMAPPED = 3 /* of tue_shm_borrow: this ring is not mapped, take its frames with tue_shm_newest */
 };
 
 /* Names the ring to be read; it need not be there yet. Content is read, not mapped, unless tue_shm_guard was called: a
@@ -149,8 +155,13 @@ TUE_SHM_API int32_t tue_shm_attach(tue_shm_reader *reader, const char *name);
 
 /* Waits until there is something that tue_shm_newest or tue_res_newest did not take yet, `ms` at most: 1, or 0. A writer
  * that wakes is heard at once (Linux); for others it looks every 0.5 ms, and for a ring that is away every 2 ms. It may
- * come back early. The calling thread sleeps; it never spins. */
+ * come back early. The calling thread sleeps, but for tue_shm_expect. */
 TUE_SHM_API int32_t tue_shm_wait(tue_shm_reader *reader, double ms);
+
+/* From now on tue_shm_wait looks without sleeping for so many ms, 10 at most, before and after the time at which the next
+ * frame is expected: it is seen in a few microseconds where waking a thread takes 50 and more. Costs up to twice that time
+ * of a core for each frame, nothing while none is expected. 0: never, the default. After tue_shm_guard alone. */
+TUE_SHM_API void tue_shm_expect(tue_shm_reader *reader, double ms);
 
 /* For a program that owns its signals, once, before its readers attach: from now on they copy from a mapping, in half
  * the time, and a handler of SIGBUS puts zeros where a writer took the memory away, so that the frame is refused. A
@@ -163,6 +174,14 @@ TUE_SHM_API uint64_t tue_shm_room(tue_shm_reader *reader);
 /* Copies the newest frame that was not taken yet. Trusts no field, attaches by itself, again after a writer that came
  * back, and skips the last frame of a writer that died. */
 TUE_SHM_API int32_t tue_shm_newest(tue_shm_reader *reader, tue_shm_slot *slot, uint8_t *pixels, uint64_t room);
+
+/* As tue_shm_newest, without a copy: the pixels stay in the ring, from where the writer takes them back when it has
+ * written as many frames as there are slots. After tue_shm_guard alone. Whoever reads them calls tue_shm_look with 1
+ * before and 0 after, in each thread that does, and then tue_shm_holds: 0 says that what was read is no whole frame.
+ * Good until the next call with this reader that is none of these two. */
+TUE_SHM_API int32_t tue_shm_borrow(tue_shm_reader *reader, tue_shm_slot *slot, const uint8_t **pixels);
+TUE_SHM_API void tue_shm_look(tue_shm_reader *reader, int32_t begins);
+TUE_SHM_API int32_t tue_shm_holds(tue_shm_reader *reader);
 
 TUE_SHM_API void tue_shm_detach(tue_shm_reader *reader);
 

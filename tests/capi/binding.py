@@ -31,6 +31,9 @@ STATES = ("live", "stale", "frozen", "lost", "degraded")
 LOG = c.CFUNCTYPE(None, c.c_void_p, c.c_int32, c.c_char_p)
 FLOOR_READ = c.CFUNCTYPE(c.c_int64, c.c_void_p, c.c_char_p)
 FLOOR_RAISE = c.CFUNCTYPE(c.c_int32, c.c_void_p, c.c_char_p, c.c_int64)
+GIVE = c.CFUNCTYPE(None, c.c_void_p, c.c_void_p)
+LOOK = c.CFUNCTYPE(None, c.c_void_p, c.c_int32)
+HOLDS = c.CFUNCTYPE(c.c_int32, c.c_void_p)
 SIZE_OF = c.CFUNCTYPE(c.c_int64, c.c_void_p, c.c_char_p)
 READ = c.CFUNCTYPE(c.c_int32, c.c_void_p, c.c_char_p, c.c_void_p, c.c_uint64)
 
@@ -147,7 +150,7 @@ class Info(c.Structure):
         ("bundle_sha256", c.c_char_p), ("intended_use", c.c_char_p), ("threads", c.c_int32), ("input_rows", c.c_int32),
         ("input_columns", c.c_int32), ("label_count", c.c_int32), ("artefacts", c.c_int32),
         ("golden_frames", c.c_int32), ("verify_ms", c.c_double), ("load_ms", c.c_double), ("golden_ms", c.c_double),
-        ("warm_up_ms", c.c_double),
+        ("warm_up_ms", c.c_double), ("in_place", c.c_int32), ("reserved_end", c.c_int32),
     )  # fmt: skip
 
 
@@ -157,6 +160,14 @@ class Artefact(c.Structure):
     _fields_ = (
         ("struct_size", c.c_uint32), ("count", c.c_int32), ("verified", c.c_int32), ("built_in", c.c_int32),
         ("name", c.c_char * 128), ("target", c.c_char * 64), ("precision", c.c_char * 32), ("engine", c.c_char * 32),
+    )  # fmt: skip
+
+
+class Lease(c.Structure):
+    """tusfm_lease."""
+
+    _fields_ = (
+        ("struct_size", c.c_uint32), ("reserved", c.c_uint32), ("user", c.c_void_p), ("look", LOOK), ("holds", HOLDS),
     )  # fmt: skip
 
 
@@ -197,7 +208,7 @@ class SwapReport(c.Structure):
 
 STRUCTS: Mapping[str, type[c.Structure]] = {
     "frame": Frame, "reading": Reading, "measurement": Measurement, "options": Options, "info": Info,
-    "trust_options": TrustOptions, "artefact": Artefact,
+    "trust_options": TrustOptions, "artefact": Artefact, "lease": Lease,
     "counters": Counters, "swap_options": SwapOptions, "swap_report": SwapReport,
 }  # fmt: skip
 """Structs that have an _init function, by the middle of its name."""
@@ -240,6 +251,7 @@ class Library:
             "tusfm_get_measurement": (status, [pointer, c.c_int32, pointer]),
             "tusfm_mask_on_frame": (status, [pointer, pointer, c.c_int64]), "tusfm_cancel": (None, [pointer]),
             "tusfm_submit": (status, [pointer, pointer]),
+            "tusfm_answer": (status, [pointer, pointer, pointer, GIVE, pointer]),
             "tusfm_room": (status, [pointer, c.c_int64, pointer]),
             "tusfm_newest": (status, [pointer, c.c_double, pointer, pointer]),
             "tusfm_overlay": (status, [pointer, pointer, pointer]), "tusfm_contact": (None, [pointer]),
@@ -333,6 +345,19 @@ class Session:
 
     def submit(self, frame: Frame) -> None:
         self.library.check(self.library.lib.tusfm_submit(self.handle, c.byref(frame)))
+
+    def answer(self, frame: Frame, lease: Lease | None = None) -> Reading | None:
+        """The reading of a frame answered in this thread, or None; its pointers are good until the next call."""
+        taken: list[Reading] = []
+
+        def give(_user: int | None, reading: int) -> None:
+            kept = Reading()
+            c.memmove(c.byref(kept), reading, c.sizeof(kept))
+            taken.append(kept)
+
+        there = c.byref(lease) if lease is not None else None
+        self.library.check(self.library.lib.tusfm_answer(self.handle, c.byref(frame), there, GIVE(give), None))
+        return taken[0] if taken else None
 
     def room(self, count: int) -> int:
         """Address of the session's own memory for the next frame."""

@@ -15,13 +15,15 @@ from tests.capi.binding import Failed, Library, Session
 from tests.capi.conftest import SOURCE, MakeStub, run
 
 SIZES = {
-    "frame": 96, "reading": 488, "measurement": 1216, "options": 144, "artefact": 272, "trust_options": 72, "info": 128,
-    "counters": 88, "swap_options": 32, "swap_report": 376,
+    "frame": 96, "reading": 488, "measurement": 1216, "options": 144, "artefact": 272, "trust_options": 72, "info": 136,
+    "counters": 88, "lease": 32, "swap_options": 32, "swap_report": 376,
 }  # fmt: skip
 """Bytes of every struct. A new field goes to the end, and its struct's size is raised here."""
 RING = {
     "tue_shm_open", "tue_shm_write", "tue_shm_beat", "tue_shm_close", "tue_shm_attach", "tue_shm_room",
-    "tue_shm_newest", "tue_shm_guard", "tue_shm_wait", "tue_shm_detach",
+    "tue_shm_newest", "tue_shm_guard", "tue_shm_wait", "tue_shm_detach", "tue_shm_borrow", "tue_shm_look",
+    "tue_shm_holds",
+    "tue_shm_expect",
     "tue_res_open", "tue_res_write", "tue_res_newest",
 }  # fmt: skip
 

@@ -38,7 +38,8 @@ class CReader(c.Structure):
         ("room", c.c_uint64), ("taken", c.c_uint64), ("device", c.c_uint64), ("inode", c.c_uint64),
         ("heartbeat_ns", c.c_uint64), ("frame_ns", c.c_uint64), ("looked_ns", c.c_uint64), ("overtaken", c.c_uint64),
         ("torn", c.c_uint64), ("damaged", c.c_uint64), ("map", c.c_void_p), ("map_bytes", c.c_uint64),
-        ("wakes", c.c_int32), ("again", c.c_int32), ("name", c.c_char * 232),
+        ("wakes", c.c_int32), ("again", c.c_int32), ("lent", c.c_uint64), ("every_ns", c.c_uint64),
+        ("spin_ns", c.c_uint64), ("gone", c.c_int32), ("reserved", c.c_int32), ("name", c.c_char * 232),
     )  # fmt: skip
 
 

@@ -49,6 +49,7 @@ typedef struct engine_kind {
     const char *library; /* distribution whose version a manifest's requirements name */
     int chains;          /* runs the later stages of a chain as well */
     int exact;           /* the same bytes on every machine */
+    int own;             /* no driver and no foreign library that might hang: it may run in the caller's thread */
     /* Reads the request only while it runs. Fills in description, executed, version, outputs. */
     tusfm_status *(*open)(engine *e, const engine_request *request);
     tusfm_status *(*run)(engine *e, const void *input);

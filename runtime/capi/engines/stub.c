@@ -153,6 +153,7 @@ static void stub_close(engine *e) {
 
 const engine_kind engine_stub = {.name = "stub",
                                  .library = "numpy",
+                                 .own = 1,
                                  .open = stub_open,
                                  .run = stub_run,
                                  .cancel = stub_cancel,

@@ -397,6 +397,8 @@ typedef struct tusfm_info {
     int32_t artefacts;     /* ready to answer: 1, or more with options.fallback */
     int32_t golden_frames; /* compared at opening */
     double verify_ms, load_ms, golden_ms, warm_up_ms;
+    int32_t in_place; /* tusfm_answer answers frames in its caller's thread */
+    int32_t reserved_end;
 } tusfm_info;
 
 TUSFM_API void tusfm_info_init(tusfm_info *info, size_t size);
@@ -431,6 +433,31 @@ TUSFM_MUST_USE TUSFM_API tusfm_status *tusfm_room(tusfm_session *session, int64_
  * thread. */
 TUSFM_MUST_USE TUSFM_API tusfm_status *tusfm_newest(tusfm_session *session, double wait_ms, tusfm_reading *reading,
                                                     int32_t *there);
+
+/* Pixels that somebody else may overwrite, such as a slot of a ring that is not copied out of it. */
+typedef struct tusfm_lease {
+    uint32_t struct_size;
+    uint32_t reserved;
+    void *user;
+    /* Called with 1 before and with 0 after a thread looks at the pixels, in that thread; NULL: nothing has to be done. */
+    void (*look)(void *user, int32_t begins);
+    /* Whether the pixels are still those of this frame, asked once they were looked at; NULL: they always are. */
+    int32_t (*holds)(void *user);
+} tusfm_lease;
+
+TUSFM_API void tusfm_lease_init(tusfm_lease *lease, size_t size);
+
+/* Takes a reading, in the thread that asked for it; its pointers are good until the next call. Do not call the session. */
+typedef void (*tusfm_give)(void *user, const tusfm_reading *reading);
+
+/* tusfm_submit and tusfm_newest in one, in the calling thread: the shortest way from a frame to its reading, by the same
+ * rules. The frame is answered from where it lies, `give` is called with its reading, and then it is copied, for the
+ * freeze rule. The pixels must stay readable until tusfm_answer returns; under a lease they may change, and a frame that
+ * did is dropped and counted as overtaken. `give` is not called for it, nor for a duplicate. `lease` NULL: they do not
+ * change. For the library's own engine without options.fallback (tusfm_info.in_place), else TUSFM_UNSUPPORTED: a foreign
+ * engine that hangs would hold the caller. One thread. */
+TUSFM_MUST_USE TUSFM_API tusfm_status *tusfm_answer(tusfm_session *session, const tusfm_frame *frame, const tusfm_lease *lease,
+                                                    tusfm_give give, void *user);
 
 /* The last reading that may be shown now: *there is 0 if there is none yet, all are withheld, or it is too old. One
  * thread. */

@@ -6,7 +6,7 @@
 #include <string.h>
 
 static const int64_t RETRY_NS = 1000000000; /* with no level left, one is tried again at most so often */
-static const double ROOM = 1.25; /* a gap that a golden frame fits into is so many times as long as the last one took */
+static const double ROOM = 1.1; /* a gap that a golden frame fits into is so many times as long as the last one took */
 
 void fallback_tell(const fallback *l, int32_t level, const char *format, ...) {
     char line[700];
@@ -86,7 +86,8 @@ static tusfm_status *direct(fallback_level *g, call *c) {
     runner *r = watchdog_runner(g->guard);
     c->late = c->abandoned = 0;
     if (c->golden >= 0) return runner_check(r, c->golden);
-    tusfm_status *failed = runner_predict(r, c->frame, c->made, &c->place, &c->took);
+    tusfm_status *failed = runner_predict(r, c->frame, c->settling, c->made, &c->place, &c->took);
+    if (c->settling) c->late = atomic_load(&c->settling->late);
     c->exit_index = r->engine->exit_index;
     return failed;
 }
@@ -155,7 +156,7 @@ static tusfm_status *ask(fallback_level *g, call *c, const call_limits *limits, 
         snprintf(said->error, sizeof said->error, "no artefact is left that answers; %.100s: %.160s", name_of(g), g->failed);
         return NULL;
     }
-    tusfm_status *failed = limits ? watchdog_call(g->guard, limits, watcher, c) : direct(g, c);
+    tusfm_status *failed = limits && !c->settling ? watchdog_call(g->guard, limits, watcher, c) : direct(g, c);
     int32_t code = tusfm_status_code(failed);
     if (code == TUSFM_FRAME || code == TUSFM_NO_MEMORY) return failed;
     said->late = c->late;
@@ -179,6 +180,11 @@ tusfm_status *fallback_answer(fallback *l, call *c, const call_limits *limits, c
     }
 }
 
+int fallback_due(const fallback *l) {
+    const fallback_level *g = &l->levels[l->current];
+    return l->recheck_s > 0 && (double)(now_ns() - g->last_check_ns) / 1e9 >= l->recheck_s;
+}
+
 void fallback_between(fallback *l, const call_limits *limits, const call_watcher *watcher, double spare_ms) {
     fallback_level *g = &l->levels[l->current];
     char why[300];
@@ -186,8 +192,8 @@ void fallback_between(fallback *l, const call_limits *limits, const call_watcher
         if (now_ns() >= l->retry_at_ns) next(l, limits, watcher);
         return;
     }
-    double since_s = (double)(now_ns() - g->last_check_ns) / 1e9;
-    if (l->recheck_s <= 0 || since_s < l->recheck_s) return;
+    if (!fallback_due(l)) return;
+    int late = (double)(now_ns() - g->last_check_ns) / 1e9 >= 2 * l->recheck_s;
     int fits = spare_ms >= ROOM * (double)g->check_took_ns / 1e6;
-    if ((fits || since_s >= 2 * l->recheck_s) && !check(g, limits, watcher, why, sizeof why)) after(l, g, why, 0, limits, watcher);
+    if ((fits || late) && !check(g, limits, watcher, why, sizeof why)) after(l, g, why, 0, limits, watcher);
 }

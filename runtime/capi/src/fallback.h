@@ -44,6 +44,9 @@ runner *fallback_runner(const fallback *l); /* in use */
 tusfm_status *fallback_answer(fallback *l, call *c, const call_limits *limits, const call_watcher *watcher, int insist,
                             answered *said);
 
+/* Whether a golden frame is due. */
+int fallback_due(const fallback *l);
+
 /* What is due between two frames: a golden frame, a second try where no level is left. A golden frame that would not be
  * done in `spare_ms`, when the next live one is expected, is put off until twice recheck_s have passed. */
 void fallback_between(fallback *l, const call_limits *limits, const call_watcher *watcher, double spare_ms);

@@ -62,8 +62,7 @@ static void tell_state(live *l, int changed, int32_t before, int32_t after, cons
                     state_name(before), state_name(after), reason);
 }
 
-/* Releases the lock and reports a change of state. */
-static void unlock_and_tell(live *l, int changed) {
+void live_unlock_and_tell(live *l, int changed) {
     int32_t before = l->states.before, after = l->states.state;
     char reason[sizeof l->states.reason];
     if (changed) memcpy(reason, l->states.reason, sizeof reason);
@@ -71,7 +70,7 @@ static void unlock_and_tell(live *l, int changed) {
     if (changed) tell_state(l, changed, before, after, reason);
 }
 
-static int unused_place(const live *l) {
+int live_unused_place(const live *l) {
     int place = 0;
     while (place == l->last || place == l->in_engine || place == l->lent) place++;
     return place;
@@ -90,34 +89,46 @@ static tusfm_status *lent_check(const live *l, const tusfm_frame *frame) {
     return status_new(TUSFM_FRAME, "%dx%d pixels do not lie inside of the memory that tusfm_room gave", image.columns, image.rows);
 }
 
-static tusfm_status *take_in(live *l, const tusfm_frame *frame, int *changed) {
-    int64_t now = now_ns();
+int live_takes(live *l, const tusfm_frame *frame) {
     int order = order_judge(&l->order, frame->seq, frame->t_source_ns);
     l->counts.received++;
-    if (order != ORDER_NEWER) {
-        if (order == ORDER_OUT) l->counts.out_of_order++;
-        else l->counts.duplicate++;
-        l->left_out++;
-        return NULL;
-    }
-    int free_place = is_lent(l, frame) ? l->lent : unused_place(l);
+    if (order == ORDER_NEWER) return 1;
+    if (order == ORDER_OUT) l->counts.out_of_order++;
+    else l->counts.duplicate++;
+    l->left_out++;
+    return 0;
+}
+
+void live_received_at(tusfm_frame *frame, int64_t now) {
+    if (frame->t_recv_ns < now - OLDEST_NS || frame->t_recv_ns < 0 || frame->t_recv_ns > now) frame->t_recv_ns = now;
+}
+
+int live_keep(live *l, int place, int64_t now) {
+    l->identical = l->last >= 0 && same_image(&l->frames[place], &l->frames[l->last]) ? l->identical + 1 : 0;
+    l->last = place;
+    return states_frame(&l->states, now, l->identical, l->period.ms);
+}
+
+static tusfm_status *take_in(live *l, const tusfm_frame *frame, int *changed) {
+    int64_t now = now_ns();
+    if (!live_takes(l, frame)) return NULL;
+    int free_place = is_lent(l, frame) ? l->lent : live_unused_place(l);
     held_frame *held = &l->frames[free_place];
     tusfm_status *failed = held_copy(held, frame);
     if (failed) {
         l->counts.rejected++;
         return failed;
     }
-    if (frame->t_recv_ns < now - OLDEST_NS || frame->t_recv_ns < 0 || frame->t_recv_ns > now) held->frame.t_recv_ns = now;
-    period_arrived(&l->period, now);
-    l->identical = l->last >= 0 && same_image(held, &l->frames[l->last]) ? l->identical + 1 : 0;
     if (l->pending >= 0) l->counts.overtaken++, l->left_out++;
-    l->pending = l->last = free_place;
+    l->pending = free_place;
     if (free_place == l->lent) l->lent = -1;
-    *changed = states_frame(&l->states, now, l->identical, l->period.ms);
+    live_received_at(&held->frame, now);
+    period_arrived(&l->period, now);
+    *changed = live_keep(l, free_place, now);
     return NULL;
 }
 
-static tusfm_status *ready_stream(tusfm_session *s, live **l) {
+tusfm_status *live_ready(tusfm_session *s, live **l) {
     mutex_lock(&s->turn);
     *l = s->stream;
     mutex_unlock(&s->turn);
@@ -135,7 +146,7 @@ tusfm_status *tusfm_submit(tusfm_session *s, const tusfm_frame *frame) {
     tusfm_frame taken;
     live *l = NULL;
     if (!s) return status_new(TUSFM_INPUT, "the session is NULL");
-    TRY(ready_stream(s, &l));
+    TRY(live_ready(s, &l));
     tusfm_status *failed = frame_take(frame, &taken);
     if (!failed) failed = frame_check(&taken);
     int changed = 0;
@@ -146,7 +157,7 @@ tusfm_status *tusfm_submit(tusfm_session *s, const tusfm_frame *frame) {
     else
         failed = take_in(l, &taken, &changed);
     int waiting = l->pending >= 0;
-    unlock_and_tell(l, changed);
+    live_unlock_and_tell(l, changed);
     if (waiting) condition_wake_all(&l->changed); /* after the lock was let go of: who wakes does not sleep again at once */
     return failed;
 }
@@ -156,9 +167,9 @@ tusfm_status *tusfm_room(tusfm_session *s, int64_t bytes, uint8_t **pixels) {
     live *l = NULL;
     if (!s || !pixels) return status_new(TUSFM_INPUT, "the session or the place for the answer is NULL");
     if (bytes < 1 || bytes > most) return status_new(TUSFM_INPUT, "a frame of %lld bytes is none", (long long)bytes);
-    TRY(ready_stream(s, &l));
+    TRY(live_ready(s, &l));
     mutex_lock(&l->lock);
-    if (l->lent < 0) l->lent = unused_place(l);
+    if (l->lent < 0) l->lent = live_unused_place(l);
     held_frame *held = &l->frames[l->lent];
     size_t before = held->room;
     tusfm_status *failed = held_room(held, (size_t)bytes);
@@ -181,17 +192,17 @@ void tusfm_contact(tusfm_session *s) {
 
 /* ---- the thread that answers ---- */
 
-static void on_tick(void *user) {
+void live_on_tick(void *user) {
     live *l = user;
     mutex_lock(&l->lock);
-    unlock_and_tell(l, states_tick(&l->states, now_ns(), l->period.ms));
+    live_unlock_and_tell(l, states_tick(&l->states, now_ns(), l->period.ms));
 }
 
-static void on_miss(void *user) {
+void live_on_miss(void *user) {
     live *l = user;
     fallback_tell(l->s->now, TUSFM_WARNING, "the engine passed its deadline");
     mutex_lock(&l->lock);
-    unlock_and_tell(l, states_missed(&l->states, now_ns(), l->period.ms));
+    live_unlock_and_tell(l, states_missed(&l->states, now_ns(), l->period.ms));
 }
 
 static const char *why_degraded(const answered *said, char *text, size_t size) {
@@ -206,18 +217,18 @@ static const char *why_degraded(const answered *said, char *text, size_t size) {
     return text;
 }
 
-static void show(live *l) {
-    if (!l->work->reading.valid) return;
-    tusfm_status *failed = answer_copy(&l->shown->made, &l->work->made);
+void live_show(live *l, const live_result *result) {
+    if (!result->reading.valid) return;
+    tusfm_status *failed = answer_copy(&l->shown->made, &result->made);
     if (!failed) {
-        l->shown->reading = l->work->reading;
-        memcpy(l->shown->engine, l->work->engine, sizeof l->shown->engine);
+        l->shown->reading = result->reading;
+        memcpy(l->shown->engine, result->engine, sizeof l->shown->engine);
         l->has_shown = 1;
     }
     tusfm_status_free(failed);
 }
 
-static void tell_watch(live *l, const held_frame *frame, const answered *said) {
+static void tell_watch(live *l, const tusfm_frame *frame, const answered *said) {
     live_watch *p = &l->watch;
     if (p->watched == l->s->now) {
         p->answers++;
@@ -226,17 +237,15 @@ static void tell_watch(live *l, const held_frame *frame, const answered *said) {
         if (first->failed[0] && !p->error[0]) snprintf(p->error, sizeof p->error, "its first artefact failed: %.240s", first->failed);
     }
     if (p->wants_pair && !p->has_pair && said->there && l->work->made.valid) {
-        tusfm_status *failed = held_copy(&p->frame, &frame->frame);
+        tusfm_status *failed = held_copy(&p->frame, frame);
         if (!failed) failed = answer_copy(&p->made, &l->work->made);
         p->has_pair = !failed;
         tusfm_status_free(failed);
     }
 }
 
-/* Makes the result of a call; the lock is held, and the caller wakes who waits for it. Returns whether the state changed. */
-static int publish(live *l, const held_frame *held, const call *c, const answered *said) {
+int live_publish(live *l, const tusfm_frame *frame, const call *c, const answered *said) {
     char text[300];
-    const tusfm_frame *frame = &held->frame;
     const char *degraded = why_degraded(said, text, sizeof text);
     tusfm_reading *reading = &l->work->reading;
     int64_t now = now_ns();
@@ -260,8 +269,7 @@ static int publish(live *l, const held_frame *held, const call *c, const answere
     copy_line(l->work->error, sizeof l->work->error, said->error);
     copy_line(l->work->engine, sizeof l->work->engine, reading->engine);
     l->counts.processed++;
-    show(l);
-    tell_watch(l, held, said);
+    tell_watch(l, frame, said);
     live_result *before = l->ready;
     l->ready = l->work, l->work = before;
     l->counts.unseen += l->has_ready;
@@ -282,14 +290,14 @@ static void answer_one(live *l, const call_watcher *watcher) {
     if (failed)
         l->counts.rejected++, l->left_out += l->before_this + 1;
     else
-        changed = publish(l, held, &c, &said);
+        changed = live_publish(l, &held->frame, &c, &said), live_show(l, l->ready);
     if (c.abandoned) { /* the thread that hangs may still look at these pixels: they stay its own */
         if (l->last == l->in_engine) l->last = -1;
         held->pixels = NULL, held->room = 0;
     }
     l->in_engine = -1;
     tusfm_status_free(failed);
-    unlock_and_tell(l, changed);
+    live_unlock_and_tell(l, changed);
     condition_wake_all(&l->answered);
     condition_wake_all(&l->changed);
     mutex_lock(&l->lock);
@@ -307,15 +315,22 @@ static void take_over(live *l) {
 
 static void supervise(void *given) {
     live *l = given;
-    call_watcher watcher = {on_miss, on_tick, l, TICK_NS, &l->no_later_than};
+    call_watcher watcher = {live_on_miss, live_on_tick, l, TICK_NS, &l->no_later_than};
     mutex_lock(&l->lock);
     while (!l->closing) {
+        if (l->here.active) {
+            live_attend(l);
+            continue;
+        }
         take_over(l);
         call_limits limits = live_limits(&l->s->options, l->period.ms);
         double spare_ms = period_spare_ms(&l->period, now_ns());
-        unlock_and_tell(l, states_tick(&l->states, now_ns(), l->period.ms));
+        l->between = 1;
+        live_unlock_and_tell(l, states_tick(&l->states, now_ns(), l->period.ms));
         fallback_between(l->s->now, &limits, &watcher, spare_ms);
         mutex_lock(&l->lock);
+        l->between = 0;
+        if (l->waits_here) condition_wake_all(&l->changed);
         if (l->pending < 0 && !l->closing && !l->incoming) condition_wait_until(&l->changed, &l->lock, now_ns() + TICK_NS);
         if (l->pending < 0 || l->closing) continue;
         l->in_engine = l->pending, l->pending = -1;
@@ -392,6 +407,15 @@ void live_hand_out(const live *l, live_result *result, tusfm_reading *reading) {
     reading->valid = reading->valid && !reading->withheld;
 }
 
+int live_take_result(live *l, tusfm_reading *reading) {
+    if (!l->has_ready) return 0;
+    live_result *before = l->taken;
+    l->taken = l->ready, l->ready = before;
+    l->has_ready = 0;
+    live_hand_out(l, l->taken, reading);
+    return 1;
+}
+
 static tusfm_status *stream_of(tusfm_session *s, const void *reading, const int32_t *there, live **l) {
     if (!s || !there) return status_new(TUSFM_INPUT, "the session or the place for the answer is NULL");
     TRY(struct_check(reading, "the reading"));
@@ -408,13 +432,7 @@ tusfm_status *tusfm_newest(tusfm_session *s, double wait_ms, tusfm_reading *read
     int64_t end = now_ns() + (int64_t)(wait_ms > 0 ? fmin(wait_ms, 1e9) * 1e6 : 0);
     mutex_lock(&l->lock);
     while (!l->has_ready && !l->closing && now_ns() < end) condition_wait_until(&l->answered, &l->lock, end);
-    int found = l->has_ready;
-    if (found) {
-        live_result *before = l->taken;
-        l->taken = l->ready, l->ready = before;
-        l->has_ready = 0;
-        live_hand_out(l, l->taken, &full);
-    }
+    int found = live_take_result(l, &full);
     mutex_unlock(&l->lock);
     if (found) struct_give(reading, &full, sizeof full);
     *there = found;

@@ -156,17 +156,17 @@ static tusfm_status *start(runner *r, const tusfm_options *options) {
     timings took;
     int64_t begin = now_ns();
     tusfm_frame first = golden_frame(r->golden, 0);
-    TRY(runner_predict(r, &first, &r->scratch_answer, &place, &took));
+    TRY(runner_predict(r, &first, NULL, &r->scratch_answer, &place, &took));
     if (r->drift) drift_bind(r->drift, r->engine->outputs, r->engine->output_count);
     TRY(golden_check(r, options->all_golden || !on_verified_machine(r), &r->golden_compared));
     r->golden_ms = since_ms(begin);
     begin = now_ns();
     for (int32_t i = 0; options->recheck_s > 0 && i < GOLDEN_AT_WORK && i < r->golden->count; i++) { /* they warm up as well */
         tusfm_frame frame = golden_frame(r->golden, i);
-        TRY(runner_predict(r, &frame, &r->golden_answers[i], &place, &took));
+        TRY(runner_predict(r, &frame, NULL, &r->golden_answers[i], &place, &took));
         r->golden_answered = i + 1;
     }
-    for (int32_t i = r->golden_answered; i < WARM_UP_RUNS; i++) TRY(runner_predict(r, &first, &r->scratch_answer, &place, &took));
+    for (int32_t i = r->golden_answered; i < WARM_UP_RUNS; i++) TRY(runner_predict(r, &first, NULL, &r->scratch_answer, &place, &took));
     r->warm_up_ms = since_ms(begin);
     return NULL;
 }
@@ -238,11 +238,14 @@ static tusfm_status *look_for_drift(runner *r, const tusfm_frame *frame, const a
     return made->valid ? drift_look(r->drift, r->engine->outputs, r->engine->output_count, frame, found) : NULL;
 }
 
-tusfm_status *runner_predict(runner *r, const tusfm_frame *frame, answer *made, placement *place, timings *took) {
+tusfm_status *runner_predict(runner *r, const tusfm_frame *frame, settling *settling, answer *made, placement *place,
+                             timings *took) {
     drift_reading strange;
     double again_ms;
     int64_t begin = now_ns();
     TRY(prepare(r->preparer, frame, r->tensor, place));
+    double prepared_ms = since_ms(begin);
+    if (settling) TRY(settling->settle(settling->user, &frame));
     int64_t before = now_ns();
     TRY(engine_run(r->engine, r->tensor));
     int64_t after = now_ns();
@@ -255,8 +258,9 @@ tusfm_status *runner_predict(runner *r, const tusfm_frame *frame, answer *made, 
     made->drift = strange.status == TUSFM_DRIFT_CHECKED && !made->valid ? drift_infinite(r->drift) : strange;
     judge(made, r->spec, place);
     int64_t end = now_ns();
-    *took = (timings){(double)(before - begin) / 1e6, (double)(after - before) / 1e6,
-                      (double)(read - after) / 1e6 + ((double)(end - looked) / 1e6 - again_ms), (double)(end - begin) / 1e6,
+    *took = (timings){prepared_ms, (double)(after - before) / 1e6,
+                      (double)(read - after) / 1e6 + ((double)(end - looked) / 1e6 - again_ms),
+                      prepared_ms + (double)(end - before) / 1e6,
                       again_ms, (double)(looked - read) / 1e6};
     return NULL;
 }
@@ -287,7 +291,7 @@ tusfm_status *runner_check(runner *r, int32_t which) {
     which %= r->golden_answered;
     tusfm_frame frame = golden_frame(r->golden, which);
     answer *got = &r->scratch_answer, *want = &r->golden_answers[which];
-    TRY(status_within(runner_predict(r, &frame, got, &place, &took), "a golden frame failed"));
+    TRY(status_within(runner_predict(r, &frame, NULL, got, &place, &took), "a golden frame failed"));
     if (!got->valid) return status_new(TUSFM_ENGINE, "a golden frame gave an output that is not finite");
     if (got->has_mask != want->has_mask || got->score_count != want->score_count)
         return status_new(TUSFM_ENGINE, "a golden frame gave another kind of answer than at the start");

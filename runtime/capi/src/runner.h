@@ -8,6 +8,8 @@
 #include "machine.h"
 #include "passes.h"
 
+#include <stdatomic.h>
+
 enum { GOLDEN_AT_START = 4, GOLDEN_AT_WORK = 4, WARM_UP_RUNS = 5 };
 
 /* A bundle that several runners share; the last one frees it. */
@@ -56,7 +58,17 @@ tusfm_status *choose_artefact(const manifest *m, const char *target, const char 
 tusfm_status *runner_open(shared_bundle *bundle, const artefact *a, const tusfm_options *options, runner **opened);
 void runner_free(runner *r);
 
-tusfm_status *runner_predict(runner *r, const tusfm_frame *frame, answer *made, placement *place, timings *took);
+/* Called once the input is prepared: gives the frame to go on with, such as a copy, or says why there is none. The time it
+ * takes is in no timing. */
+typedef struct settling {
+    tusfm_status *(*settle)(void *user, const tusfm_frame **frame);
+    void *user;
+    atomic_int late; /* whoever watches the call: it passed its deadline */
+} settling;
+
+/* `settling` NULL: the frame stays good until the end. */
+tusfm_status *runner_predict(runner *r, const tusfm_frame *frame, settling *settling, answer *made, placement *place,
+                             timings *took);
 
 /* Asks about one golden frame again; an error says why the answer is not the one of the start. */
 tusfm_status *runner_check(runner *r, int32_t which);

@@ -208,7 +208,8 @@ tusfm_status *tusfm_get_info(tusfm_session *s, tusfm_info *info) {
                        .verify_ms = s->verify_ms,
                        .load_ms = r->load_ms,
                        .golden_ms = r->golden_ms,
-                       .warm_up_ms = r->warm_up_ms};
+                       .warm_up_ms = r->warm_up_ms,
+                       .in_place = live_in_place(s)};
     mutex_unlock(&s->turn);
     struct_give(info, &full, sizeof full);
     return NULL;

@@ -136,6 +136,19 @@ tusfm_status *frame_take(const tusfm_frame *given, tusfm_frame *taken) {
     return NULL;
 }
 
+void tusfm_lease_init(tusfm_lease *lease, size_t size) {
+    tusfm_lease defaults = {0};
+    init(lease, size, &defaults, sizeof defaults);
+}
+
+tusfm_status *lease_take(const tusfm_lease *given, tusfm_lease *taken) {
+    tusfm_lease_init(taken, sizeof *taken);
+    if (!given) return NULL;
+    TRY(struct_check(given, "the lease"));
+    take(taken, given, sizeof *taken);
+    return NULL;
+}
+
 tusfm_status *swap_options_take(const tusfm_swap_options *given, tusfm_swap_options *taken) {
     tusfm_swap_options_init(taken, sizeof *taken);
     if (!given) return NULL;

@@ -8,6 +8,7 @@
  * not filled in by tusfm_options_init, by another interface, or out of range. */
 tusfm_status *options_take(const tusfm_options *given, tusfm_options *taken);
 tusfm_status *trust_options_take(const tusfm_trust_options *given, tusfm_trust_options *taken);
+tusfm_status *lease_take(const tusfm_lease *given, tusfm_lease *taken); /* NULL: the defaults */
 tusfm_status *frame_take(const tusfm_frame *given, tusfm_frame *taken);
 tusfm_status *swap_options_take(const tusfm_swap_options *given, tusfm_swap_options *taken);
 

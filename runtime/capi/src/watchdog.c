@@ -44,7 +44,7 @@ static void serve(void *given) {
         if (!w->has_job) break;
         mutex_unlock(&w->lock);
         tusfm_status *failed = w->golden >= 0 ? runner_check(w->r, w->golden)
-                                              : runner_predict(w->r, w->frame, &w->made, &w->place, &w->took);
+                                              : runner_predict(w->r, w->frame, NULL, &w->made, &w->place, &w->took);
         mutex_lock(&w->lock);
         w->exit_index = w->r->engine->exit_index;
         w->failed = failed;

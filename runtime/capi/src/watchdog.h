@@ -16,6 +16,7 @@ typedef struct watchdog watchdog;
 /* What a call needs and gives. The answer's memory is swapped with the watchdog's: nothing is copied. */
 typedef struct call {
     const tusfm_frame *frame;  /* its pixels must live until the call has ended, or for ever if it is abandoned */
+    settling *settling;        /* not NULL: it runs in the calling thread, and somebody else watches it */
     int32_t golden;            /* not -1: ask about this golden frame instead, and compare */
     answer *made;
     placement place;

@@ -86,7 +86,29 @@ static void lend(tusfm_session *session, tusfm_frame *frame) {
     frame->pixels = place, frame->row_stride = stride;
 }
 
+static void give(void *user, const tusfm_reading *reading) {
+    measurements(reading);
+    ++*(int *)user;
+}
+
+static void looked(void *user, int32_t begins) { *(int *)user += begins; }
+
+static int32_t every_fifth_is_overwritten(void *user) { return *(const int *)user % 5 != 0; }
+
+/* In this thread, from where the pixels lie. */
+static void answer(tusfm_session *session, int number) {
+    int given = 0, looks = number;
+    tusfm_frame frame = frame_of(number, number % 4);
+    tusfm_lease lease;
+    tusfm_lease_init(&lease, sizeof lease);
+    lease.user = &looks, lease.look = looked, lease.holds = every_fifth_is_overwritten;
+    need(tusfm_answer(session, &frame, number % 2 ? &lease : NULL, give, &given), "answer");
+}
+
 static void stream(tusfm_session *session, const char *other, int rounds) {
+    tusfm_info info;
+    tusfm_info_init(&info, sizeof info);
+    need(tusfm_get_info(session, &info), "info");
     tusfm_reading reading;
     tusfm_counters counters;
     tusfm_swap_report report;
@@ -95,6 +117,10 @@ static void stream(tusfm_session *session, const char *other, int rounds) {
     tusfm_counters_init(&counters, sizeof counters);
     tusfm_swap_report_init(&report, sizeof report);
     for (int number = 0; number < rounds; number++) {
+        if (info.in_place && number % 3 == 2) {
+            answer(session, number);
+            continue;
+        }
         tusfm_frame frame = frame_of(number, number % 4);
         if (number % 2) lend(session, &frame);
         need(tusfm_submit(session, &frame), "submit");

@@ -2,6 +2,10 @@
  *
  *     tinyusfm-run BUNDLE shm:NAME [--sink jsonl:- | jsonl:FILE | shm-out:NAME]... [options]
  *
+ * The library's own engine, without --fallback, answers frames from where they lie in the ring, in the thread that waits for
+ * them, which looks without sleeping for a millisecond before and after the time at which one is expected (--no-spin: never).
+ * Other engines have threads of their own.
+ *
  * It ends with SIGINT or SIGTERM, or after --frames readings; --info says what runs and ends. */
 #define _POSIX_C_SOURCE 200809L
 #include "tinyusfm.h"
@@ -16,13 +20,14 @@
 #include <string.h>
 #include <time.h>
 
+static const double SPIN_MS = 1;
 enum { MAX_SINKS = 8, SCHEMA = 4, WAIT_MS = 10 };
 
 static const char usage[] =
     "usage: tinyusfm-run BUNDLE shm:NAME [--sink jsonl:-|jsonl:FILE|shm-out:NAME]... [--budget MS] [--target NAME]\n"
     "       [--precision NAME] [--engines FOLDER] [--threads N] [--fallback] [--allow-unverified] [--allow-precision] [--exact-precision]\n"
     "       [--no-second-pass] [--no-drift] [--require-signed STORE] [--device-class NAME]\n"
-    "       [--frames N] [--times FILE] [--info] [--quiet]\n";
+    "       [--frames N] [--times FILE] [--no-spin] [--info] [--quiet]\n";
 
 typedef struct sink {
     FILE *file; /* or a ring */
@@ -33,7 +38,7 @@ typedef struct sink {
 typedef struct settings {
     const char *bundle, *source, *times;
     const char *sinks[MAX_SINKS];
-    int sink_count, info, quiet;
+    int sink_count, info, quiet, sleeps;
     long long frames;
     tusfm_options options;
     tusfm_trust_options trust;
@@ -62,6 +67,7 @@ static int flag(settings *s, const char *word) {
     else if (strcmp(word, "--no-drift") == 0) s->options.no_drift = 1;
     else if (strcmp(word, "--info") == 0) s->info = 1;
     else if (strcmp(word, "--quiet") == 0) s->quiet = 1;
+    else if (strcmp(word, "--no-spin") == 0) s->sleeps = 1;
     else return 0;
     return 1;
 }
@@ -369,6 +375,18 @@ static void write_times(FILE *to, const tusfm_reading *r, int64_t there_ns) {
     fflush(to);
 }
 
+/* Gives a reading to everybody; 0: one of them could not be written. */
+static int hand_on(const settings *s, const tusfm_reading *reading, sink *sinks, FILE *times, int *alarmed) {
+    int64_t there_ns = tusfm_now_ns();
+    if (reading->drift_alarm && !*alarmed && s->options.log) {
+        *alarmed = 1;
+        fprintf(stderr, "tinyusfm-run: warning: drift: frames no longer look like the calibration set, by %s\n", reading->strangest);
+    }
+    if (!deliver(sinks, s->sink_count, reading)) return 0;
+    if (times) write_times(times, reading, there_ns);
+    return 1;
+}
+
 static tusfm_status *loop(const settings *s, source *from, sink *sinks, FILE *times, int *broken) {
     tusfm_reading reading;
     long long answered = 0;
@@ -383,19 +401,73 @@ static tusfm_status *loop(const settings *s, source *from, sink *sinks, FILE *ti
         tusfm_status *failed = tusfm_newest(from->session, WAIT_MS, &reading, &there);
         if (failed) return failed;
         if (!there) continue;
-        int64_t there_ns = tusfm_now_ns();
         answered++;
-        if (reading.drift_alarm && !alarmed && s->options.log) {
-            alarmed = 1;
-            fprintf(stderr, "tinyusfm-run: warning: drift: frames no longer look like the calibration set, by %s\n", reading.strangest);
-        }
-        if (!deliver(sinks, s->sink_count, &reading)) {
+        if (!hand_on(s, &reading, sinks, times, &alarmed)) {
             *broken = 1;
             return NULL;
         }
-        if (times) write_times(times, &reading, there_ns);
     }
     return NULL;
+}
+
+/* ---- or one thread for all, where the session answers in it ---- */
+
+static void look_at(void *ring, int32_t begins) { tue_shm_look(ring, begins); }
+
+static int32_t still_holds(void *ring) { return tue_shm_holds(ring); }
+
+/* Where readings go, and what became of them. */
+typedef struct taker {
+    const settings *s;
+    sink *sinks;
+    FILE *times;
+    long long answered;
+    int alarmed, broken;
+} taker;
+
+static void take(void *given, const tusfm_reading *reading) {
+    taker *to = given;
+    to->answered++;
+    to->broken = !hand_on(to->s, reading, to->sinks, to->times, &to->alarmed);
+}
+
+/* Answers the newest frame of the ring, if there is a new one, from where it lies. */
+static tusfm_status *answer_next(source *from, tusfm_lease *lease, taker *to) {
+    tue_shm_slot slot;
+    const uint8_t *pixels = NULL;
+    uint8_t *own = NULL;
+    (void)tue_shm_wait(&from->ring, WAIT_MS);
+    int32_t found = tue_shm_borrow(&from->ring, &slot, &pixels);
+    if (found == TUE_SHM_UNMAPPED) { /* an object with holes */
+        uint64_t room = tue_shm_room(&from->ring);
+        tusfm_status *failed = room ? tusfm_room(from->session, (int64_t)room, &own) : NULL;
+        if (failed || !room) return failed;
+        found = tue_shm_newest(&from->ring, &slot, own, room);
+        pixels = own;
+    }
+    if (from->ring.heartbeat_ns != from->heartbeat_ns) from->heartbeat_ns = from->ring.heartbeat_ns, tusfm_contact(from->session);
+    if (found != TUE_SHM_NEW) return NULL;
+    tusfm_frame frame = as_frame(&slot, pixels);
+    return tusfm_answer(from->session, &frame, own ? NULL : lease, take, to);
+}
+
+static tusfm_status *alone(const settings *s, source *from, sink *sinks, int *broken) {
+    tusfm_lease lease;
+    tusfm_status *failed = NULL;
+    taker to = {.s = s, .sinks = sinks, .times = s->times ? fopen(s->times, "ae") : NULL};
+    tusfm_lease_init(&lease, sizeof lease);
+    lease.user = &from->ring, lease.look = look_at, lease.holds = still_holds;
+    to.broken = s->times && !to.times;
+    if (!s->sleeps) tue_shm_expect(&from->ring, SPIN_MS);
+    while (!failed && !to.broken && !atomic_load(&stop) && (!s->frames || to.answered < s->frames)) {
+        failed = answer_next(from, &lease, &to);
+        if (tusfm_status_code(failed) != TUSFM_FRAME) continue;
+        on_log(NULL, TUSFM_WARNING, tusfm_status_text(failed)); /* one frame that cannot be used: the stream goes on */
+        tusfm_status_free(failed);
+        failed = NULL;
+    }
+    *broken = to.broken | (to.times && fclose(to.times) != 0);
+    return failed;
 }
 
 static tusfm_status *both(const settings *s, source *from, sink *sinks, int *broken) {
@@ -455,7 +527,7 @@ static int run(const settings *s, tusfm_session *session) {
     for (; opened < s->sink_count && !what; opened++)
         if (!open_sink(&sinks[opened], s->sinks[opened], &info))
             what = "a sink is written jsonl:FILE, jsonl:- or shm-out:NAME, and must be writable";
-    if (!what) failed = both(s, &from, sinks, &broken);
+    if (!what) failed = info.in_place ? alone(s, &from, sinks, &broken) : both(s, &from, sinks, &broken);
     for (int i = 0; i < opened; i++) {
         if (sinks[i].is_ring) tue_shm_close(&sinks[i].ring, 1);
         else if (sinks[i].file && sinks[i].file != stdout && fclose(sinks[i].file) != 0) broken = 1;

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from tinyusfm_runtime.trust.policy import Trust
 
 _log = logging.getLogger(__name__)
-_ROOM = 1.25  # a gap that a golden frame fits into is so many times as long as the last one took
+_ROOM = 1.1  # a gap that a golden frame fits into is so many times as long as the last one took
 _SCORE_DRIFT = 0.02  # of golden answers between start and now; the same engine gives the same bits, so this is wide
 _DIFFERING_PIXELS = 0.005
 Report = Callable[[LiveEvent], None]
