@@ -2,7 +2,7 @@
 
     python benchmarks/proof.py proof.bundle --data hc18/
 
-exports the shipped fetal-head to OpenVINO in INT8 beside its float siblings, where proof.bundle is not there yet, and
+exports the shipped fetal-head to OpenVINO and integers in INT8 beside its float siblings, where proof.bundle is not there yet, and
 takes the figures from the verdict that the export measured. It writes ``docs/proof.json`` (machine and its load,
 commit, date and figures) and the table between the README's markers. The README is only ever written from that file,
 so a test can compare the two.
@@ -109,7 +109,7 @@ def export(bundle: Path, data: Path | None) -> dict[str, Any]:
     from tinyusfm_edge.export import ExportRequest, export_student
 
     before = os.getloadavg()[0]
-    export_student(ExportRequest(targets=("openvino",), precisions=("int8",), data=data, out=bundle))
+    export_student(ExportRequest(targets=("openvino", "integer"), precisions=("int8",), data=data, out=bundle))
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {"load": {"cpus": cpus, "before": round(before, 2), "after": round(os.getloadavg()[0], 2)}}
 
