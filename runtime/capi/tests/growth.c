@@ -56,6 +56,24 @@ static tusfm_session *open_one(const char *bundle) {
     return session;
 }
 
+static void count_one(void *user, const tusfm_reading *reading) { *(long long *)user += reading->seq != 0; }
+
+/* Frames of the same stream, answered in this thread where the engine allows that. */
+static void in_place(tusfm_session *session, tusfm_frame *frame, long long frames) {
+    tusfm_info info;
+    long long given = 0;
+    tusfm_info_init(&info, sizeof info);
+    need(tusfm_get_info(session, &info));
+    for (long long i = 0; i < frames * info.in_place; i++) {
+        frame->seq++;
+        need(tusfm_answer(session, frame, NULL, count_one, &given));
+    }
+    if (info.in_place && given != frames) {
+        fprintf(stderr, "growth: %lld readings of %lld frames\n", given, frames);
+        exit(1);
+    }
+}
+
 int main(int count, char **words) {
     static unsigned char pixels[200 * 300];
     if (count < 4) return 2;
@@ -79,7 +97,9 @@ int main(int count, char **words) {
         need(tusfm_newest(session, 5, &reading, &there));
         need(tusfm_overlay(session, &reading, &there));
     }
+    in_place(session, &frame, 50);
     atomic_store(&counting, 1);
+    in_place(session, &frame, streamed);
     for (long long i = 0; i < streamed; i++) {
         frame.seq++;
         need(tusfm_submit(session, &frame));
