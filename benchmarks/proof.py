@@ -2,10 +2,10 @@
 
     python benchmarks/proof.py proof.bundle --data hc18/
 
-exports the shipped fetal-head to OpenVINO and integers in INT8 beside its float siblings, where proof.bundle is not there yet, and
-takes the figures from the verdict that the export measured. It writes ``docs/proof.json`` (machine and its load,
-commit, date and figures) and the table between the README's markers. The README is only ever written from that file,
-so a test can compare the two.
+exports the shipped fetal-head to OpenVINO and to integers in INT8, OpenVINO beside its float siblings, where the bundle
+is not there yet, and takes the figures from the verdicts that the export measured. It writes ``docs/proof.json``
+(machine and its load, commit, date and figures) and the table between the README's markers. The README is only ever
+written from that file, so a test can compare the two.
 """
 
 from __future__ import annotations

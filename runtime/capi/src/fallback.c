@@ -6,7 +6,8 @@
 #include <string.h>
 
 static const int64_t RETRY_NS = 1000000000; /* with no level left, one is tried again at most so often */
-static const double ROOM = 1.1; /* a gap that a golden frame fits into is so many times as long as the last one took */
+static const double ROOM = 1.1; /* a gap that a golden frame fits into is so many times as long as they take */
+static const double LATEST = 3; /* times recheck_s, after which no gap is waited for; until then a shorter and shorter one will do */
 
 void fallback_tell(const fallback *l, int32_t level, const char *format, ...) {
     char line[700];
@@ -101,7 +102,8 @@ static int check(fallback_level *g, const call_limits *limits, const call_watche
     call_watcher quiet = {0};
     if (watcher) quiet = *watcher, quiet.missed = NULL;
     tusfm_status *failed = limits ? watchdog_call(g->guard, limits, &quiet, &c) : direct(g, &c);
-    g->check_took_ns = now_ns() - g->last_check_ns;
+    int64_t took = now_ns() - g->last_check_ns;
+    g->check_took_ns = g->check_took_ns ? (3 * g->check_took_ns + took) / 4 : took;
     if (failed) copy_line(why, size, tusfm_status_text(failed));
     tusfm_status_free(failed);
     return !failed;
@@ -193,7 +195,7 @@ void fallback_between(fallback *l, const call_limits *limits, const call_watcher
         return;
     }
     if (!fallback_due(l)) return;
-    int late = (double)(now_ns() - g->last_check_ns) / 1e9 >= 2 * l->recheck_s;
-    int fits = spare_ms >= ROOM * (double)g->check_took_ns / 1e6;
-    if ((fits || late) && !check(g, limits, watcher, why, sizeof why)) after(l, g, why, 0, limits, watcher);
+    double since = (double)(now_ns() - g->last_check_ns) / 1e9 / l->recheck_s;
+    int fits = since >= LATEST || spare_ms >= ROOM * (double)g->check_took_ns / 1e6 * (LATEST - since) / (LATEST - 1);
+    if (fits && !check(g, limits, watcher, why, sizeof why)) after(l, g, why, 0, limits, watcher);
 }

@@ -48,7 +48,7 @@ tusfm_status *fallback_answer(fallback *l, call *c, const call_limits *limits, c
 int fallback_due(const fallback *l);
 
 /* What is due between two frames: a golden frame, a second try where no level is left. A golden frame that would not be
- * done in `spare_ms`, when the next live one is expected, is put off until twice recheck_s have passed. */
+ * done in `spare_ms`, when the next live one is expected, is put off, for three times recheck_s at most. */
 void fallback_between(fallback *l, const call_limits *limits, const call_watcher *watcher, double spare_ms);
 
 void fallback_tell(const fallback *l, int32_t level, const char *format, ...) TUSFM_PRINTF(3, 4);

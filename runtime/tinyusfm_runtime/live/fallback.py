@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from tinyusfm_runtime.trust.policy import Trust
 
 _log = logging.getLogger(__name__)
-_ROOM = 1.1  # a gap that a golden frame fits into is so many times as long as the last one took
+_ROOM = 1.1  # a gap that a golden frame fits into is so many times as long as they take
+_LATEST = 3  # times recheck_s, after which none is waited for
 _SCORE_DRIFT = 0.02  # of golden answers between start and now; the same engine gives the same bits, so this is wide
 _DIFFERING_PIXELS = 0.005
 Report = Callable[[LiveEvent], None]
@@ -55,7 +56,8 @@ class FallbackOptions:
         misses_in_a_row: calls past their deadline, one after another, before the next level takes over; 0 is never.
         recheck_s: time between two golden frames that are slipped in between live ones, None is never; an engine
             that answers nonsense of the right shape is found by nothing else. A golden frame waits for a gap between
-            live frames that is long enough for it, for so long again at most.
+            live frames that is long enough for it; the longer it waits the shorter a gap will do, and after three
+            times ``recheck_s`` none is needed.
         retry_s: time between two tries of levels that failed, once none is left.
         isolate: run each level in a process of its own, which can be killed when a kernel hangs.
         threads: threads inside each engine, None is the runtime's default.
@@ -274,7 +276,7 @@ class Fallback:
         """What is due between two frames.
 
         A requested level, a golden frame, a retry when no level is left. A golden frame that would not be done when
-        the next live one is expected is put off, until twice ``recheck_s`` have passed.
+        the next live one is expected is put off, for three times ``recheck_s`` at most.
 
         Args:
             limits: of one call.
@@ -293,8 +295,8 @@ class Fallback:
             return
         if due is None or (since_s := now_s - current.last_check_s) < due:
             return
-        fits = spare_ms >= 1e3 * _ROOM * current.check_took_s
-        if (fits or since_s >= 2 * due) and (why := self._check(current, limits)) is not None:
+        fits = spare_ms >= 1e3 * _ROOM * current.check_took_s * (_LATEST * due - since_s) / ((_LATEST - 1) * due or 1.0)
+        if (fits or since_s >= _LATEST * due) and (why := self._check(current, limits)) is not None:
             self._after(current, why, False, limits, report, None)
 
     def close(self) -> None:
@@ -392,7 +394,8 @@ class Fallback:
         except EdgeError as error:
             return f"a golden frame failed: {error}"
         difference = golden_difference(got, want)
-        level.check_took_s = time.monotonic() - begin_s
+        took_s = time.monotonic() - begin_s
+        level.check_took_s = (3 * level.check_took_s + took_s) / 4 if level.check_took_s else took_s
         return difference
 
 
