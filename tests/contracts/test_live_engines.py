@@ -9,6 +9,7 @@ import ctypes
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from tinyusfm_runtime.engines import EngineConfig
 from tinyusfm_runtime.frame import Frame
 from tinyusfm_runtime.live.loop import Live
 from tinyusfm_runtime.session import Session
+
+SILENT = 0.5
+"""Share of a run for which a thread that holds the interpreter keeps others out of it."""
 
 
 @pytest.fixture(params=ENGINES)
@@ -129,8 +133,8 @@ def test_an_output_that_is_not_finite_is_never_valid(session: Session, value: fl
             assert live.overlay() is None
 
 
-def ticks_during(work: Callable[[], object]) -> int:
-    """How often another thread got to run Python while something ran."""
+def silence_during(work: Callable[[], object]) -> float:
+    """The longest time for which no other thread got to run Python while something ran, as a share of that."""
     times: list[float] = []
     stop = threading.Event()
 
@@ -147,7 +151,8 @@ def ticks_during(work: Callable[[], object]) -> int:
     end = time.perf_counter()
     stop.set()
     ticker.join()
-    return sum(begin < t < end for t in times)
+    inside = [begin, *(t for t in times if begin < t < end), end]
+    return max(after - before for before, after in pairwise(inside)) / (end - begin)
 
 
 def test_a_run_releases_the_interpreter(name: str) -> None:
@@ -155,10 +160,10 @@ def test_a_run_releases_the_interpreter(name: str) -> None:
     engine.load(slow_model(name), tiny_spec(), EngineConfig(threads=1, rest_precision="f32"))
     tensor = np.random.default_rng(1).integers(0, 256, (1, 1, SIDE, SIDE), dtype=np.uint8)
     engine.run(tensor)
-    assert any(ticks_during(lambda: engine.run(tensor)) >= 5 for _ in range(5))
+    assert any(silence_during(lambda: engine.run(tensor)) < SILENT for _ in range(5))
     engine.close()
 
 
 def test_holding_the_interpreter_is_caught() -> None:
     greedy = ctypes.PyDLL(None).usleep  # PyDLL, unlike CDLL, keeps the lock
-    assert max(ticks_during(lambda: greedy(100_000)) for _ in range(3)) <= 2
+    assert all(silence_during(lambda: greedy(100_000)) >= SILENT for _ in range(3))
