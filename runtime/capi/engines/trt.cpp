@@ -204,4 +204,4 @@ void trt_close(engine *e) {
 
 } // namespace
 
-extern "C" const engine_kind engine_trt = {"trt", "tensorrt-rtx", 0, 0, trt_open, trt_run, trt_cancel, trt_close};
+extern "C" const engine_kind engine_trt = {"trt", "tensorrt-rtx", 0, 0, 0, trt_open, trt_run, trt_cancel, trt_close};
