@@ -21,10 +21,13 @@ static int read_at(int file, void *into, size_t count, uint64_t at) {
     return 1;
 }
 
-/* The same, from the mapping where that is guarded and reaches so far. */
+/* The same, from the mapping where that is guarded and reaches so far. What was taken away from it stays zeros: it has to be
+ * made again. */
 static int look_at(tue_shm_reader *r, void *into, size_t count, uint64_t at) {
     if (!r->map || r->map_bytes < at + count || !shm_guarded()) return read_at(r->file, into, count, at);
-    return shm_copy(into, r->map, (size_t)r->map_bytes, (size_t)at, count);
+    if (shm_copy(into, r->map, (size_t)r->map_bytes, (size_t)at, count)) return 1;
+    r->gone = 1;
+    return 0;
 }
 
 int32_t tue_shm_attach(tue_shm_reader *reader, const char *name) {
@@ -81,12 +84,10 @@ static int fits(uint64_t size, uint64_t room) {
 /* Copies content of a slot; *crc, if asked for, goes on meanwhile over what is still in the cache. 0: cut short. */
 static int copy_content(tue_shm_reader *r, uint8_t *into, uint64_t count, uint64_t at, uint32_t *crc) {
     enum { PART = 1 << 17 };
-    int mapped = r->map && r->map_bytes >= at + count;
     for (uint64_t done = 0; done < count;) {
         size_t part = (size_t)(count - done < PART && crc ? count - done : crc ? PART : count - done);
-        if (!mapped && !read_at(r->file, into + done, part, at + done)) return 0;
-        if (mapped && !shm_copy(into + done, r->map, (size_t)r->map_bytes, (size_t)(at + done), part)) {
-            let_go(r);
+        if (!look_at(r, into + done, part, at + done)) {
+            if (r->gone) let_go(r);
             return 0;
         }
         if (crc) *crc = shm_crc32_go_on(*crc, into + done, part);
@@ -124,7 +125,7 @@ static void come_over(tue_shm_reader *r, uint64_t now) {
     if (lstat(r->name, &facts) != 0 || (uint64_t)facts.st_dev != r->device || (uint64_t)facts.st_ino != r->inode) let_go(r);
 }
 
-/* How far apart frames come; after a pause that is learnt anew. */
+/* How far apart frames come, measured from the start again after a pause. */
 static void learn_rate(tue_shm_reader *r, uint64_t number, uint64_t now) {
     uint64_t apart = r->taken ? (now - r->frame_ns) / (number - r->taken) : SECOND_NS;
     if (apart >= SECOND_NS) r->every_ns = 0;
@@ -207,7 +208,7 @@ int32_t tue_shm_wait(tue_shm_reader *reader, double ms) {
     int64_t end = (int64_t)shm_now_ns(CLOCK_MONOTONIC) + left;
     for (;; left = end - (int64_t)shm_now_ns(CLOCK_MONOTONIC)) {
         uint64_t number;
-        if (reader->gone) return 0; /* the next look lets go of it */
+        if (reader->gone) return 0; /* the next look unmaps it */
         if (reader->file < 0 || !look_at(reader, &number, sizeof number, offsetof(tue_shm_ring, published))) {
             shm_sleep(least(left, ABSENT_NS));
             return 0; /* the next look attaches, or sees the damage */
@@ -287,6 +288,7 @@ static int32_t frame_in_place(tue_shm_reader *r, uint64_t number, uint64_t at, v
 
 int32_t tue_shm_borrow(tue_shm_reader *reader, tue_shm_slot *slot, const uint8_t **pixels) {
     if (!reader || !slot || !pixels) return TUE_SHM_DAMAGED;
+    if (reader->gone) let_go(reader); /* a ring that is opened in its place may have no mapping */
     if (!tue_shm_room(reader)) return TUE_SHM_NOTHING;
     if (!reader->map || reader->map_bytes < 128 + reader->slots * reader->slot_stride) return TUE_SHM_UNMAPPED;
     int32_t found = newest(reader, TUE_SHM_MAGIC, TUE_SHM_VERSION, 128, frame_in_place, slot, NULL, 0);

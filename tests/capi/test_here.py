@@ -22,7 +22,7 @@ SUBMITTED = ("seq", "valid", "found", "area_px", "hc_mm", "confidence", "trust",
 
 
 def looks(library: Library, holds: list[bool]) -> tuple[object, list[int]]:
-    """A lease that says in turn whether the frame is still there, and what it was told of looking."""
+    """A lease that says in turn whether the frame is still there, and its calls of ``look``."""
     told: list[int] = []
     lease = library.make("lease")
     lease.look = LOOK(lambda _user, begins: told.append(begins))
@@ -233,10 +233,21 @@ with ShmWriter(name, side * side) as writer:
         writer.write(Frame(pixels=np.full((side, side), 9, np.uint8), seq=9 + more))
     assert lib.tue_shm_holds(c.byref(reader)) == 0, "the fourth frame took the slot"
     assert borrow() == 1 and (pixels() == 9).all()
-    end = 128 + (writer.published - 1) % 4 * writer._stride + 4 * 4096
-    os.truncate(f"/dev/shm/{name}", end)
+    path, at = f"/dev/shm/{name}", 128 + (writer.published - 1) % 4 * writer._stride
+    file = os.open(path, os.O_RDONLY)
+    ring, frame, whole = os.pread(file, 128, 0), os.pread(file, 128 + side * side, at), os.fstat(file).st_size
+    os.truncate(path, at + 4 * 4096)
     assert not pixels()[8 * 4096 :].any() and lib.tue_shm_holds(c.byref(reader)) == 0, "zeros, and it is told"
-    assert lib.tue_shm_wait(c.byref(reader), 1.0) == 0 and borrow() == 0 and reader.map is None
+    assert lib.tue_shm_wait(c.byref(reader), 1.0) == 0
+    other = os.open(path + ".holes", os.O_RDWR | os.O_CREAT, 0o600)
+    os.truncate(other, whole)
+    os.pwrite(other, ring, 0), os.pwrite(other, frame, at)
+    os.rename(path + ".holes", path)
+    assert borrow() == 3, "a ring with holes takes the place of the one whose memory is gone: it is not mapped whole"
+    assert reader.map_bytes == 128 and lib.tue_shm_holds(c.byref(reader)) == 0
+    os.truncate(path, 64)
+    lib.tue_shm_detach(c.byref(reader))
+    assert borrow() == 0 and reader.map is None
     lib.tue_shm_detach(c.byref(reader))
 print("survived")
 """

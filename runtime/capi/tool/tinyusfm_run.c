@@ -336,16 +336,32 @@ typedef struct source {
     atomic_int begun, ended;
 } source;
 
-/* Submits the newest frame, if there is a new one: copied once, from the ring into the session's own memory. */
+/* Takes the newest frame into the session's own memory: copied once. *found 0: there is none. */
+static tusfm_status *copy_newest(source *from, tue_shm_slot *slot, const uint8_t **pixels, int32_t *found) {
+    uint8_t *own;
+    uint64_t room = tue_shm_room(&from->ring);
+    *found = TUE_SHM_NOTHING;
+    if (!room) return NULL;
+    tusfm_status *failed = tusfm_room(from->session, (int64_t)room, &own);
+    if (failed) return failed;
+    *found = tue_shm_newest(&from->ring, slot, own, room);
+    *pixels = own;
+    return NULL;
+}
+
+/* Tells the session of a new heartbeat. */
+static void hear(source *from) {
+    if (from->ring.heartbeat_ns != from->heartbeat_ns) from->heartbeat_ns = from->ring.heartbeat_ns, tusfm_contact(from->session);
+}
+
+/* Submits the newest frame, if there is a new one. */
 static tusfm_status *feed(source *from) {
     tue_shm_slot slot;
-    uint8_t *pixels;
-    uint64_t room = tue_shm_room(&from->ring);
-    if (!room) return NULL;
-    tusfm_status *failed = tusfm_room(from->session, (int64_t)room, &pixels);
+    const uint8_t *pixels;
+    int32_t found;
+    tusfm_status *failed = copy_newest(from, &slot, &pixels, &found);
     if (failed) return failed;
-    int32_t found = tue_shm_newest(&from->ring, &slot, pixels, room);
-    if (from->ring.heartbeat_ns != from->heartbeat_ns) from->heartbeat_ns = from->ring.heartbeat_ns, tusfm_contact(from->session);
+    hear(from);
     if (found != TUE_SHM_NEW) return NULL;
     tusfm_frame frame = as_frame(&slot, pixels);
     failed = tusfm_submit(from->session, &frame);
@@ -353,15 +369,19 @@ static tusfm_status *feed(source *from) {
     return failed;
 }
 
+/* One frame that cannot be used is told, and the stream goes on. */
+static tusfm_status *without_bad_frame(tusfm_status *failed) {
+    if (tusfm_status_code(failed) != TUSFM_FRAME) return failed;
+    on_log(NULL, TUSFM_WARNING, tusfm_status_text(failed));
+    tusfm_status_free(failed);
+    return NULL;
+}
+
 static void *feed_on(void *given) {
     source *from = given;
     while (!atomic_load(&stop) && !from->failed) {
         (void)tue_shm_wait(&from->ring, WAIT_MS);
-        from->failed = feed(from);
-        if (tusfm_status_code(from->failed) != TUSFM_FRAME) continue;
-        on_log(NULL, TUSFM_WARNING, tusfm_status_text(from->failed)); /* one frame that cannot be used: the stream goes on */
-        tusfm_status_free(from->failed);
-        from->failed = NULL;
+        from->failed = without_bad_frame(feed(from));
     }
     atomic_store(&from->ended, 1);
     return NULL;
@@ -375,24 +395,33 @@ static void write_times(FILE *to, const tusfm_reading *r, int64_t there_ns) {
     fflush(to);
 }
 
-/* Gives a reading to everybody; 0: one of them could not be written. */
-static int hand_on(const settings *s, const tusfm_reading *reading, sink *sinks, FILE *times, int *alarmed) {
+/* Where readings go, and what became of them. */
+typedef struct taker {
+    const settings *s;
+    sink *sinks;
+    FILE *times;
+    long long answered;
+    int alarmed, broken; /* broken: a reading could not be written */
+} taker;
+
+static void take(void *given, const tusfm_reading *reading) {
+    taker *to = given;
     int64_t there_ns = tusfm_now_ns();
-    if (reading->drift_alarm && !*alarmed && s->options.log) {
-        *alarmed = 1;
+    to->answered++;
+    if (reading->drift_alarm && !to->alarmed && to->s->options.log) {
+        to->alarmed = 1;
         fprintf(stderr, "tinyusfm-run: warning: drift: frames no longer look like the calibration set, by %s\n", reading->strangest);
     }
-    if (!deliver(sinks, s->sink_count, reading)) return 0;
-    if (times) write_times(times, reading, there_ns);
-    return 1;
+    to->broken = !deliver(to->sinks, to->s->sink_count, reading);
+    if (to->times && !to->broken) write_times(to->times, reading, there_ns);
 }
 
-static tusfm_status *loop(const settings *s, source *from, sink *sinks, FILE *times, int *broken) {
+static int wanted(const taker *to) { return !to->broken && !atomic_load(&stop) && (!to->s->frames || to->answered < to->s->frames); }
+
+static tusfm_status *loop(source *from, taker *to) {
     tusfm_reading reading;
-    long long answered = 0;
-    int alarmed = 0;
     tusfm_reading_init(&reading, sizeof reading);
-    while (!atomic_load(&stop) && !atomic_load(&from->ended) && (!s->frames || answered < s->frames)) {
+    while (wanted(to) && !atomic_load(&from->ended)) {
         int32_t there = 0;
         if (!atomic_load(&from->begun)) {
             pause_ms(2);
@@ -400,12 +429,7 @@ static tusfm_status *loop(const settings *s, source *from, sink *sinks, FILE *ti
         }
         tusfm_status *failed = tusfm_newest(from->session, WAIT_MS, &reading, &there);
         if (failed) return failed;
-        if (!there) continue;
-        answered++;
-        if (!hand_on(s, &reading, sinks, times, &alarmed)) {
-            *broken = 1;
-            return NULL;
-        }
+        if (there) take(to, &reading);
     }
     return NULL;
 }
@@ -416,74 +440,54 @@ static void look_at(void *ring, int32_t begins) { tue_shm_look(ring, begins); }
 
 static int32_t still_holds(void *ring) { return tue_shm_holds(ring); }
 
-/* Where readings go, and what became of them. */
-typedef struct taker {
-    const settings *s;
-    sink *sinks;
-    FILE *times;
-    long long answered;
-    int alarmed, broken;
-} taker;
-
-static void take(void *given, const tusfm_reading *reading) {
-    taker *to = given;
-    to->answered++;
-    to->broken = !hand_on(to->s, reading, to->sinks, to->times, &to->alarmed);
-}
-
 /* Answers the newest frame of the ring, if there is a new one, from where it lies. */
 static tusfm_status *answer_next(source *from, tusfm_lease *lease, taker *to) {
     tue_shm_slot slot;
-    const uint8_t *pixels = NULL;
-    uint8_t *own = NULL;
+    const uint8_t *pixels;
     (void)tue_shm_wait(&from->ring, WAIT_MS);
     int32_t found = tue_shm_borrow(&from->ring, &slot, &pixels);
-    if (found == TUE_SHM_UNMAPPED) { /* an object with holes */
-        uint64_t room = tue_shm_room(&from->ring);
-        tusfm_status *failed = room ? tusfm_room(from->session, (int64_t)room, &own) : NULL;
-        if (failed || !room) return failed;
-        found = tue_shm_newest(&from->ring, &slot, own, room);
-        pixels = own;
+    int copied = found == TUE_SHM_UNMAPPED; /* an object with holes */
+    if (copied) {
+        tusfm_status *failed = copy_newest(from, &slot, &pixels, &found);
+        if (failed) return failed;
     }
-    if (from->ring.heartbeat_ns != from->heartbeat_ns) from->heartbeat_ns = from->ring.heartbeat_ns, tusfm_contact(from->session);
+    hear(from);
     if (found != TUE_SHM_NEW) return NULL;
     tusfm_frame frame = as_frame(&slot, pixels);
-    return tusfm_answer(from->session, &frame, own ? NULL : lease, take, to);
+    return tusfm_answer(from->session, &frame, copied ? NULL : lease, take, to);
 }
 
-static tusfm_status *alone(const settings *s, source *from, sink *sinks, int *broken) {
+static tusfm_status *alone(source *from, taker *to) {
     tusfm_lease lease;
     tusfm_status *failed = NULL;
-    taker to = {.s = s, .sinks = sinks, .times = s->times ? fopen(s->times, "ae") : NULL};
     tusfm_lease_init(&lease, sizeof lease);
     lease.user = &from->ring, lease.look = look_at, lease.holds = still_holds;
-    to.broken = s->times && !to.times;
-    if (!s->sleeps) tue_shm_expect(&from->ring, SPIN_MS);
-    while (!failed && !to.broken && !atomic_load(&stop) && (!s->frames || to.answered < s->frames)) {
-        failed = answer_next(from, &lease, &to);
-        if (tusfm_status_code(failed) != TUSFM_FRAME) continue;
-        on_log(NULL, TUSFM_WARNING, tusfm_status_text(failed)); /* one frame that cannot be used: the stream goes on */
-        tusfm_status_free(failed);
-        failed = NULL;
-    }
-    *broken = to.broken | (to.times && fclose(to.times) != 0);
+    if (!to->s->sleeps) tue_shm_expect(&from->ring, SPIN_MS);
+    while (!failed && wanted(to)) failed = without_bad_frame(answer_next(from, &lease, to));
     return failed;
 }
 
-static tusfm_status *both(const settings *s, source *from, sink *sinks, int *broken) {
+static tusfm_status *both(source *from, taker *to) {
     pthread_t feeder;
-    FILE *times = s->times ? fopen(s->times, "ae") : NULL;
-    if ((s->times && !times) || pthread_create(&feeder, NULL, feed_on, from) != 0) {
-        if (times) fclose(times);
-        *broken = 1;
+    if (pthread_create(&feeder, NULL, feed_on, from) != 0) {
+        to->broken = 1;
         return NULL;
     }
-    tusfm_status *failed = loop(s, from, sinks, times, broken);
+    tusfm_status *failed = loop(from, to);
     atomic_store(&stop, 1);
     pthread_join(feeder, NULL);
-    if (times && fclose(times) != 0) *broken = 1;
     if (!failed) return from->failed;
     tusfm_status_free(from->failed);
+    return failed;
+}
+
+static tusfm_status *answer_all(const settings *s, source *from, sink *sinks, int in_place, int *broken) {
+    taker to = {.s = s, .sinks = sinks, .times = s->times ? fopen(s->times, "ae") : NULL};
+    tusfm_status *failed = NULL;
+    to.broken = s->times && !to.times;
+    if (!to.broken) failed = in_place ? alone(from, &to) : both(from, &to);
+    *broken = to.broken;
+    if (to.times && fclose(to.times) != 0) *broken = 1;
     return failed;
 }
 
@@ -527,7 +531,7 @@ static int run(const settings *s, tusfm_session *session) {
     for (; opened < s->sink_count && !what; opened++)
         if (!open_sink(&sinks[opened], s->sinks[opened], &info))
             what = "a sink is written jsonl:FILE, jsonl:- or shm-out:NAME, and must be writable";
-    if (!what) failed = info.in_place ? alone(s, &from, sinks, &broken) : both(s, &from, sinks, &broken);
+    if (!what) failed = answer_all(s, &from, sinks, info.in_place, &broken);
     for (int i = 0; i < opened; i++) {
         if (sinks[i].is_ring) tue_shm_close(&sinks[i].ring, 1);
         else if (sinks[i].file && sinks[i].file != stdout && fclose(sinks[i].file) != 0) broken = 1;

@@ -295,8 +295,9 @@ class Fallback:
             return
         if due is None or (since_s := now_s - current.last_check_s) < due:
             return
-        fits = spare_ms >= 1e3 * _ROOM * current.check_took_s * (_LATEST * due - since_s) / ((_LATEST - 1) * due or 1.0)
-        if (fits or since_s >= _LATEST * due) and (why := self._check(current, limits)) is not None:
+        since = since_s / due if due else _LATEST
+        fits = since >= _LATEST or spare_ms >= 1e3 * _ROOM * current.check_took_s * (_LATEST - since) / (_LATEST - 1)
+        if fits and (why := self._check(current, limits)) is not None:
             self._after(current, why, False, limits, report, None)
 
     def close(self) -> None:
