@@ -59,7 +59,7 @@ def test_every_row_has_commands_of_the_command_line(plans: list[dict[str, Any]])
     known: Any = get_command(app)
     planned = [(plan, row) for plan in plans for row in rows(plan)]
     names = [row.name for _, row in planned]
-    assert {"hc18-10-scratch", "hc18-100-ours", "busi-25-tskd", "head-10-unmasked", "head1200-10-tskd"} <= set(names)
+    assert {"hc18-10-scratch", "hc18-100-ours", "busi-25-tskd", "head-10-unmasked", "long-10-tskd-600"} <= set(names)
     assert len(set(names)) == len(names), "results of both plans lie in one folder"
     for plan, row in planned:
         found = commands(plan, row, 1, PLACES)
@@ -71,19 +71,21 @@ def test_every_row_has_commands_of_the_command_line(plans: list[dict[str, Any]])
 
 
 def test_arms_of_a_grid_have_the_same_steps(plans: list[dict[str, Any]]) -> None:
-    wanted = {"hc18": "300", "busi": "300", "head": "100", "breast": "100", "head1200": "1200", "breast1200": "1200"}
+    wanted = {"hc18": "300", "busi": "300", "head": "100", "head300": "300", "breast300": "300"}
+    wanted |= {"head1200": "1200", "long": "1200"}
     for plan in plans:
         for row in rows(plan):
             steps = commands(plan, row, 0, PLACES)
             assert _last(steps.adapt, "--steps") == wanted[row.grid], "the last one counts"
 
 
-def test_starts_of_a_plan_have_the_same_steps(plans: list[dict[str, Any]]) -> None:
-    for plan, wanted in zip(plans, ("800", "150"), strict=True):
-        found = [words for row in rows(plan) for words in commands(plan, row, 0, PLACES).start if words[0] == "distill"]
-        assert found
-        for words in found:
-            assert [word for word in words if word.startswith("steps=")] == [f"steps={wanted}"]
+def test_starts_of_a_grid_have_the_same_steps(plans: list[dict[str, Any]]) -> None:
+    wanted = {"hc18": "800", "busi": "800", "head": "150"}
+    for plan, row in ((each, row) for each in plans for row in rows(each)):
+        for words in commands(plan, row, 0, PLACES).start:
+            steps = [word for word in words if word.startswith("steps=")]
+            assert words[0] != "distill" or steps == [f"steps={wanted.get(row.grid, '600')}"]
+            assert ("--short" in words) == (steps == ["steps=150"])
 
 
 def test_arms_of_todays_method_differ_in_what_they_say(plans: list[dict[str, Any]]) -> None:
@@ -92,7 +94,7 @@ def test_arms_of_todays_method_differ_in_what_they_say(plans: list[dict[str, Any
     plan = plans[1]
     configs = {}
     for arm in ("kd", "selected-kd", "unmasked", "clean", "standardised"):
-        row = next(row for row in rows(plan) if row.arm == arm)
+        row = next(row for row in rows(plan) if row.arm == f"{arm}-600")
         words = commands(plan, row, 0, PLACES).start[-1]
         changes = [value for option, value in zip(words, words[1:], strict=False) if option == "--set"]
         configs[arm], _ = read_config(_last(words, "--ablation"), None, changes)
