@@ -6,6 +6,8 @@ Nothing is trained but the scoring model.
 and muscle training frames): blank, inverted, overlaid and JPEG-ruined ones, and cine neighbours, three for each good
 one. It prints the share of junk among what each method chooses at 2, 5 and 10 %. A neighbour is junk only where its
 original, or an earlier neighbour of it, is chosen too. Embeddings are the teacher's, or the scoring model's without it.
+``--chosen FOLDER`` writes what each method chooses at 10 %, one folder of images a method: the arms ``bad-METHOD`` of
+experiments_mended.toml learn from them.
 """
 
 from __future__ import annotations
@@ -31,13 +33,17 @@ from tinyusfm_edge.data.images import ImagePool, list_rows, read_pool
 from tinyusfm_edge.models.teachers import load_teacher
 from tinyusfm_edge.training.coreset.proxy import Proxy, ProxyConfig, embed_pool
 from tinyusfm_edge.training.pretrain.views import as_input
+from tinyusfm_runtime.atomic import write_file
 from tinyusfm_runtime.errors import EdgeError
+from tinyusfm_runtime.overlay import encode_png
 
 FOLDERS = ("hc18", "busi", "pocus_lung", "timtrack_muscle")
 """Data sets of the good frames, below ``--data``."""
 KINDS = ("neighbour", "blank", "inverted", "overlay", "jpeg")
 """Of what stands beside them."""
 BUDGETS = (0.02, 0.05, 0.10)
+WRITTEN = 0.10
+"""The budget of the images that are written."""
 
 
 def neighbour(image_SS: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -151,8 +157,30 @@ def junk_rows(bad: BadPool, rows_M: np.ndarray) -> dict[str, int]:
     return counts
 
 
-def measure(bad: BadPool, vectors_ND: np.ndarray, gradients_NE: np.ndarray, seed: int) -> list[dict[str, Any]]:
-    """Share of junk for every method and budget."""
+def write_chosen(bad: BadPool, rows_M: np.ndarray, folder: Path) -> None:
+    """Writes chosen frames as PNG; their names tell nothing.
+
+    Raises:
+        OutputError: a file cannot be written.
+        OSError: the folder cannot be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for row in rows_M:
+        write_file(folder / f"{bad.pool.ids[int(row)]}.png", encode_png(bad.pool.pixels_NSS[int(row)]))
+
+
+def measure(
+    bad: BadPool, vectors_ND: np.ndarray, gradients_NE: np.ndarray, seed: int, chosen_in: Path | None = None
+) -> list[dict[str, Any]]:
+    """Share of junk for every method and budget.
+
+    Args:
+        bad: the pool.
+        vectors_ND: embeddings.
+        gradients_NE: of the scoring model, by epoch.
+        seed: of clusters and choices.
+        chosen_in: folder for the frames that each method chooses at ``WRITTEN``, or None.
+    """
     config = SelectConfig(seed=seed)
     clusters = cluster(vectors_ND, seed=seed, algorithm=config.algorithm, dim=config.dim)
     found = []
@@ -163,6 +191,8 @@ def measure(bad: BadPool, vectors_ND: np.ndarray, gradients_NE: np.ndarray, seed
                 vectors_ND, bad.pool.ids, wanted, method=method, gradients_NE=gradients_NE, config=config,
                 clusters=clusters,
             ).rows_M  # fmt: skip
+            if chosen_in is not None and budget == WRITTEN:
+                write_chosen(bad, chosen, chosen_in / method)
             kinds = junk_rows(bad, chosen)
             found.append(
                 {"method": method, "budget": budget, "chosen": len(chosen), "share": sum(kinds.values()) / len(chosen)}
@@ -209,6 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--depth", type=int, default=12, help="blocks of the scoring model")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--chosen", type=Path, default=None, metavar="FOLDER", help="folder for the chosen frames")
     options = parser.parse_args(arguments)
     try:
         good = good_frames(options.data, options.good, options.image_size, options.seed)
@@ -226,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if options.teacher_weights is None
                 else teacher_vectors(bad, options.teacher_weights, Path(name))
             )
-            found = measure(bad, vectors, np.array(gradients), options.seed)
+            found = measure(bad, vectors, np.array(gradients), options.seed, options.chosen)
     except EdgeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

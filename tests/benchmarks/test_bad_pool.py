@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ needs("sklearn", "install tinyusfm-edge[calibration]")
 needs("lightning_fabric", "install tinyusfm-edge[train]")
 
 from bad_pool import BUDGETS, KINDS, BadPool, junk_rows, make_bad_pool, measure  # noqa: E402
+from tinyusfm_edge.data.images import list_rows, read_pool  # noqa: E402
 from tinyusfm_runtime.phantom import make_phantom  # noqa: E402
 
 
@@ -47,14 +50,20 @@ def test_a_neighbour_is_junk_only_beside_its_own_cine(bad: BadPool) -> None:
     }
 
 
-def test_a_method_that_likes_junk_is_seen_to(bad: BadPool) -> None:
+def test_a_method_that_likes_junk_is_seen_to(bad: BadPool, tmp_path: Path) -> None:
     """A broken control: gradients that are high and flat for inverted frames make the gradient rank choose them."""
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((160, 8)).astype(np.float32)
     likes = np.array([10.0 if kind == "inverted" else 1.0 for kind in bad.kinds])
     gradients = likes[:, None] * (1 + 0.01 * rng.standard_normal((160, 6)))
-    found = {(row["method"], row["budget"]): row for row in measure(bad, vectors, gradients.astype(np.float32), 0)}
+    found = {
+        (row["method"], row["budget"]): row for row in measure(bad, vectors, gradients.astype(np.float32), 0, tmp_path)
+    }
     assert found["gradient", BUDGETS[-1]]["inverted"] > 0.8
     assert found["distance", BUDGETS[-1]]["inverted"] < 0.5
     for row in found.values():
         assert row["share"] == pytest.approx(sum(row[kind] for kind in KINDS))
+    written = read_pool(list_rows([tmp_path / "gradient"]).rows, 64)
+    assert len(written) == found["gradient", BUDGETS[-1]]["chosen"]
+    inverted = {bad.pool.pixels_NSS[row].tobytes() for row, kind in enumerate(bad.kinds) if kind == "inverted"}
+    assert sum(pixels.tobytes() in inverted for pixels in written.pixels_NSS) > 0.8 * len(written)

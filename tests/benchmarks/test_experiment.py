@@ -71,7 +71,7 @@ def test_every_row_has_commands_of_the_command_line(plans: list[dict[str, Any]])
 
 
 def test_arms_of_a_grid_have_the_same_steps(plans: list[dict[str, Any]]) -> None:
-    wanted = {"hc18": "300", "busi": "300", "head": "100", "head300": "300", "breast300": "300"}
+    wanted = {"hc18": "300", "busi": "300", "head": "100", "head300": "300", "breast300": "300", "badpool": "300"}
     wanted |= {"head1200": "1200", "long": "1200"}
     for plan in plans:
         for row in rows(plan):
