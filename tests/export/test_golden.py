@@ -110,6 +110,13 @@ def test_a_threshold_or_spacing_is_noticed_even_where_the_digest_was_forged() ->
     assert spec_faults({"logits": arrays["logits"]}, SPEC.digest, SPEC, PREPARED, range(4)), "no readings at all"
 
 
+def test_stored_answers_that_are_not_finite_are_a_fault_like_any_other() -> None:
+    arrays = dict(unpack_arrays(pack_own(answers(0.3), SPEC, PREPARED), "own"))
+    arrays["logits"] = arrays["logits"].copy()
+    arrays["logits"][1].flat[0] = np.nan
+    assert spec_faults(arrays, SPEC.digest, SPEC, PREPARED, range(4))
+
+
 def test_a_head_that_was_not_found_is_stored_as_no_number() -> None:
     empty = read_output({"logits": np.full((1, 1, SIDE, SIDE), -1, np.float32)}, SPEC, PLACEMENTS[0])
     arrays = unpack_arrays(pack_reference([empty], SPEC, PREPARED[:1]), "reference")

@@ -21,6 +21,7 @@ Shapes: SKHW = frames, classes, rows, columns; SK = frames, classes; SEK = frame
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -120,10 +121,11 @@ def read_numbers(logits_SK: np.ndarray, spec: ModelSpec, prepared: Prepared) -> 
 
     Returns:
         float64 (S, R): of a mask ``NUMBERS`` of each label in turn, NaN for None; of a classifier its probabilities; of
-        features nothing.
+        features nothing. Of logits that are not finite NaN.
     """
     rows = [_numbers(logits, spec, *one) for logits, one in zip(logits_SK, prepared, strict=True)]
-    return np.array(rows, np.float64).reshape(len(rows), -1)
+    most = max(map(len, rows), default=0)
+    return np.array([[*row, *[math.nan] * (most - len(row))] for row in rows], np.float64).reshape(len(rows), most)
 
 
 def spec_faults(
