@@ -20,7 +20,7 @@ import numpy as np
 
 from tinyusfm_runtime.frame import Frame, PixelFormat, VideoRange
 from tinyusfm_runtime.numerics.preprocess import to_grey
-from tinyusfm_runtime.reading import ReadingState, Reason
+from tinyusfm_runtime.reading import DriftStatus, ReadingState, Reason, SecondPassState
 
 if TYPE_CHECKING:
     from tinyusfm_runtime.numerics.measure import Measurement
@@ -212,6 +212,7 @@ def captions(prediction: Prediction, labels: Sequence[str] = ()) -> list[tuple[s
     if prediction.found and prediction.reading is ReadingState.DOUBTFUL:
         lines.append(("DOUBTFUL", WARNING_RGB))
     lines += [(_REASONS[reason], WARNING_RGB) for reason in prediction.reasons]
+    lines += [(words, WARNING_RGB) for words in _unchecked(prediction)]
     if not prediction.judged and any(measured.touches_border for measured in prediction.measurements):
         lines.append(("AT BORDER", WARNING_RGB))
     if not prediction.valid:
@@ -235,6 +236,18 @@ _REASONS = {
     Reason.DRIFT: "UNLIKE CALIBRATION",
 }
 """What speaks against a reading, in the few letters of an image."""
+
+
+def _unchecked(prediction: Prediction) -> list[str]:
+    """What nobody looked at, so that the reading does not pass for a good one."""
+    if not prediction.judged:
+        return []
+    said = (
+        ("UNCHECKED", prediction.found and prediction.reading is ReadingState.UNCHECKED),
+        (f"DRIFT {prediction.drift_status.value}".upper(), prediction.drift_status is not DriftStatus.CHECKED),
+        ("SECOND PASS OFF", prediction.second_pass is SecondPassState.OFF),
+    )
+    return [words for words, holds in said if holds]
 
 
 def _words(measured: Measurement) -> str:

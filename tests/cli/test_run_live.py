@@ -56,6 +56,7 @@ def test_a_file_with_a_budget_runs_live_and_loses_nothing(
     out = capsys.readouterr().out
     assert re.search(r"frames +12 received = 12 answered \+ 0 dropped \+ 0 rejected\n", out)
     assert "12 = 12 usable" in out and "age at result" in out and "p99" in out
+    assert re.search(r"^drift +not checked 12$", out, re.M), "this bundle has no statistic"
     records = [json.loads(text) for text in place.read_text(encoding="utf-8").splitlines()]
     assert [record["seq"] for record in records if "seq" in record] == list(range(12))
 

@@ -48,6 +48,10 @@ def masks_of(segmentation: Any) -> dict[int, np.ndarray]:
     return dict(zip(numbers, planes, strict=True))
 
 
+SHARES = ("confidence", "agreement")
+"""Codes of numbers without a unit."""
+
+
 def numbers_of(report: Any) -> list[dict[str, float]]:
     """The measurements of each group, by the code's value."""
     found = []
@@ -56,7 +60,8 @@ def numbers_of(report: Any) -> list[dict[str, float]]:
         if item.get("ValueType") == "CONTAINER" and item.ConceptNameCodeSequence[0].CodeValue == "125007":
             values = [child for child in item.ContentSequence if child.ValueType == "NUM"]
             measured = {c.ConceptNameCodeSequence[0].CodeValue: c.MeasuredValueSequence[0] for c in values}
-            assert all(value.MeasurementUnitsCodeSequence[0].CodeValue == "mm" for value in measured.values())
+            units = {code: value.MeasurementUnitsCodeSequence[0].CodeValue for code, value in measured.items()}
+            assert all(unit == ("1" if code in SHARES else "mm") for code, unit in units.items())
             found.append({code: float(value.NumericValue) for code, value in measured.items()})
         for child in item.get("ContentSequence", ()):
             walk(child)
@@ -115,6 +120,8 @@ def test_frames_of_no_dicom_source_become_a_self_contained_set(tmp_path: Path, c
     found = numbers_of(report)
     wanted = [r.prediction.measurement.hc_mm for r in results[:3] if r.prediction and r.prediction.measurement]
     assert [group["11984-2"] for group in found] == pytest.approx(wanted, abs=1e-3)
+    agreements = [r.prediction.measurement.agreement for r in results[:3] if r.prediction and r.prediction.measurement]
+    assert [group["agreement"] for group in found] == pytest.approx(agreements, abs=1e-4)
 
 
 def test_the_validator_finds_no_error(tmp_path: Path, cine: Path) -> None:
@@ -193,7 +200,7 @@ def test_frames_without_spacing_have_no_numbers(tmp_path: Path) -> None:
     bare = replace(prediction, measurements=(replace(prediction.measurement, hc_mm=None, axes_mm=None),))
     with dicom.open_sink(str(tmp_path / "out")) as sink:
         sink.write(replace(frame, spacing_mm=None), bare)
-    assert numbers_of(read(tmp_path / "out", dicom.REPORT)) == [{}]
+    assert numbers_of(read(tmp_path / "out", dicom.REPORT))[0].keys() <= set(SHARES), "nothing in mm"
     assert "PixelMeasuresSequence" not in read(tmp_path / "out", dicom.SEGMENTATION).SharedFunctionalGroupsSequence[0]
     for name in sink.written:
         assert faults(tmp_path / "out" / name) == []

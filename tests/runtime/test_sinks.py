@@ -35,6 +35,7 @@ from tinyusfm_runtime.overlay import (
     outline,
 )
 from tinyusfm_runtime.phantom import make_phantom
+from tinyusfm_runtime.reading import DriftStatus, Judged, ReadingState, SecondPassState
 from tinyusfm_runtime.results import Prediction, Timings
 from tinyusfm_runtime.sinks import csv, jsonl, open_sink, video
 from tinyusfm_runtime.spec import AspectPolicy, PreprocessSpec
@@ -401,6 +402,15 @@ def test_an_invalid_prediction_shows_no_mask_and_says_so() -> None:
 )
 def test_reading(measurement: Measurement, words: list[str]) -> None:
     assert [text for text, _ in captions(predicted(measurements=(measurement,))[1])] == words
+
+
+def test_an_image_says_what_nobody_looked_at() -> None:
+    bare = predicted(judged=(Judged(),), second_pass=SecondPassState.OFF)[1]
+    assert [words for words, _ in captions(bare)][1:] == ["UNCHECKED", "DRIFT NOT CHECKED", "SECOND PASS OFF"]
+    good = predicted(judged=(Judged(ReadingState.GOOD),), drift_status=DriftStatus.NOT_APPLIED)[1]
+    assert [words for words, _ in captions(good)][1:] == ["DRIFT NOT APPLIED"]
+    checked = replace(good, drift_status=DriftStatus.CHECKED)
+    assert len(captions(checked)) == 1, "a good reading stands alone"
 
 
 def test_as_rgb_reads_format_and_range() -> None:

@@ -72,6 +72,8 @@ def test_card_agrees_with_the_files(name: str) -> None:
     assert card["ranges"]["tensors"] == sum(not tensor.endswith(SPAN) for tensor in student.ranges.tensors)
     text = (place / students.CARD_TEXT).read_text(encoding="utf-8")
     assert text == render_card(card), "CARD.md was edited by hand, or card.json without it"
+    for rule in (card["spec"]["reading"] or {}).get("thresholds", ()):
+        assert f"| {rule['label']} | {rule['confidence']:.4f} |" in text and "called good (upper end" in text
     kept = students.wide_layers(name)
     assert card.get("wide") == (json.loads((place / students.WIDE).read_bytes()) if kept else None)
     assert all(f"more than 8 bits in every int8 artefact: `{layer}`" in text for layer in kept[:1])

@@ -39,6 +39,7 @@ def render_card(card: Mapping[str, Any]) -> str:
         _section("Use", _use(spec)),
         _section("The network", _net(card)),
         _section("Input and output", _input(spec)),
+        _section("How sure a reading is", _readings(spec)),
         _section("Data", _data(card)),
         _section("Training", _training(card)),
         _section("Accuracy of the PyTorch float32 reference", _metrics(card)),
@@ -127,10 +128,36 @@ def _input(spec: Mapping[str, Any]) -> str:
         return frame + f"The answer is one probability a class (softmax): {', '.join(spec['labels'])}."
     return frame + (
         f"The mask is cut at probability "
-        f"{spec['threshold']:g}. Post-processing `{spec['postprocess']}`: largest 8-connected component, ellipse by "
-        "second-order moments with the frame's own row and column spacing, circumference by Ramanujan's second "
-        "formula. Without a spacing there are no millimetres. A mask that touches the border is flagged: its "
-        "circumference is too small."
+        f"{spec['threshold']:g}. Post-processing `{spec['postprocess']}`: largest 8-connected component without its "
+        "holes, the ellipse that holds the most of the clipped logits, scaled by the frame's own row and column "
+        "spacing, circumference by Ramanujan's second formula. Without a spacing there are no millimetres. A mask that "
+        "touches the edge of the frame or of the field of view is flagged: its circumference is too small. "
+        f"{_AGAIN[spec['second_pass']]}"
+    )
+
+
+_AGAIN = {
+    "never": "There is no second pass.",
+    "small": "A mask below a fifth of the frame is looked at again, on a crop around it.",
+    "always": "Every mask is looked at again, on a crop around it.",
+}
+
+
+def _readings(spec: Mapping[str, Any]) -> str:
+    rules = spec["reading"]
+    if rules is None:
+        return "No thresholds are calibrated: every reading is `unchecked`."
+    rates = rules["rates"]
+    rows = [
+        (rule["label"], _number(rule["confidence"], 4), _number(rule["agreement"], 4)) for rule in rules["thresholds"]
+    ]
+    return (
+        "A reading is `good` from these thresholds on, if nothing else speaks against it, else `doubtful`. Calibrated "
+        f"on {rates['frames']} validation frames of {rates['groups']} patients: {rates['good']} good, "
+        f"{rates['doubtful']} doubtful ({rates['doubtful_but_right']} of them right), {rates['none']} without a "
+        f"finding. Wrong means: {rates['wrong_means']}. {rates['wrong']} were wrong, {rates['good_but_wrong']} of them "
+        f"called good (upper end of the 95 % interval: {rates['good_but_wrong_limit']:.1%} of the frames).\n\n"
+        + _table(("label", "confidence", "agreement"), rows)
     )
 
 

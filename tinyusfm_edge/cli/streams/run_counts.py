@@ -124,11 +124,7 @@ class RunCounts:
             p50, p90, p99 = np.percentile(wide(self.total_ms), (50, 90, 99))
             lines.append(f"{'frame to mask':<14}p50 {p50:.1f} ms, p90 {p90:.1f} ms, p99 {p99:.1f} ms")
         lines += self.reading_lines(labels)
-        lines += [f"{'second pass':<14}{_counted(self.passes)}"] if self.passes.keys() - {"never"} else []
-        if drift := self.drift.file_line():
-            lines.append(f"{'drift':<14}{drift}")
-        elif self.unwatched:
-            lines.append(f"{'drift':<14}{_counted(self.unwatched)}")
+        lines += self.check_lines(self.drift.file_line())
         if self.stopped:
             shown = (f"{name} {self.stopped[index]}" for index, name in enumerate(exits))
             lines.append(f"{'answered at':<14}{', '.join(shown)}")
@@ -149,6 +145,7 @@ class RunCounts:
             "readings": dict(self.readings),
             "second_pass": dict(self.passes),
             "drift": self.drift.to_json(),
+            "drift_status": dict(self.unwatched),
             "labels": {str(index): count for index, count in self.winners.items()},
             "exits": {str(index): count for index, count in self.stopped.items()},
             "unverified": self.unverified,
@@ -172,6 +169,17 @@ class RunCounts:
                 for index, count in self.winners.most_common()
             )
             lines.append(f"{'labels':<14}{', '.join(shown)}")
+        return lines
+
+    def check_lines(self, drift: str) -> list[str]:
+        """What was looked at twice, and what became of the drift check.
+
+        Args:
+            drift: what the comparison came to, or an empty text.
+        """
+        lines = [f"{'second pass':<14}{_counted(self.passes)}"] if self.passes.keys() - {"never"} else []
+        if drift or self.unwatched:
+            lines.append(f"{'drift':<14}{drift or _counted(self.unwatched)}")
         return lines
 
     def _heads(self) -> str:

@@ -121,9 +121,7 @@ class ModelWatch:
         parts += [f"{self.degraded} by a fallback or after one" if self.degraded else ""]
         lines = [f"{'model':<14}{name}: {description}", f"{'asked':<14}{', '.join(part for part in parts if part)}"]
         lines += self.counts.reading_lines(self.labels)
-        if drift := self.counts.drift.stream_line():
-            lines.append(f"{'drift':<14}{drift}")
-        return lines
+        return lines + self.counts.check_lines(self.counts.drift.stream_line())
 
     def to_json(self) -> dict[str, Any]:
         """The counts as plain data."""
@@ -309,8 +307,7 @@ def table(watch: Watch, live: Live) -> list[str]:
     for name, model in watch.models.items():
         lines += model.lines(name, live.fallback_of(name).description)
     lines += watch.counts.reading_lines(watch.labels)
-    if drift := watch.counts.drift.stream_line():
-        lines.append(f"{'drift':<14}{drift}")
+    lines += watch.counts.check_lines(watch.counts.drift.stream_line())
     if watch.events:
         lines.append(f"{'events':<14}{_listed({name.replace('_', ' '): n for name, n in watch.events.items()})}")
     if counters.source:

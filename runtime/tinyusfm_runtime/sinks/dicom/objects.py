@@ -29,6 +29,7 @@ from tinyusfm_runtime.numerics.order import wide
 from tinyusfm_runtime.overlay import ellipse_curve
 
 if TYPE_CHECKING:
+    from tinyusfm_runtime.numerics.measure import Measurement
     from tinyusfm_runtime.results import Prediction
 
 REFERENCE_TAGS = (
@@ -379,9 +380,26 @@ def _group(image: Any, reading: FrameReading, tracking: Any, maker: Maker) -> An
             for name, value in named.items()
             if value is not None
         ]
+        + _shares(measured)
         or None,
         qualitative_evaluations=_evaluations(reading.prediction),
     )
+
+
+def _shares(measured: Measurement) -> list[Any]:
+    """Numbers that the thresholds are held against, 0..1."""
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+
+    known = [("confidence", "Mean probability inside the mask", measured.confidence)]
+    known += [("agreement", "Dice of mask and ellipse", measured.agreement)]
+    return [
+        hd.sr.Measurement(
+            name=hd.sr.CodedConcept(name, CODING_SCHEME, meaning), value=round(value, 4), unit=codes.UCUM.NoUnits
+        )
+        for name, meaning, value in known
+        if value is not None
+    ]
 
 
 def _evaluations(prediction: Prediction) -> list[Any]:
