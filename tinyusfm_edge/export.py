@@ -455,11 +455,12 @@ def _truths(folder: DataFolder, spec: ModelSpec) -> list[Truth]:
     A class, or a mask at the input's size.
     """
     from tinyusfm_edge.data.lacking import check_values, doubt_of
+    from tinyusfm_edge.data.marks import label_numbers
     from tinyusfm_edge.data.table import read_row_mask, resize_mask
     from tinyusfm_runtime.spec import Task
 
     if spec.task is Task.CLASSIFY:
-        index = {label: number for number, label in enumerate(spec.labels)}
+        index = label_numbers(spec.labels)
         return [index.get(named.stratum) for named in folder.validation]
     if spec.task is not Task.SEGMENT or not any(row.mask for row in folder.rows):
         return []

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tinyusfm_edge.data.marks import DEMO_MARK
 from tinyusfm_edge.data.table import Sample
 from tinyusfm_edge.evaluation.classification import ClassificationReport, score_classifier
 from tinyusfm_runtime.errors import InputError
@@ -62,6 +63,13 @@ def test_an_oracle_scores_perfectly() -> None:
     accuracy = found.metrics["accuracy"]
     assert accuracy is not None
     assert (accuracy.num_values, accuracy.num_groups) == (24, 12)
+
+
+def test_labels_of_a_student_for_demonstrations_are_those_of_the_table() -> None:
+    marked = replace(SPEC, labels=tuple(label + DEMO_MARK for label in LABELS))
+    sure: Callable[[np.ndarray], np.ndarray] = lambda tensor: np.eye(3, dtype=np.float32)[[1]] * 9  # noqa: E731
+    found = score_classifier(sure, marked, samples(), "val")
+    assert mean(found, "accuracy") == pytest.approx(1 / 3) and found.labels == marked.labels
 
 
 def test_each_fault_shows_in_its_own_number() -> None:

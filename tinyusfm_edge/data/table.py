@@ -39,7 +39,7 @@ from tinyusfm_edge.data.doubts import hold
 from tinyusfm_edge.data.ellipses import ELLIPSES, Ellipse, read_ellipses
 from tinyusfm_edge.data.frames import read_row
 from tinyusfm_edge.data.lacking import absent_classes, check_values, doubt_of
-from tinyusfm_edge.data.marks import DEMO_MARK
+from tinyusfm_edge.data.marks import label_numbers
 from tinyusfm_edge.data.mask_values import Foreground
 from tinyusfm_edge.data.masks import read_classes_map, read_mask
 from tinyusfm_edge.data.reading import AS_IT_IS, Reading
@@ -55,7 +55,7 @@ def class_indices(samples: Sequence[Sample], labels: tuple[str, ...]) -> np.ndar
     Raises:
         InputError: a label that is not among the names.
     """
-    known = {name.removesuffix(DEMO_MARK): index for index, name in enumerate(labels)}
+    known = label_numbers(labels)
     unknown = sorted({sample.label for sample in samples} - set(known))
     if unknown:
         raise InputError(f"label {unknown[0]!r} is not among the model's: {', '.join(labels)}")

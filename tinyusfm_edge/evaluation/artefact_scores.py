@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tinyusfm_edge.data.marks import label_numbers
 from tinyusfm_edge.data.table import Sample, resize_mask
 from tinyusfm_edge.evaluation.bootstrap import Estimate, estimate_mean, estimate_statistic, paired_difference
 from tinyusfm_edge.evaluation.metrics import CLASS_METRICS, hausdorff95, overlap
@@ -172,7 +173,7 @@ def _result(
     if spec.task is Task.CLASSIFY and output.answer.scores is not None:
         scores = tuple(float(score) for score in output.answer.scores)
         top = spec.labels[int(np.argmax(scores))] if scores else ""
-        label = spec.labels.index(sample.label) if truth and sample.label in spec.labels else -1
+        label = label_numbers(spec.labels).get(sample.label, -1) if truth else -1
     hc_mm = None if head is None else head.hc_mm
     found = bool(top) or (output.mask_HW is not None and bool(output.mask_HW.any()))
     values: dict[str, float] = {}
@@ -182,7 +183,7 @@ def _result(
         if hc_mm is not None and sample.hc_mm is not None:
             values["hc_abs_error_mm"] = abs(hc_mm - sample.hc_mm)
     if label >= 0:
-        values["accuracy"] = float(top == sample.label)
+        values["accuracy"] = float(top == spec.labels[label])
     return FrameResult(
         id=sample.id, group=sample.group, stratum=sample.label, found=found, reading=output.reading.value, top=top,
         hc_mm=hc_mm, values=values, scores=scores, truth=label, bins=bins,

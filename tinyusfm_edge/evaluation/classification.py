@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from tinyusfm_edge.data.marks import label_numbers
 from tinyusfm_edge.data.table import Sample
 from tinyusfm_edge.evaluation.bootstrap import Estimate, estimate_statistic
 from tinyusfm_edge.evaluation.metrics import CLASS_METRICS
@@ -95,7 +96,8 @@ def score_classifier(
     """
     if spec.task is not Task.CLASSIFY or len(spec.labels) < 2:
         raise InputError(f"model {spec.name!r} does not answer with two or more classes")
-    unknown = sorted({sample.label for sample in samples} - set(spec.labels))
+    known = label_numbers(spec.labels)
+    unknown = sorted({sample.label for sample in samples} - set(known))
     if unknown:
         raise InputError(f"label {unknown[0]!r} is not among the model's: {', '.join(spec.labels)}")
     if not samples:
@@ -108,7 +110,7 @@ def score_classifier(
             FrameScore(
                 sha256=sample.sha256,
                 group=sample.group,
-                truth=spec.labels.index(sample.label),
+                truth=known[sample.label],
                 probabilities=found,
             )
         )

@@ -20,6 +20,7 @@ from typing import Any
 
 from tinyusfm_calibration.sets import NamedFrame
 from tinyusfm_edge import students
+from tinyusfm_edge.data.marks import label_numbers
 from tinyusfm_edge.data.table import Sample, read_table, resize_mask
 from tinyusfm_edge.evaluation.segmentation import score_student
 from tinyusfm_edge.models.checkpoint import LoadedStudent, load_student_file
@@ -135,7 +136,7 @@ def compare_passes(out: Path, data: Path, plan: ReadingPlan) -> dict[str, dict[s
 
 def _truths(samples: Sequence[Sample], spec: ModelSpec) -> list[Truth]:
     if spec.task is Task.CLASSIFY:
-        known = {label: index for index, label in enumerate(spec.labels)}
+        known = label_numbers(spec.labels)
         return [known.get(sample.label) for sample in samples]
     return [resize_mask(sample.mask_HW, sample.frame, spec.preprocess) for sample in samples]
 
