@@ -19,10 +19,11 @@ import pytest
 
 from tests.capi.binding import Library
 from tests.capi.conftest import MakeStub
-from tests.conftest import child_environment
+from tests.conftest import child_environment, tiny_spec
 from tinyusfm_runtime.frame import Frame, PixelFormat, VideoRange
 from tinyusfm_runtime.numerics.measure import Measurement
 from tinyusfm_runtime.sources.shm import open_source
+from tinyusfm_runtime.spec import PostProcess, Task
 from tinyusfm_runtime.transport.shm_result import ResultReader, ResultWriter, RingReading
 from tinyusfm_runtime.transport.shm_ring import SLOT, RingError, RingReader
 from tinyusfm_runtime.transport.shm_writer import ShmWriter
@@ -255,6 +256,24 @@ def test_the_program_reads_a_ring_and_writes_lines_and_a_ring(
     assert {*lines[0]["measurement"]} == named and len(lines[0]["measurement"]["contour_px"]) > 20
     assert lines[0]["reading"] == "unchecked" and lines[0]["drift_status"] == "not checked"
     assert lines[0]["schema"] == jsonl.SCHEMA and lines[0]["target"] == "stub" and lines[0]["precision"] == "fp32"
+
+
+def test_the_program_names_classes_as_the_manifest_does(
+    build_folder: Path, make_stub: MakeStub, name: str, tmp_path: Path
+) -> None:
+    labels = ('b\u00e9nin "demo"', "malin", "normal")
+    spec = tiny_spec(task=Task.CLASSIFY, labels=labels, postprocess=PostProcess.NONE)
+    program = start(build_folder, make_stub("classes=3", spec=spec), f"shm:{name}", "--sink", f"jsonl:{tmp_path}/lines",
+                    "--frames", "3", "--budget", "60000")  # fmt: skip
+    with ShmWriter(name, 96 * 96) as writer:
+        end = time.monotonic() + 900
+        while program.poll() is None and time.monotonic() < end:
+            for seq in range(4):
+                writer.write(Frame(pixels=np.full((96, 96), 40 + 50 * seq, np.uint8), seq=seq))
+                time.sleep(0.02)
+        program.communicate(timeout=900)
+    lines = [json.loads(line) for line in (tmp_path / "lines").read_text(encoding="utf-8").splitlines()]
+    assert lines and all(line["label"] == labels[int(np.argmax(line["scores"]))] for line in lines)
 
 
 def test_killed_writers_and_readers_leave_the_others_going(build_folder: Path, make_stub: MakeStub, name: str) -> None:

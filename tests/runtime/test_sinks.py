@@ -37,7 +37,7 @@ from tinyusfm_runtime.overlay import (
 from tinyusfm_runtime.phantom import make_phantom
 from tinyusfm_runtime.reading import DriftStatus, Judged, ReadingState, SecondPassState
 from tinyusfm_runtime.results import Prediction, Timings
-from tinyusfm_runtime.sinks import csv, jsonl, open_sink, video
+from tinyusfm_runtime.sinks import RunFacts, csv, jsonl, open_sink, video
 from tinyusfm_runtime.spec import AspectPolicy, PreprocessSpec
 
 
@@ -106,6 +106,16 @@ def test_jsonl_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
 def open_sinks(folder: Path) -> list[Any]:
     pytest.importorskip("av", reason="install tinyusfm-edge[video]")
     return [jsonl.open_sink(str(folder / "out.jsonl")), video.open_sink(str(folder / "out.mp4"))]
+
+
+def test_a_line_of_a_classifier_names_its_class_with_its_mark(tmp_path: Path) -> None:
+    frame, prediction = predicted(mask_HW=None, measurements=(), scores=np.array([0.25, 0.75], np.float32))
+    facts = RunFacts(labels=("benign (demo only)", "malignant (demo only)"))
+    with open_sink(f"jsonl:{tmp_path / 'a'}", facts=facts) as named, open_sink(f"jsonl:{tmp_path / 'b'}") as bare:
+        for sink in (named, bare):
+            sink.write(frame, prediction)
+    first, second = (json.loads((tmp_path / name).read_text(encoding="ascii")) for name in "ab")
+    assert first["label"] == "malignant (demo only)" and "label" not in second
 
 
 def test_an_error_on_the_way_keeps_what_was_recorded_and_what_was_there(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ static const char usage[] =
 
 typedef struct sink {
     FILE *file; /* or a ring */
+    const tusfm_session *session; /* knows the names of the classes */
     tue_shm_writer ring;
     int is_ring;
 } sink;
@@ -136,6 +137,18 @@ static void words_of(FILE *to, const char *name, const char *value) {
     fputc('"', to);
 }
 
+/* A label, which may hold any letters: UTF-8 as the manifest has it. */
+static void label_of(FILE *to, const char *value) {
+    fputs(", \"label\": \"", to);
+    for (const char *at = value ? value : ""; *at; at++) {
+        unsigned char letter = (unsigned char)*at;
+        if (letter < ' ') fprintf(to, "\\u%04x", letter);
+        else if (letter == '"' || letter == '\\') fprintf(to, "\\%c", letter);
+        else fputc(letter, to);
+    }
+    fputc('"', to);
+}
+
 static const char *truth(int value) { return value ? "true" : "false"; }
 
 /* What stands in front of " on " in the line of an engine: artefact, which is target and precision. */
@@ -185,7 +198,7 @@ static void write_component(FILE *to, const tusfm_measurement *m) {
 static void write_measurement(FILE *to, const tusfm_measurement *m) {
     int there = m->found && m->has_ellipse;
     fprintf(to, "{\"found\": %s", truth(m->found));
-    words_of(to, "label", m->label);
+    label_of(to, m->label);
     fprintf(to, ", \"has_ellipse\": %s", truth(m->has_ellipse));
     write_component(to, m);
     number(to, "hc_mm", m->hc_mm);
@@ -248,8 +261,17 @@ static void write_scores(FILE *to, const tusfm_reading *r) {
     fputc(']', to);
 }
 
+/* The likeliest of a classifier's classes, as its student names it. */
+static void write_label(FILE *to, const tusfm_session *session, const tusfm_reading *r) {
+    int32_t best = 0;
+    if (r->withheld || r->score_count < 1 || !tusfm_label(session, r->score_count - 1) || tusfm_label(session, r->score_count)) return;
+    for (int32_t i = 1; i < r->score_count; i++)
+        if (r->scores[i] > r->scores[best]) best = i;
+    label_of(to, tusfm_label(session, best));
+}
+
 /* The keys of the Python runtime's JSON lines for a result of a stream. */
-static void write_line(FILE *to, const tusfm_reading *r) {
+static void write_line(FILE *to, const tusfm_session *session, const tusfm_reading *r) {
     static const char *const states[] = {"live", "stale", "frozen", "lost", "degraded"};
     fprintf(to, "{\"schema\": %d, \"kind\": \"result\", \"seq\": %lld, \"valid\": %s, \"verified\": %s, \"degraded\": %s", SCHEMA,
             (long long)r->seq, truth(r->valid), truth(r->verified), truth(r->degraded));
@@ -269,6 +291,7 @@ static void write_line(FILE *to, const tusfm_reading *r) {
     words_of(to, "error", r->error);
     fputs("}, \"smoothed\": null", to);
     if (r->exit_index >= 0) fprintf(to, ", \"exit_index\": %d", r->exit_index);
+    write_label(to, session, r);
     fputs("}\n", to);
     fflush(to);
 }
@@ -302,7 +325,7 @@ static int deliver(sink *to, int count, const tusfm_reading *reading) {
             fill_slot(&slot, reading);
             if (tue_res_write(&to[i].ring, &slot, reading->mask) != TUE_SHM_OK) return 0;
         } else {
-            write_line(to[i].file, reading);
+            write_line(to[i].file, to[i].session, reading);
             if (ferror(to[i].file)) return 0;
         }
     }
@@ -528,9 +551,11 @@ static int run(const settings *s, tusfm_session *session) {
     if (strncmp(s->source, "shm:", 4) != 0 || tue_shm_attach(&from.ring, s->source + 4) != TUE_SHM_OK)
         return finish(NULL, "a source is written shm:NAME with letters, digits, . _ and -");
     const char *what = NULL;
-    for (; opened < s->sink_count && !what; opened++)
+    for (; opened < s->sink_count && !what; opened++) {
+        sinks[opened].session = session;
         if (!open_sink(&sinks[opened], s->sinks[opened], &info))
             what = "a sink is written jsonl:FILE, jsonl:- or shm-out:NAME, and must be writable";
+    }
     if (!what) failed = answer_all(s, &from, sinks, info.in_place, &broken);
     for (int i = 0; i < opened; i++) {
         if (sinks[i].is_ring) tue_shm_close(&sinks[i].ring, 1);

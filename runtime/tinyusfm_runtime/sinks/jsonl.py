@@ -5,7 +5,8 @@ No pixels, and no file names unless asked for, so it may go into a log.
 Keys (schema 4): ``schema kind seq valid verified degraded target precision engine age_ms timings_ms found confidence
 reading reasons second_pass drift_status measurement measurements scores live smoothed``, ``drift`` where the frame
 was compared with the calibration frames, and ``exit_index`` (from 0, the end is the last) of a classifier with early
-exits, ``name`` (of the file the frame came from) where names were asked for. ``reading`` is good, doubtful, none or
+exits, ``label`` (the likeliest class) where the classes' names are known, ``name`` (of the file the frame came from)
+where names were asked for. ``reading`` is good, doubtful, none or
 unchecked, ``reasons`` say why. ``measurement`` is that of a mask's first label, in pixels of the frame and mm, with
 its contour; ``measurements`` has all of them where there are several labels, else null. ``kind`` is ``result``;
 ``live`` is null, or, for a result of the live loop, ``index state stale withheld dropped_since_last level error``.
@@ -25,7 +26,7 @@ import json
 import math
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
@@ -53,16 +54,17 @@ def available() -> Availability:
     return Availability(usable=True, reason="standard library only", extra=None)
 
 
-def open_sink(location: str) -> JsonLinesSink:
+def open_sink(location: str, *, labels: tuple[str, ...] = ()) -> JsonLinesSink:
     """Opens the file.
 
     Args:
         location: path of the file, or ``-`` for standard output.
+        labels: names of a classifier's classes, so that a line names the likeliest.
 
     Raises:
         OutputError: it cannot be written.
     """
-    return JsonLinesSink(location)
+    return JsonLinesSink(location, labels)
 
 
 def as_record(prediction: Prediction) -> dict[str, Any]:
@@ -148,7 +150,8 @@ class JsonLinesSink(FileSink):
     Changes of state are forced onto the disk.
     """
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, labels: tuple[str, ...] = ()) -> None:
+        self._labels = labels
         self._file = None if location == "-" else RecordFile(location, "the JSON lines file", _is_record)
         self._turn = threading.Lock()
 
@@ -158,7 +161,7 @@ class JsonLinesSink(FileSink):
         Raises:
             OutputError: no room, or the reader of the pipe went away.
         """
-        self._append(as_record(prediction) | _named(frame))
+        self._append(as_record(prediction) | _likeliest(prediction, self._labels) | _named(frame))
 
     def write_live(self, result: LiveResult) -> None:
         """Appends one result of the live loop, a line for each model.
@@ -167,7 +170,8 @@ class JsonLinesSink(FileSink):
             OutputError: no room, or the reader of the pipe went away.
         """
         for each in result.each:
-            self._append(live_record(each))
+            said = None if each.withheld else each.prediction
+            self._append(live_record(each) | _likeliest(said, each.labels or self._labels))
 
     def on_state(self, change: StateChange) -> None:
         """Appends a change of state; one that comes after the end is dropped.
@@ -199,6 +203,14 @@ class JsonLinesSink(FileSink):
                 sys.stdout.flush()
         except OSError as error:
             raise OutputError(f"cannot write to standard output: {error.strerror or type(error).__name__}") from error
+
+
+def _likeliest(prediction: Prediction | None, labels: Sequence[str]) -> dict[str, str]:
+    """The name of the likeliest class, with whatever mark its student gave it."""
+    scores = None if prediction is None else prediction.scores
+    if scores is None or scores.ndim != 1 or not len(labels) or len(labels) != len(scores):
+        return {}
+    return {"label": labels[int(scores.argmax())]}
 
 
 def _named(frame: Frame) -> dict[str, str]:

@@ -40,16 +40,17 @@ def available() -> Availability:
     return Availability(usable=True, reason="standard library and numpy; stores images", extra=None)
 
 
-def open_sink(location: str) -> RecordSink:
+def open_sink(location: str, *, labels: tuple[str, ...] = ()) -> RecordSink:
     """Reserves the folder.
 
     Args:
         location: path of the folder, which must not exist.
+        labels: names of a classifier's classes, as for JSON lines.
 
     Raises:
         OutputError: something of that name is there, or the folder above is missing or not writable.
     """
-    return RecordSink(location)
+    return RecordSink(location, labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +107,14 @@ class RecordSink(FileSink):
         images: how many frames were stored.
     """
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, labels: tuple[str, ...] = ()) -> None:
         self._pending = PendingFolder(location, "the recording", recover=True)
         self._open = True
         self._clip: _Clip | None = None
         self._clips = 0
         self.images = 0
         try:
-            self._results = JsonLinesSink(str(self._pending.path / "results.jsonl"))
+            self._results = JsonLinesSink(str(self._pending.path / "results.jsonl"), labels)
             self._frames = (self._pending.path / "frames.jsonl").open("a", encoding="ascii")
         except OSError as error:
             raise self._pending.failed(error) from error
