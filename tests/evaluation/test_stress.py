@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,8 @@ from tinyusfm_edge.data.table import Sample
 from tinyusfm_edge.evaluation.stress import CHANGES, stress
 from tinyusfm_runtime.errors import InputError
 from tinyusfm_runtime.frame import Frame
-from tinyusfm_runtime.spec import ModelSpec, PostProcess, PreprocessSpec, Task
+from tinyusfm_runtime.reading_rules import LabelThresholds, ReadingRates, ReadingRules
+from tinyusfm_runtime.spec import ModelSpec, PostProcess, PreprocessSpec, SecondPass, Task
 
 SPEC = ModelSpec(
     name="oracle",
@@ -60,6 +63,36 @@ def test_a_model_that_follows_the_screen_is_caught() -> None:
     assert row.dice < 0.9
     (shaded,) = stress(bright, SPEC, [head()], ("shadow, one wide",))
     assert shaded.dice < 0.97, "a shadow hides part of the head from a threshold"
+
+
+def test_what_the_thresholds_call_doubtful_is_not_silent() -> None:
+    off = replace(head(), hc_mm=1.3 * head().hc_mm)  # type: ignore[operator]
+    rates = ReadingRates(
+        frames=9, groups=9, good=9, doubtful=0, none=0, wrong=0, good_but_wrong=0, doubtful_but_right=0,
+        good_but_wrong_limit=0.3, wrong_means="off",
+    )  # fmt: skip
+    judged = replace(
+        SPEC, reading=ReadingRules(thresholds=(LabelThresholds(label="head", confidence=0.9),), rates=rates)
+    )
+
+    def unsure(tensor: np.ndarray) -> np.ndarray:
+        return np.where(tensor > 120, 1.0, -1.0).astype(np.float32)
+
+    found = [stress(run, spec, [off], ("none",))[0] for run in (unsure, bright) for spec in (SPEC, judged)]
+    assert [(row.wrong, row.silent) for row in found] == [(1, 1), (1, 0), (1, 1), (1, 1)]
+
+
+def test_small_heads_are_looked_at_twice_as_the_model_says() -> None:
+    runs = []
+
+    def counted(tensor: np.ndarray) -> np.ndarray:
+        runs.append(tensor.shape)
+        return bright(tensor)
+
+    for when, count in ((SecondPass.NEVER, 1), (SecondPass.SMALL, 2)):
+        runs.clear()
+        stress(counted, replace(SPEC, second_pass=when), [head()], ("zoom out 0.6",))
+        assert len(runs) == count
 
 
 def test_a_blind_model_loses_every_frame_and_unknown_names_are_refused() -> None:

@@ -6,6 +6,7 @@ With intervals over patients.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,7 +68,7 @@ def evaluate(
     from tinyusfm_edge.data.table import frames_sha256, read_table
     from tinyusfm_edge.evaluation.segmentation import parse_thresholds, score_student
     from tinyusfm_edge.report.results import evaluate_page
-    from tinyusfm_runtime.spec import Task
+    from tinyusfm_runtime.spec import SecondPass, Task
 
     stops = None
     cuts = parse_thresholds(thresholds)
@@ -87,12 +88,12 @@ def evaluate(
     else:
         samples = read_table(data, split, limit=limit, reading=reading)
         reports = score_student(loaded, samples, split, cuts, paper=paper_compat)  # type: ignore[assignment]
+    if (when := loaded.spec.second_pass) is not SecondPass.NEVER:
+        console.notes([f"scored in one pass; the runtime looks twice (second pass: {when.value}), as --stress does"])
     for report in reports:
         console.say(f"{loaded.name} {loaded.weights_sha256[:12]}")
-        for name, value in report.table():
-            console.say(f"  {name:34s}{value}")
-    for name, value in stops.table() if stops is not None else ():
-        console.say(f"  {name:34s}{value}")
+        _say_rows(report.table())
+    _say_rows(stops.table() if stops is not None else ())
     output.result(
         {
             "weights_sha256": loaded.weights_sha256,
@@ -105,6 +106,12 @@ def evaluate(
     )
     output.page(lambda: evaluate_page(loaded.name, split, [report.table() for report in reports]))
     output.end("export", student, "--int8", "--data", data)
+
+
+def _say_rows(rows: Sequence[tuple[str, str]]) -> None:
+    width = max([34, *(len(name) + 2 for name, _ in rows)])
+    for name, value in rows:
+        console.say(f"  {name:{width}s}{value}")
 
 
 def _stress(
