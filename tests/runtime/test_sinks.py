@@ -36,8 +36,8 @@ from tinyusfm_runtime.overlay import (
 )
 from tinyusfm_runtime.phantom import make_phantom
 from tinyusfm_runtime.reading import DriftStatus, Judged, ReadingState, SecondPassState
-from tinyusfm_runtime.results import Prediction, Timings
-from tinyusfm_runtime.sinks import RunFacts, csv, jsonl, open_sink, video
+from tinyusfm_runtime.results import LiveResult, Prediction, Timings
+from tinyusfm_runtime.sinks import RunFacts, csv, igtl, jsonl, open_sink, video
 from tinyusfm_runtime.spec import AspectPolicy, PreprocessSpec
 
 
@@ -116,6 +116,8 @@ def test_a_line_of_a_classifier_names_its_class_with_its_mark(tmp_path: Path) ->
             sink.write(frame, prediction)
     first, second = (json.loads((tmp_path / name).read_text(encoding="ascii")) for name in "ab")
     assert first["label"] == "malignant (demo only)" and "label" not in second
+    said = igtl.as_reading(LiveResult.outside_loop(frame, prediction, 0), facts.labels or ())
+    assert said["label"] == first["label"]
 
 
 def test_an_error_on_the_way_keeps_what_was_recorded_and_what_was_there(tmp_path: Path) -> None:

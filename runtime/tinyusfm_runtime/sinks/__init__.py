@@ -249,6 +249,22 @@ def labels_of(prediction: Prediction) -> list[dict[str, Any]]:
     return found
 
 
+def likeliest(prediction: Prediction | None, labels: Sequence[str]) -> dict[str, str]:
+    """The likeliest class of a classifier's answer, for records.
+
+    Args:
+        prediction: any answer, or None.
+        labels: of the model.
+
+    Returns:
+        ``label``, with whatever mark its student gave it; nothing where there is none.
+    """
+    scores = None if prediction is None else prediction.scores
+    if scores is None or scores.ndim != 1 or not len(labels) or len(labels) != len(scores):
+        return {}
+    return {"label": labels[int(scores.argmax())]}
+
+
 def smoothed(result: LiveResult) -> dict[str, Any] | None:
     """What smoothing over time says beside the raw answer, for records.
 
@@ -308,6 +324,7 @@ __all__ = [
     "deliver",
     "introduce",
     "labels_of",
+    "likeliest",
     "listen_address",
     "open_sink",
     "reading_of",

@@ -40,7 +40,7 @@ from tinyusfm_runtime.errors import InputError, OutputError
 from tinyusfm_runtime.frame import Frame
 from tinyusfm_runtime.plugins import Availability
 from tinyusfm_runtime.results import LiveResult, LiveState, Prediction, StateChange
-from tinyusfm_runtime.sinks import labels_of, listen_address, reading_of, shown, smoothed
+from tinyusfm_runtime.sinks import labels_of, likeliest, listen_address, reading_of, shown, smoothed
 from tinyusfm_runtime.transport.closing import ClosedOnExit
 from tinyusfm_runtime.transport.igtl_wire import IgtlEnvelope, pack_image, pack_status, pack_string
 
@@ -71,12 +71,13 @@ def available() -> Availability:
     return Availability(usable=True, reason="own OpenIGTLink, header versions 1 and 2", extra=None)
 
 
-def open_sink(location: str, *, header_version: int = 1) -> IgtlSink:
+def open_sink(location: str, *, header_version: int = 1, labels: tuple[str, ...] = ()) -> IgtlSink:
     """Starts to listen.
 
     Args:
         location: ``//HOST:PORT``; an empty host is 127.0.0.1, port 0 any that is free.
         header_version: 1 for protocols 1 and 2, 2 for protocol 3.
+        labels: names of a classifier's classes, so that a reading names the likeliest.
 
     Raises:
         InputError: the location cannot be read, or the version is neither.
@@ -84,7 +85,7 @@ def open_sink(location: str, *, header_version: int = 1) -> IgtlSink:
     """
     if header_version not in (1, 2):
         raise InputError(f"OpenIGTLink header version {header_version} is not written: choose 1 or 2")
-    return IgtlSink(*listen_address(location, PORT), header_version)
+    return IgtlSink(*listen_address(location, PORT), header_version, labels)
 
 
 class IgtlSink(ClosedOnExit):
@@ -95,9 +96,9 @@ class IgtlSink(ClosedOnExit):
         port: port it listens on.
     """
 
-    def __init__(self, host: str, port: int, header_version: int) -> None:
+    def __init__(self, host: str, port: int, header_version: int, labels: tuple[str, ...] = ()) -> None:
         self.host = host
-        self._version = header_version
+        self._version, self._labels = header_version, labels
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             self._listener = socket.create_server((host, port), family=family)
@@ -220,7 +221,7 @@ class IgtlSink(ClosedOnExit):
             for each, (image, text) in zip(result.each, device_names(self._models), strict=True):
                 spacing_mm = each.frame.spacing_mm
                 parts.append(pack_image(_mask(each), self._envelope(image, each), spacing_mm=spacing_mm))
-                parts.append(pack_string(json.dumps(as_reading(each)), self._envelope(text, each)))
+                parts.append(pack_string(json.dumps(as_reading(each, self._labels)), self._envelope(text, each)))
         elif self._geometry is not None:
             size, spacing_mm = self._geometry
             for model, (image, text) in zip(self._models, device_names(self._models), strict=True):
@@ -317,7 +318,7 @@ def device_names(models: Sequence[str]) -> list[tuple[str, str]]:
     return [(f"{MASK}-{model}", f"{READING}-{model}") for model in models]
 
 
-def as_reading(result: LiveResult) -> dict[str, Any]:
+def as_reading(result: LiveResult, labels: Sequence[str] = ()) -> dict[str, Any]:
     """The reading's JSON object: what is known about a result, without pixels.
 
     Numbers only where they may be shown.
@@ -344,6 +345,7 @@ def as_reading(result: LiveResult) -> dict[str, Any]:
         record["labels"] = [{name: label[name] for name in kept} for label in labels_of(prediction)]
     if prediction is not None and prediction.scores is not None:
         record["scores"] = [round(float(score), 6) for score in prediction.scores.ravel()[:256]]
+        record |= likeliest(prediction, result.labels or labels)
     if (over_time := smoothed(result)) is not None:
         record["smoothed"] = over_time
     return record

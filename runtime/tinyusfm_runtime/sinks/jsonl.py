@@ -26,7 +26,7 @@ import json
 import math
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ from tinyusfm_runtime.errors import OutputError
 from tinyusfm_runtime.frame import Frame
 from tinyusfm_runtime.plugins import Availability
 from tinyusfm_runtime.results import LiveResult, Prediction, StateChange
-from tinyusfm_runtime.sinks import FileSink, RecordFile, labels_of, reading_of, smoothed
+from tinyusfm_runtime.sinks import FileSink, RecordFile, labels_of, likeliest, reading_of, smoothed
 from tinyusfm_runtime.strict_json import parse_json
 
 SCHEMA = 4
@@ -161,7 +161,7 @@ class JsonLinesSink(FileSink):
         Raises:
             OutputError: no room, or the reader of the pipe went away.
         """
-        self._append(as_record(prediction) | _likeliest(prediction, self._labels) | _named(frame))
+        self._append(as_record(prediction) | likeliest(prediction, self._labels) | _named(frame))
 
     def write_live(self, result: LiveResult) -> None:
         """Appends one result of the live loop, a line for each model.
@@ -171,7 +171,7 @@ class JsonLinesSink(FileSink):
         """
         for each in result.each:
             said = None if each.withheld else each.prediction
-            self._append(live_record(each) | _likeliest(said, each.labels or self._labels))
+            self._append(live_record(each) | likeliest(said, each.labels or self._labels))
 
     def on_state(self, change: StateChange) -> None:
         """Appends a change of state; one that comes after the end is dropped.
@@ -203,14 +203,6 @@ class JsonLinesSink(FileSink):
                 sys.stdout.flush()
         except OSError as error:
             raise OutputError(f"cannot write to standard output: {error.strerror or type(error).__name__}") from error
-
-
-def _likeliest(prediction: Prediction | None, labels: Sequence[str]) -> dict[str, str]:
-    """The name of the likeliest class, with whatever mark its student gave it."""
-    scores = None if prediction is None else prediction.scores
-    if scores is None or scores.ndim != 1 or not len(labels) or len(labels) != len(scores):
-        return {}
-    return {"label": labels[int(scores.argmax())]}
 
 
 def _named(frame: Frame) -> dict[str, str]:
