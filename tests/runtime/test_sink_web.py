@@ -24,6 +24,7 @@ from tests.runtime.live_driver import driver, live_result, phantoms
 from tinyusfm_runtime.errors import InputError, MissingExtra, OutputError
 from tinyusfm_runtime.frame import PixelFormat
 from tinyusfm_runtime.overlay import as_rgb
+from tinyusfm_runtime.reading import Judged, ReadingState, Reason, SecondPassState
 from tinyusfm_runtime.results import LiveCounters, LiveEvent, LiveEventKind, LiveState, SmoothedReading, StateChange
 from tinyusfm_runtime.sinks import listen_address, open_sink, web
 from tinyusfm_runtime.sinks.web.feed import EVENTS, PageFeed, encode, reading
@@ -159,6 +160,37 @@ def test_chromium_shows_a_switch_to_the_fallback_and_what_is_held(tmp_path: Path
         assert "(fallback 1)" in tab.run("return " + text.format("engine"))
         tab.wait(text.format("events") + f".includes('{reason}')", 60)
         assert tab.run("return " + text.format("reading")) == "\u2013" and tab.log() == []
+
+
+@pytest.mark.slow
+def test_chromium_dashes_the_ellipse_of_a_doubtful_reading(tmp_path: Path) -> None:
+    yellow = """
+        const c = document.getElementById("overlay");
+        const p = c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
+        let n = 0;
+        for (let i = 0; i < p.length; i += 4) n += p[i] > 200 && p[i + 1] > 150 && p[i + 2] < 120 && p[i + 3] > 120;
+        return n;"""
+    with (
+        web.open_sink("//:0", title="tiny", budget_ms=60_000.0, overlay_ms=60_000.0) as sink,
+        chromium(tmp_path) as tab,
+    ):
+        tab.open(sink.url)
+        tab.wait("window.livePage && livePage.state !== 'offline' && livePage.messages > 0", 60)
+        said, drawn = [], []
+        for index, judged in enumerate(
+            (Judged(ReadingState.GOOD), Judged(ReadingState.DOUBTFUL, (Reason.SECTOR,)), Judged())
+        ):
+            result = live_result(1)
+            assert result.prediction is not None
+            said_of_it = replace(result.prediction, judged=(judged,), second_pass=SecondPassState.OFF)
+            sink.write_live(replace(result, prediction=said_of_it))
+            tab.wait(f"livePage.frames === {index + 1} && livePage.overlay", 60)
+            drawn.append(tab.run(yellow))
+            said.append(tab.run("return document.getElementById('flags').textContent"))
+        assert drawn[0] == drawn[2] and 0.3 * drawn[0] < drawn[1] < 0.7 * drawn[0]
+        assert all("second pass off" in words and "drift: not checked" in words for words in said)
+        assert ["DOUBTFUL" in words for words in said] == [False, True, False]
+        assert "cut by the field of view" in said[1] and "reading unchecked" in said[2]
 
 
 def test_a_withheld_reading_is_not_told() -> None:
