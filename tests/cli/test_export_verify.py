@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -195,3 +196,15 @@ def test_export_says_what_it_lacks(
     lines = [line for line in captured.err.splitlines() if not line.startswith("note: ")]
     assert code == InputError.exit_code == CalibrationError.exit_code and len(lines) == 1 and words in lines[0]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_says_why_its_readings_stay_unchecked() -> None:
+    from tinyusfm_edge.cli.export import describe
+
+    judged = SimpleNamespace(comparison=SimpleNamespace(provenance={"count": 3, "about": "phantoms"}))
+    made = SimpleNamespace(
+        verdicts=(), artefacts=(), reports={"onnx-fp32": judged}, path=Path("own.bundle"),
+        notes=("a layer was kept float", "readings stay unchecked: no labelled frames were given"),
+    )  # fmt: skip
+    lines = describe(made, "")  # type: ignore[arg-type]
+    assert "readings     stay unchecked: no labelled frames were given" in lines

@@ -227,6 +227,7 @@ def describe(result: ExportResult, shipped: str) -> list[str]:
     first = next(iter(result.reports.values()))
     frames = first.comparison.provenance
     lines.append(f"judged on    {frames['count']} frames: {frames['about']}")
+    lines += [f"readings     {note.removeprefix('readings ')}" for note in result.notes if note.startswith("readings ")]
     lines += [f"verdict      {verdict.target}: {verdict.recommendation}" for verdict in result.verdicts]
     here = {(artefact.target, artefact.precision) for artefact in result.artefacts}
     for row in (row for row in patients(shipped) if (row["target"], row["precision"]) in here):
