@@ -141,6 +141,19 @@ def test_a_file_with_the_format_s_own_extras_loads(small: tuple[str, dict[str, t
         teacher.tokens(torch.randn(1, 3, size + 1, size + 1), (1,))
 
 
+def test_wrappers_of_training_code_are_taken_off_and_two_models_are_not_guessed_between(
+    small: tuple[str, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    name, state = small
+    for wrapper in ("_orig_mod.net.", "module.student.", "model.encoder."):
+        wrapped = {f"{wrapper}{key}": value for key, value in state.items()}
+        torch.save({"model_state_dict": wrapped}, tmp_path / "w.pth")
+        assert isinstance(load_teacher(name, tmp_path / "w.pth"), Teacher)
+    torch.save({"model": state, "model_ema": state}, tmp_path / "both.pth")
+    with pytest.raises(CheckpointError, match="both.pth.*model_ema is a moving average.*save the one that teaches"):
+        load_teacher(name, tmp_path / "both.pth")
+
+
 def test_missing_positions_are_refused_by_name(small: tuple[str, dict[str, torch.Tensor]], tmp_path: Path) -> None:
     name, state = small
     positions = next(key for key in state if "pos" in key)

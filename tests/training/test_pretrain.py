@@ -23,6 +23,7 @@ from tinyusfm_edge.data.fingerprint import images_sha256
 from tinyusfm_edge.data.images import list_rows
 from tinyusfm_edge.models.checkpoint import load_student_file, load_weights
 from tinyusfm_edge.models.student import StudentConfig, build_student
+from tinyusfm_edge.students.choice import load_student
 from tinyusfm_edge.training.pretrain import teacher_bank
 from tinyusfm_edge.training.pretrain.run import (
     STUDENT_FILE,
@@ -218,6 +219,8 @@ def test_a_run_too_short_to_teach_is_asked_for_or_refused(
     assert "6 steps teach a student next to nothing" in told and "steps=800" in told and "--short" in told
     assert not (tmp_path / "run").exists()
     assert "SHORT RUN of 6 steps" in load_student_file(whole / STUDENT_FILE).spec.origin
+    with pytest.warns(UserWarning, match="too short to teach much.*SHORT RUN of 6 steps"):
+        load_student(whole / STUDENT_FILE)
     assert json.loads((whole / "config.json").read_text())["short"] is True
     with pytest.raises(InputError, match="set steps=800"):
         check_steps(499, short=False)
@@ -239,6 +242,33 @@ def test_a_run_starts_from_the_weights_it_is_given_and_goes_on_after_a_pause(
     assert curve(tmp_path / "b")[0] != curve(whole)[0], "it does not start where the first run did"
     assert json.loads((tmp_path / "b" / "config.json").read_text())["init"]
     assert "from whole" in load_student_file(tmp_path / "b" / STUDENT_FILE).spec.origin
+
+
+def test_what_cannot_start_is_refused_before_images_are_read(
+    table: Path, whole: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["distill", "--data", str(table), "--out", str(tmp_path / "run"), "--device", "cpu"]
+    line += ["--teacher", "dinov2_vits14", "--teacher-weights", str(teacher)]
+    line += [part for change in SMALL for part in ("--set", change)]
+    live = ["--set", "variants=0", "--set", "lambda_relation=1"]
+    for extra, told in (
+        ([], "6 steps teach a student next to nothing"),
+        (["--short", "--set", "seed=-1"], "seed and view_seed are not negative"),
+        (["--short", "--set", "view_seed=-1"], "view_seed are not negative"),
+        (["--short", "--container", "model_ema"], "name the start"),
+        (["--short", "--init", str(teacher)], "weights of a deeper net"),
+        (["--short", "--init", str(whole), "--set", "student.heads=4"], "set student.heads=2"),
+        (["--short", *live, "--set", "lambda_kd=0"], "set lambda_kd above 0"),
+        (["--short", "--set", "masks=adaptive", "--set", "lambda_kd=0"], "set lambda_kd above 0"),
+        (["--short", "--ablation", "mae", *live], "mae has no teacher's tokens"),
+    ):
+        assert main([*line, *extra]) == 2, extra
+        assert told in capsys.readouterr().err
+        assert not (tmp_path / "run").exists(), extra
+    sizes = ["--set", "view.image_size=64", "--set", "teacher_size=70"]
+    assert main([*line, "--short", *live, *sizes]) == 2
+    assert "set teacher_size=56" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "config.json").exists(), "it is said before the run begins"
 
 
 def test_a_bank_without_a_teacher_says_what_to_add(

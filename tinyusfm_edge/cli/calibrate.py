@@ -17,7 +17,7 @@ from tinyusfm_edge.calibrate import AUTO, FRAMES, Calibrated, CalibrateOptions, 
 from tinyusfm_edge.cli import console
 from tinyusfm_edge.cli.data_options import reads_data
 from tinyusfm_edge.cli.output import SILENT, ReportOutput, reports
-from tinyusfm_edge.cli.train.student import ForeignOptions, load
+from tinyusfm_edge.cli.train.student import ContainerOption, ForeignOptions, LabelsOption, TaskOption, load
 from tinyusfm_edge.data.calibration_pool import open_pool
 from tinyusfm_edge.data.folder import split_names
 from tinyusfm_edge.data.reading import AS_IT_IS, Reading
@@ -43,8 +43,9 @@ def calibrate(
     false_alarms: Annotated[float, typer.Option(help="Rate of windows that may alarm without drift.")] = 0.05,
     report: Annotated[Path | None, typer.Option(help="HTML report. Default: beside the file.")] = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
-    task: Annotated[str | None, typer.Option(help="Task, if the weights file does not state it.")] = None,
-    labels: Annotated[str | None, typer.Option(help="Names of the model's outputs, with commas between.")] = None,
+    task: TaskOption = None,
+    labels: LabelsOption = None,
+    container: ContainerOption = None,
     num_classes: Annotated[
         int | None, typer.Option(min=1, max=console.MOST, help="Number of the model's classes.")
     ] = None,
@@ -69,7 +70,10 @@ def calibrate(
     pool = open_pool(data, crop, reading)
     for line in (pool.note, *pool.notes):
         console.note(f"note: {line}")
-    loaded, _ = load(student, ForeignOptions(task=task, num_classes=num_classes, labels=split_names(labels) or None))
+    foreign = ForeignOptions(
+        task=task, num_classes=num_classes, labels=split_names(labels) or None, container=container
+    )
+    loaded, _ = load(student, foreign)
     with console.progress() as progress:
         found = calibrate_student(loaded, pool, options, progress=progress, track=console.track)
     from tinyusfm_edge.report.calibration import calibration_page

@@ -18,8 +18,16 @@ import typer
 from tinyusfm_edge.cli import console
 from tinyusfm_edge.cli.data_options import reads_data
 from tinyusfm_edge.cli.output import SILENT, ReportOutput, reports
-from tinyusfm_edge.cli.train.student import DEFAULT_STUDENT, check_student, load
-from tinyusfm_edge.data.folder import evenly, read_data
+from tinyusfm_edge.cli.train.student import (
+    DEFAULT_STUDENT,
+    ContainerOption,
+    ForeignOptions,
+    LabelsOption,
+    TaskOption,
+    check_student,
+    load,
+)
+from tinyusfm_edge.data.folder import evenly, read_data, split_names
 from tinyusfm_edge.data.given_ranges import given_ranges, prepared_graph
 from tinyusfm_edge.data.reading import AS_IT_IS, Reading
 from tinyusfm_edge.extras import require
@@ -64,6 +72,9 @@ def sensitivity(
         str | None, typer.Option(help="SET.json of the calibrate command, or a declared set to draw (with --data).")
     ] = None,
     ranges: Annotated[Path | None, typer.Option(help="Activation ranges that qat wrote beside its student.")] = None,
+    task: TaskOption = None,
+    labels: LabelsOption = None,
+    container: ContainerOption = None,
     reading: Reading = AS_IT_IS,
     output: ReportOutput = SILENT,
 ) -> None:
@@ -76,7 +87,7 @@ def sensitivity(
     from tinyusfm_export.verify.gate_frames import choose_gate_frames
 
     require("sensitivity", ("torch", "safetensors", "onnx"), "export")
-    loaded, shipped = load(student)
+    loaded, shipped = load(student, ForeignOptions(task=task, labels=split_names(labels) or None, container=container))
     given = given_ranges(loaded, calibration, ranges)
     loaded = given.student
     folder = (

@@ -16,7 +16,7 @@ from tinyusfm_edge.cli import console
 from tinyusfm_edge.cli.data_options import reads_data
 from tinyusfm_edge.cli.export import patient_line
 from tinyusfm_edge.cli.output import SILENT, ReportOutput, reports
-from tinyusfm_edge.cli.train.student import has_torch, load, patients
+from tinyusfm_edge.cli.train.student import ContainerOption, has_torch, load, patients
 from tinyusfm_edge.data.folder import read_data
 from tinyusfm_edge.data.reading import AS_IT_IS, Reading
 from tinyusfm_edge.extras import require
@@ -47,6 +47,7 @@ def verify(
         str, typer.Option(help="How much worse than the reference is allowed, such as dice=0.01,hc_abs_error_mm=1.")
     ] = "",
     clip: Annotated[str | None, typer.Option(help="Source of consecutive frames, for flicker (with --report).")] = None,
+    container: ContainerOption = None,
     reading: Reading = AS_IT_IS,
     output: ReportOutput = SILENT,
 ) -> None:
@@ -67,7 +68,7 @@ def verify(
     # a hostile or broken artefact ends a process that can be stopped, not this one
     for artefact in choose_artefacts(opened, target, precision):
         try_open(bundle, target=artefact.target, precision=artefact.variant, progress=console.Opening())
-    reference = _reference(opened, data, student, reading)
+    reference = _reference(opened, data, student, reading, container)
     report = verify_bundle(opened, gate=thresholds, target=target, precision=precision, threads=threads, **reference)
     findings = None
     if report_file is not None:
@@ -127,7 +128,9 @@ def _tell(report: VerifyReport, shipped: list[Any]) -> None:
     console.say(report.headline)
 
 
-def _reference(bundle: Bundle, data: Path | None, student: str | None, reading: Reading) -> dict[str, Any]:
+def _reference(
+    bundle: Bundle, data: Path | None, student: str | None, reading: Reading, container: str | None
+) -> dict[str, Any]:
     """Student and frames for the live reference, or nothing for the stored one."""
     from tinyusfm_edge import students
     from tinyusfm_export.verify.gate_frames import choose_gate_frames
@@ -139,7 +142,7 @@ def _reference(bundle: Bundle, data: Path | None, student: str | None, reading: 
         why = "torch is not installed" if known is not None else "its student is not a shipped one; --student names it"
         console.note(f"note: the reference stored in the bundle is used: {why}")
         return {}
-    loaded, shipped, own = _load(student or str(known), bundle)
+    loaded, shipped, own = _load(student or str(known), bundle, container)
     folder = None if data is None else read_data(data, calibrate=False, reading=reading)
     for line in folder.notes if folder else ():
         console.note(f"note: {line}")
@@ -158,7 +161,7 @@ def _reference(bundle: Bundle, data: Path | None, student: str | None, reading: 
     }
 
 
-def _load(typed: str, bundle: Bundle) -> tuple[Any, bool, Any]:
+def _load(typed: str, bundle: Bundle, container: str | None) -> tuple[Any, bool, Any]:
     """The student, whether it is a shipped one, and what its own file says of it.
 
     None where it does not say.
@@ -170,16 +173,16 @@ def _load(typed: str, bundle: Bundle) -> tuple[Any, bool, Any]:
         loaded, shipped = load(typed)
         return loaded, shipped, loaded.spec
     console.note("note: the weights file does not say what it is: labels and threshold are the bundle's word")
-    loaded, shipped = load(typed, _as_in(bundle))
+    loaded, shipped = load(typed, _as_in(bundle, container))
     return loaded, shipped, loaded.spec if shipped else None
 
 
-def _as_in(bundle: Bundle) -> Any:
+def _as_in(bundle: Bundle, container: str | None) -> Any:
     """What the bundle knows about its student, for a weights file that does not say."""
     from tinyusfm_edge.cli.train.student import ForeignOptions
 
     spec = bundle.manifest.spec
-    return ForeignOptions(task=spec.task.value, labels=spec.labels or None)
+    return ForeignOptions(task=spec.task.value, labels=spec.labels or None, container=container)
 
 
 def _shipped_gates(bundle: Bundle) -> list[Any]:

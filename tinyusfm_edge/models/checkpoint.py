@@ -77,8 +77,9 @@ class LoadReport:
         if not self.missing_heads:
             return ""
         return (
-            f"{self.name}: the head is not in the file and stays random ({len(self.missing_heads)} tensors, first "
-            f"{self.missing_heads[0]}): train it before anything is read off it"
+            f"{self.name}: the head is not in the file, or is of another shape, and stays random "
+            f"({len(self.missing_heads)} tensors, first {self.missing_heads[0]}): train it before anything is read off "
+            "it"
         )
 
 
@@ -121,9 +122,26 @@ def load_weights(
         CheckpointError: the file is unusable or hostile, or its backbone is not the student's.
     """
     file = read_weights_file(Path(path))
+    _check_heads(student, file)
     fitted, report = _fit_file(student, file, container, resize_positions)
     student.load_state_dict(fitted.state, strict=False)
     return report
+
+
+def _check_heads(student: Student, file: WeightsFile) -> None:
+    """Refuses a student file of another number of heads.
+
+    The shapes are equal, the attention is not.
+    """
+    try:
+        heads = json.loads(file.metadata[METADATA_KEY])["student"]["heads"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return
+    if heads != student.config.heads:
+        raise CheckpointError(
+            f"{file.path} has {heads} attention heads, the student {student.config.heads}: set student.heads={heads}, "
+            "or take another start"
+        )
 
 
 def load_start(

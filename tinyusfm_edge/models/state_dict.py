@@ -13,7 +13,7 @@ It does not read files and does not know the student file's metadata.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +28,12 @@ WRAPPERS = ("module", "_orig_mod", "model", "net", "student", "backbone")
 """Names that may stand before ``blocks.0``, in any order and number: wrappers of training code (methods.md 1.6)."""
 AVERAGES = ("model_ema", "ema", "ema_state_dict", "state_dict_ema", "ema_model")
 """Keys of a checkpoint that may hold a moving average of the weights beside the weights themselves."""
-CONTAINERS = ("state_dict", "model", "model_state_dict", "teacher", "student", *AVERAGES)
+CONTAINERS = ("state_dict", "model", "model_state_dict", "net", "teacher", "student", *AVERAGES)
 """Keys of a checkpoint that may hold the state dict (methods.md 1.6)."""
+INNER = ("module", "state_dict")
+"""Keys inside such a container that may hold it, beside a count of updates and the like."""
+ANYWHERE = ("module", "_orig_mod")
+"""Wrappers that also stand inside a name, where a part alone was compiled or made parallel."""
 RENAMES = (
     ("neck.projections.", "neck.convs."),
     ("decode_head.lateral_convs.", "head.lateral."),
@@ -72,7 +76,8 @@ def find_tensors(content: Mapping[str, Any], container: str | None = None) -> tu
 
     Args:
         content: a state dict, or a mapping that holds one.
-        container: which of several to take, such as ``teacher``.
+        container: which of several to take, such as ``teacher``: a key, or what stands before the names of one of
+            several models in one state dict.
 
     Returns:
         The container's key (None where the mapping is the state dict) and its tensors.
@@ -82,9 +87,7 @@ def find_tensors(content: Mapping[str, Any], container: str | None = None) -> tu
     """
     holding = [key for key in CONTAINERS if _tensors(content.get(key))]
     if container is not None:
-        if not _tensors(content.get(container)):
-            raise CheckpointError(f"the checkpoint has no weights under {container!r}; it has {holding or 'none'}")
-        return container, _tensors(content[container])
+        return container, _chosen(content, container, holding)
     if len(holding) > 1:
         averaged = [key for key in holding if key in AVERAGES]
         hint = f"; {', '.join(averaged)} is a moving average of the weights" if averaged else ""
@@ -95,14 +98,31 @@ def find_tensors(content: Mapping[str, Any], container: str | None = None) -> tu
         return holding[0], _tensors(content[holding[0]])
     found = _tensors(content)
     if not found:
-        raise CheckpointError(f"the checkpoint holds no named tensors, only {_some(content)}")
+        others = [str(key) for key, value in content.items() if _tensors(value)]
+        hint = f"; tensors stand under {', '.join(others)}: choose with container= (--container)" if others else ""
+        raise CheckpointError(f"the checkpoint holds no named tensors, only {_some(content)}{hint}")
     return None, found
+
+
+def _chosen(content: Mapping[str, Any], container: str, holding: list[str]) -> dict[str, Tensor]:
+    """The tensors under a key.
+
+    Or those whose names begin with it, without that beginning.
+    """
+    if found := _tensors(content.get(container)):
+        return found
+    flat = _tensors(content[holding[0]] if len(holding) == 1 else content)
+    start = f"{container}."
+    if found := {key.removeprefix(start): value for key, value in flat.items() if key.startswith(start)}:
+        return found
+    raise CheckpointError(f"the checkpoint has no weights under {container!r}; it has {', '.join(holding) or 'none'}")
 
 
 def _tensors(value: Any) -> dict[str, Tensor]:
     if not isinstance(value, Mapping):
         return {}
-    return {k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    inner = next((value[key] for key in INNER if isinstance(value.get(key), Mapping)), value)
+    return {k: v for k, v in inner.items() if isinstance(k, str) and isinstance(v, Tensor)}
 
 
 def fit(student: Student, tensors: Mapping[str, Tensor], *, resize_positions: bool = False) -> Fit:
@@ -125,7 +145,7 @@ def fit(student: Student, tensors: Mapping[str, Tensor], *, resize_positions: bo
     notes: list[str] = []
     _adopt_norm(named, unexpected, student.config.task, wanted, notes)
     _fit_positions(named, wanted, student.config.grid_hw, resize_positions, notes)
-    deep = [key for key in unexpected if key.startswith(f"{prefix}blocks.")]
+    deep = [key for key in unexpected if _unwrapped(key).startswith(f"{_unwrapped(prefix)}blocks.")]
     if deep:
         raise CheckpointError(f"weights of a deeper net: this student has no place for {_some(deep)}")
     heads = _HEADS[student.config.task]
@@ -147,30 +167,55 @@ def _find_prefix(tensors: Mapping[str, Tensor], num_wanted: int) -> str:
     if len(known) == 1 and len(found) == 1:
         return known[0]
     if len(found) > 1:
-        raise CheckpointError(f"the file holds several models, under {found}: save one of them alone")
+        raise CheckpointError(
+            f"the file holds several models, {_apart(found)}: choose one with container= (--container)"
+        )
     if found:
         raise CheckpointError(
-            f"weights stand under the unknown prefix {found[0]!r}; known: any of {', '.join(WRAPPERS)}"
+            f"weights stand under the unknown prefix {found[0]!r}; known: any of {', '.join(WRAPPERS)}; "
+            f"take them with container={found[0].split('.')[0]!r} (--container)"
         )
     raise CheckpointError(
         f"weights of another model: all {num_wanted} tensors of the student are missing; the file has {_some(tensors)}"
     )
 
 
+def _apart(prefixes: Sequence[str]) -> str:
+    """The shortest beginnings that tell models in one state dict apart.
+
+    Averages are said to be such.
+    """
+    parts = [prefix.split(".")[:-1] for prefix in prefixes]
+    depth = next((n for n in range(1, 9) if len({tuple(part[:n]) for part in parts}) == len(parts)), 9)
+    names = [".".join(part[:depth]) for part in parts]
+    averaged = [name for name in names if set(name.split(".")) & set(AVERAGES)]
+    hint = f"; {', '.join(averaged)} is a moving average of the weights" if averaged else ""
+    return ", ".join(name or "names without a prefix" for name in names) + hint
+
+
+def _unwrapped(name: str) -> str:
+    """A name without the wrappers that may stand anywhere in it."""
+    return ".".join(part for part in name.split(".") if part not in ANYWHERE)
+
+
 def _rename(
     tensors: Mapping[str, Tensor], prefix: str, wanted: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[str]]:
+    prefix = _unwrapped(prefix)
     outer = prefix.removesuffix("backbone.")
     named: dict[str, Tensor] = {}
     unexpected = []
-    for key, tensor in tensors.items():
+    for given, tensor in tensors.items():
+        key = _unwrapped(given)
         inner = f"backbone.{key[len(prefix) :]}" if key.startswith(prefix) else ""
         plain = _own_name(key[len(outer) :]) if key.startswith(outer) else ""
         name = inner if inner in wanted else plain
+        if name in named:
+            raise CheckpointError(f"the file holds two tensors for {name}: save one model alone")
         if name in wanted or name in _NORMS:
             named[name] = tensor
         elif not key.endswith("num_batches_tracked"):
-            unexpected.append(key)
+            unexpected.append(given)
     return named, unexpected
 
 
@@ -258,4 +303,4 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(every[:3]) + (f" and {len(every) - 3} more" if len(every) > 3 else "")
 
 
-__all__ = ["AVERAGES", "CONTAINERS", "RENAMES", "WRAPPERS", "Fit", "find_tensors", "fit"]
+__all__ = ["ANYWHERE", "AVERAGES", "CONTAINERS", "INNER", "RENAMES", "WRAPPERS", "Fit", "find_tensors", "fit"]

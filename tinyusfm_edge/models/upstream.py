@@ -18,6 +18,8 @@ from tinyusfm_runtime.strict_json import parse_json
 TRACE_KEY = "tinyusfm_trace"
 """Key of the text in a student file's metadata."""
 TRACE_VERSION = 1
+SHORT_RUN = "SHORT RUN"
+"""Stands in the origin of a student, and of what is made of it, whose pre-training was too short to teach much."""
 MAX_STAGES = 256
 STUDENT_STAGES = ("images", "negatives", "unlabelled", "coreset", "teacher", "start")
 """Stages that a training may name; each may also stand behind one or more ``start.``."""
@@ -80,4 +82,13 @@ def _checked(stages: Mapping[str, str]) -> dict[str, str]:
     return dict(stages)
 
 
-__all__ = ["MAX_STAGES", "STUDENT_STAGES", "TRACE_KEY", "TRACE_VERSION", "joined", "read_stages", "write_stages"]
+__all__ = [
+    "MAX_STAGES",
+    "SHORT_RUN",
+    "STUDENT_STAGES",
+    "TRACE_KEY",
+    "TRACE_VERSION",
+    "joined",
+    "read_stages",
+    "write_stages",
+]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from tinyusfm_edge import students
 from tinyusfm_edge.extras import require
+from tinyusfm_edge.models.upstream import SHORT_RUN
 from tinyusfm_runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -124,10 +125,16 @@ def choose_student(
     shipped = str(typed) if not digest else students.find_by_hash(digest) or students.find_left_out(digest) or ""
     weights = Path(typed) if shipped in students.left_out() else None
     student = students.load(shipped, weights) if shipped else _from_file(Path(typed), given)
+    if shipped and (given.container is not None or given.task not in (None, student.spec.task.value)):
+        raise InputError(f"{shipped} is a shipped student for {student.spec.task.value}: leave out task and container")
     if shipped and (reason := students.opt_in(shipped)):
         warnings.warn(f"student {shipped!r} is opt-in: {reason}", stacklevel=2)
     if shipped and (reason := students.demo_only(shipped)):
         warnings.warn(f"student {shipped!r} is for demonstrations alone: {reason}", stacklevel=2)
+    if SHORT_RUN in student.spec.origin:
+        warnings.warn(
+            f"student {student.name!r} comes of a run too short to teach much: {student.spec.origin}", stacklevel=2
+        )
     if given.name is not None and student.spec.name != given.name:
         student = replace(student, spec=replace(student.spec, name=given.name), name=given.name)
     return student, shipped

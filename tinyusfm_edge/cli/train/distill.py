@@ -22,6 +22,7 @@ from tinyusfm_edge.cli.train.settings import Changes, Config, ShowConfig, check_
 from tinyusfm_edge.data.folder import split_names
 from tinyusfm_edge.data.reading import AS_IT_IS, Reading
 from tinyusfm_edge.extras import require
+from tinyusfm_edge.models.upstream import SHORT_RUN
 from tinyusfm_edge.settings import to_json
 from tinyusfm_runtime.errors import InputError
 
@@ -84,7 +85,7 @@ def distill(
     start = find_start(init)
     require("distillation", ("torch", "safetensors", "cv2", "lightning_fabric"), "train")
     from tinyusfm_edge.data.images import list_rows
-    from tinyusfm_edge.training.pretrain.config import read_config
+    from tinyusfm_edge.training.pretrain.config import LEAST_STEPS, read_config
     from tinyusfm_edge.training.pretrain.run import STUDENT_FILE, DistillTeacher, pretrain
 
     settings, _ = read_config(ablation, config, change or [])
@@ -113,8 +114,10 @@ def distill(
         console.note(f"stopped at step {outcome.steps}: the same command goes on")
         return
     shown = ", ".join(f"{name} {value:.4f}" for name, value in outcome.scalars.items() if "rate" not in name)
-    console.say(f"{out / STUDENT_FILE}: {outcome.steps} steps, {outcome.images_per_s:.1f} images/s; {shown}")
-    output.result({"student": str(out / STUDENT_FILE), "steps": outcome.steps, "scalars": dict(outcome.scalars)})
+    mark = f"{SHORT_RUN} of " if outcome.steps < LEAST_STEPS else ""
+    console.say(f"{out / STUDENT_FILE}: {mark}{outcome.steps} steps, {outcome.images_per_s:.1f} images/s; {shown}")
+    made = {"student": str(out / STUDENT_FILE), "steps": outcome.steps, "short": bool(mark)}
+    output.result({**made, "scalars": dict(outcome.scalars)})
     output.end("adapt", "--task", "segment", "--data", "DIR", "--init", out, "--out", "mine.safetensors")
 
 

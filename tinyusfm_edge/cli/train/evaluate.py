@@ -97,6 +97,7 @@ def evaluate(
     output.result(
         {
             "weights_sha256": loaded.weights_sha256,
+            "origin": loaded.spec.origin,
             "frames_sha256": frames_sha256(samples),
             "split": split,
             "reading": reading.to_json(),

@@ -22,9 +22,17 @@ from tinyusfm_edge.cli import console
 from tinyusfm_edge.cli.data_options import reads_data
 from tinyusfm_edge.cli.output import SILENT, ReportOutput, reports
 from tinyusfm_edge.cli.train.settings import Changes, Config, ShowConfig, check_settings, show
-from tinyusfm_edge.cli.train.student import DEFAULT_STUDENT, check_student, load
+from tinyusfm_edge.cli.train.student import (
+    DEFAULT_STUDENT,
+    ContainerOption,
+    ForeignOptions,
+    LabelsOption,
+    TaskOption,
+    check_student,
+    load,
+)
 from tinyusfm_edge.data.fingerprint import images_sha256
-from tinyusfm_edge.data.folder import DataFolder, evenly, read_data
+from tinyusfm_edge.data.folder import DataFolder, evenly, read_data, split_names
 from tinyusfm_edge.data.given_ranges import GivenRanges, given_ranges
 from tinyusfm_edge.data.reading import AS_IT_IS, Reading
 from tinyusfm_edge.extras import require
@@ -139,6 +147,9 @@ def qat(
     require_better: Annotated[
         bool, typer.Option("--require-better", help="Exit with 1 where the result is no better than PTQ.")
     ] = False,
+    task: TaskOption = None,
+    labels: LabelsOption = None,
+    container: ContainerOption = None,
     reading: Reading = AS_IT_IS,
     output: ReportOutput = SILENT,
 ) -> None:
@@ -158,7 +169,7 @@ def qat(
     from tinyusfm_export.verify.engine_run import preprocess_all
 
     require("QAT", ("torch", "safetensors"), "torch")
-    loaded, _ = load(student)
+    loaded, _ = load(student, ForeignOptions(task=task, labels=split_names(labels) or None, container=container))
     judged = _labelled(data, loaded.spec.labels, reading) if loaded.spec.exits is not None else []
     given = given_ranges(loaded, calibration, given_file)
     folder = read_data(data, calibrate=True, teach=True, calibration=given.declared, reading=reading)

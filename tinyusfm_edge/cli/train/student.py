@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from tinyusfm_edge.cli import console
 from tinyusfm_edge.students.choice import DEFAULT_STUDENT, ForeignOptions, choose_student
@@ -15,6 +17,12 @@ from tinyusfm_runtime.errors import InputError
 
 if TYPE_CHECKING:
     from tinyusfm_edge.models.checkpoint import LoadedStudent
+
+TaskOption = Annotated[str | None, typer.Option(help="Task, if the weights file does not state it.")]
+LabelsOption = Annotated[str | None, typer.Option(help="Names of the model's outputs, with commas between.")]
+ContainerOption = Annotated[
+    str | None, typer.Option(help="Which model of a file that holds several, such as model_ema.")
+]
 
 
 def load(typed: str, options: ForeignOptions | None = None) -> tuple[LoadedStudent, bool]:
@@ -73,4 +81,14 @@ def patients(name: str) -> list[Any]:
     return list(gates) if isinstance(gates, list) else []
 
 
-__all__ = ["DEFAULT_STUDENT", "ForeignOptions", "check_student", "has_torch", "load", "patients"]
+__all__ = [
+    "DEFAULT_STUDENT",
+    "ContainerOption",
+    "ForeignOptions",
+    "LabelsOption",
+    "TaskOption",
+    "check_student",
+    "has_torch",
+    "load",
+    "patients",
+]

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from tinyusfm_edge.models.encoder import EncoderBlock, EncoderPatches, EncoderShape, blocks_after, resize_positions
-from tinyusfm_edge.models.state_dict import find_tensors
-from tinyusfm_edge.models.weights_file import read_weights_file
+from tinyusfm_edge.models.state_dict import WRAPPERS, find_tensors
+from tinyusfm_edge.models.weights_file import WeightsFile, read_weights_file
 from tinyusfm_runtime.errors import CheckpointError, InputError
 
 _S, _B, _L = (384, 12, 6), (768, 12, 12), (1024, 24, 16)
@@ -97,11 +97,34 @@ def load(variant: str, weights: Path) -> Dinov2:
         CheckpointError: unusable, or a tensor is missing, of another shape, or left over.
     """
     file = read_weights_file(weights)
-    _, tensors = find_tensors(file.content, "teacher" if "teacher" in file.content else None)
-    named = {_RENAMED.get(k, k): v for k, v in tensors.items() if not k.startswith(_SPARE)}
+    named = {_RENAMED.get(k, k): v for k, v in bare_tensors(file).items() if not k.startswith(_SPARE)}
     net = Dinov2(VARIANTS[variant])
     fill(net, named, f"{weights} as {variant}")
     return net
+
+
+def bare_tensors(file: WeightsFile) -> dict[str, Tensor]:
+    """A teacher file's tensors, names without the wrappers of training code.
+
+    Args:
+        file: as it was read; of several models the one named ``teacher`` is taken.
+
+    Raises:
+        CheckpointError: no tensors, or several models of which none is named so.
+    """
+    try:
+        _, tensors = find_tensors(file.content, "teacher" if "teacher" in file.content else None)
+    except CheckpointError as error:
+        what = str(error).partition(": choose")[0]
+        raise CheckpointError(f"{file.path}: {what}: save the one that teaches alone, as a plain state dict") from error
+    return {_bare(name): tensor for name, tensor in tensors.items()}
+
+
+def _bare(name: str) -> str:
+    parts = name.split(".")
+    while parts and parts[0] in (*WRAPPERS, "encoder"):
+        parts = parts[1:]
+    return ".".join(parts)
 
 
 def fill(net: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
@@ -129,4 +152,4 @@ def fill(net: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
     net.requires_grad_(False).eval()
 
 
-__all__ = ["VARIANTS", "Dinov2", "fill", "load"]
+__all__ = ["VARIANTS", "Dinov2", "bare_tensors", "fill", "load"]

@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyusfm_edge.models.encoder import EncoderBlock, EncoderPatches, EncoderShape
-from tinyusfm_edge.models.state_dict import find_tensors
-from tinyusfm_edge.models.teachers.dinov2 import fill
+from tinyusfm_edge.models.teachers.dinov2 import bare_tensors, fill
 from tinyusfm_edge.models.weights_file import read_weights_file
 from tinyusfm_runtime.errors import InputError
 
@@ -126,8 +125,7 @@ def load(variant: str, weights: Path) -> UsfmBeit:
             left over.
     """
     file = read_weights_file(weights)
-    _, tensors = find_tensors(file.content)
-    named = {_bare(k): v for k, v in tensors.items()}
+    named = bare_tensors(file)
     for kind in ("weight", "bias"):
         pooled = named.pop(f"fc_norm.{kind}", None)
         if pooled is not None and f"norm.{kind}" not in named:
@@ -137,14 +135,6 @@ def load(variant: str, weights: Path) -> UsfmBeit:
     kept = {k: v for k, v in named.items() if not k.startswith(_SPARE) and not k.endswith("relative_position_index")}
     fill(net, kept, f"{weights} as {variant}")
     return net
-
-
-def _bare(name: str) -> str:
-    """A tensor's name without the wrappers of training code."""
-    parts = name.split(".")
-    while parts and parts[0] in ("module", "_orig_mod", "encoder", "backbone", "model", "net"):
-        parts = parts[1:]
-    return ".".join(parts)
 
 
 def _split_tables(net: UsfmBeit, named: dict[str, Tensor], shape: EncoderShape) -> None:

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tinyusfm_edge.models.encoder import EncoderBlock, EncoderPatches, EncoderShape, blocks_after, resize_positions
-from tinyusfm_edge.models.state_dict import find_tensors
-from tinyusfm_edge.models.teachers.dinov2 import fill
+from tinyusfm_edge.models.teachers.dinov2 import bare_tensors, fill
 from tinyusfm_edge.models.weights_file import read_weights_file
 from tinyusfm_runtime.errors import InputError
 
@@ -84,8 +83,7 @@ def load(variant: str, weights: Path) -> PlainVit:
         CheckpointError: unusable, or a tensor of the encoder is missing, of another shape, or left over.
     """
     file = read_weights_file(weights)
-    _, tensors = find_tensors(file.content, "teacher" if "teacher" in file.content else None)
-    named = {k.removeprefix("module.").removeprefix("backbone."): v for k, v in tensors.items()}
+    named = bare_tensors(file)
     for kind in ("weight", "bias"):
         if f"norm.{kind}" not in named and f"fc_norm.{kind}" in named:
             named[f"norm.{kind}"] = named[f"fc_norm.{kind}"]

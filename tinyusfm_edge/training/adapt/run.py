@@ -202,8 +202,11 @@ def start_student(
         say: called with what was done beyond plain copying, and that a head stays random.
 
     Raises:
+        InputError: a container without a start.
         CheckpointError: unusable start weights.
     """
+    if container is not None and init is None:
+        raise InputError("a container is one of the models of a start: name the start (--init), or leave it out")
     torch.manual_seed(config.seed)
     model = build_student(config.student)
     if isinstance(model, SegmentationStudent):

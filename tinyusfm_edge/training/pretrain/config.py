@@ -236,8 +236,13 @@ class DistillConfig:
         """
         if self.method not in ("distill", "mae", "dino") or self.weights not in ("consistency", "uniform"):
             raise InputError("method is distill, mae or dino, weights is consistency or uniform")
-        if self.method == "dino" and (self.keep < 1 or self.lambda_relation):
-            raise InputError("dino has no teacher's tokens to drop or relate: leave keep at 1 and lambda_relation at 0")
+        if self.method != "distill" and (self.keep < 1 or self.lambda_relation or self.masks == "adaptive"):
+            raise InputError(
+                f"{self.method} has no teacher's tokens to drop, relate or mask by: leave keep at 1, "
+                "lambda_relation at 0 and masks at random"
+            )
+        if self.method == "distill" and not self.lambda_kd and (self.lambda_relation or self.masks == "adaptive"):
+            raise InputError("lambda_relation and adaptive masks need the teacher's features: set lambda_kd above 0")
         if not self.views or set(self.views) - set(VIEWS) or len(set(self.views)) != len(self.views):
             raise InputError(f"views are some of {', '.join(VIEWS)}, each once")
         if not self.layers or sorted(set(self.layers)) != list(self.layers) or self.layers[0] < 1:
@@ -254,6 +259,8 @@ class DistillConfig:
             raise InputError("lambdas are not negative and beta is above 0")
         if not 0 <= self.warmup < 1 or not 0 <= self.weight_floor <= 1 or self.variants < 0 or self.variants > 64:
             raise InputError("warmup in [0, 1), weight_floor in [0, 1], variants from 0 to 64")
+        if min(self.weight_decay, self.seed, self.view_seed) < 0:
+            raise InputError("weight_decay, seed and view_seed are not negative")
         if self.masks == "adaptive" and (self.targets != "clean" or self.keep < 1 or "spatial" not in self.views):
             raise InputError("adaptive masks need targets=clean, keep=1 and the spatial view")
         if self.lambda_relation < 0 or (self.lambda_relation and (self.variants or self.keep < 1)):

@@ -20,9 +20,10 @@ from torch import nn
 from tinyusfm_edge.data.fingerprint import rows_sha256
 from tinyusfm_edge.data.images import ImagePool, Listing, read_pool
 from tinyusfm_edge.models.checkpoint import LoadReport, load_start, save_student
+from tinyusfm_edge.models.student import build_student
 from tinyusfm_edge.models.teachers import load_teacher
 from tinyusfm_edge.models.teachers.feature_bank import load as load_bank
-from tinyusfm_edge.models.upstream import joined
+from tinyusfm_edge.models.upstream import SHORT_RUN, joined
 from tinyusfm_edge.training.pretrain.config import LEAST_STEPS, DistillConfig, to_json
 from tinyusfm_edge.training.pretrain.crops import draw_multi_crop
 from tinyusfm_edge.training.pretrain.dino import DinoObjective, collapsed
@@ -188,6 +189,15 @@ def pretrain(
         raise InputError("this method learns from a teacher: give --teacher and --teacher-weights")
     if config.method == "dino" and teacher is not None:
         raise InputError("dino is its own teacher: leave out --teacher and --teacher-weights")
+    if teacher is not None and not config.needs_teacher:
+        say(f"note: these settings learn without a teacher: {teacher.name} is not used")
+    if container is not None and init is None:
+        raise InputError("a container is one of the models of a start: name the start (--init), or leave it out")
+    if config.steps:
+        check_steps(config.steps, short=short)
+    if init is not None:
+        # before images are read and a teacher is asked: both can take hours
+        load_start(build_student(config.built_student), init, container=container)
     cache = cache or out / "cache"
     pool = open_pool(found, config, cache, frame_stride=frame_stride, allowed_failures=allowed_failures, track=track)
     say(describe_pool(pool))
@@ -214,7 +224,7 @@ def pretrain(
     if fallen := collapsed(_last_scalars(out, "dino"), config.dino.collapsed_below):
         say(f"warning: {fallen}")
     taught = f"method {config.method}, teacher {identity['name'] if identity else 'none'}"
-    marks = f"{'COLLAPSED, ' if fallen else ''}{'SHORT RUN of ' if is_short else ''}"
+    marks = f"{'COLLAPSED, ' if fallen else ''}{f'{SHORT_RUN} of ' if is_short else ''}"
     length = f"{marks}{engine.steps} steps of {engine.batch}"
     size = config.view.image_size
     spec = ModelSpec(
@@ -367,7 +377,7 @@ def open_teacher(choice: DistillTeacher, config: DistillConfig) -> tuple[Teacher
         The teacher on the student's grid, and its name and sha256.
 
     Raises:
-        InputError: no such teacher, or a size that is no multiple of its patch.
+        InputError: no such teacher, a size that is no multiple of its patch, or attention that cannot be compared.
         CheckpointError: unusable weights.
     """
     net = load_teacher(choice.name, choice.weights)
@@ -379,7 +389,10 @@ def open_teacher(choice: DistillTeacher, config: DistillConfig) -> tuple[Teacher
     wanted = FeatureConfig(
         layers=config.layers, student_depth=config.student.depth, teacher_size=config.teacher_size, grid=grid
     )
-    return TeacherFeatures(net, wanted), {"name": choice.name, "sha256": digest.hexdigest()}
+    features = TeacherFeatures(net, wanted)
+    if config.lambda_relation:
+        features.check_attention()
+    return features, {"name": choice.name, "sha256": digest.hexdigest()}
 
 
 def _bank(

@@ -117,6 +117,18 @@ class TeacherFeatures:
             raise InputError("relations need a teacher whose attention can be read: a DINOv2 or a plain ViT")
         return blocks[-1]
 
+    def check_attention(self) -> None:
+        """Refuses a teacher whose attention cannot be compared with the student's.
+
+        Raises:
+            InputError: the teacher's grid is not the student's, it has registers, or no blocks of ours.
+        """
+        self._last_block()
+        teacher: Any = self.teacher
+        side = self.config.grid * teacher.patch
+        if side != self.size or getattr(teacher, "registers", 0):
+            raise InputError(f"relations need equal grids: set teacher_size={side}, and a teacher without registers")
+
     @torch.no_grad()
     def attention(self, image_B1HW: Tensor) -> Tensor:
         """Attention logits BHNN of the teacher's last block.
@@ -127,9 +139,8 @@ class TeacherFeatures:
             InputError: the teacher's grid is not the student's, or it has registers.
         """
         teacher: Any = self.teacher
-        side = self.config.grid * teacher.patch
-        if side != self.size or getattr(teacher, "registers", 0):
-            raise InputError(f"relations need equal grids: set teacher_size={side}, and a teacher without registers")
+        self.check_attention()
+        side = self.size
         resized = F.interpolate(
             image_B1HW, size=(side, side), mode="bilinear", align_corners=False, antialias=True
         ).clamp(0, 1)

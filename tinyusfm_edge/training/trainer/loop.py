@@ -79,13 +79,15 @@ class TrainerConfig:
         """Checks what would otherwise fail late.
 
         Raises:
-            InputError: a count below 1, a rate that is not positive, or an unknown precision.
+            InputError: a count below 1, a rate that is not positive, a negative seed, or an unknown precision.
         """
         counts = (self.steps, self.batch, self.accumulate, self.checkpoint_every, self.log_every)
         if min(counts) < 1 or self.warmup < 0:
             raise InputError("steps, batch, accumulate, checkpoint_every and log_every must be at least 1, warmup 0")
         if not self.learning_rate > 0 or self.final_learning_rate < 0 or self.clip < 0 or not 0 <= self.ema < 1:
             raise InputError("learning_rate must be above 0, final_learning_rate and clip not below 0, ema in [0, 1)")
+        if self.seed < 0:
+            raise InputError(f"seed {self.seed} is negative: use 0 or more")
         if self.precision not in ("fp32", "bf16"):
             raise InputError(f"precision {self.precision!r} is unknown: use fp32 or bf16")
 
