@@ -15,8 +15,10 @@ from tinyusfm_edge.evaluation.segmentation import Runner, evaluate_split, parse_
 from tinyusfm_runtime.errors import InputError
 from tinyusfm_runtime.frame import Frame
 from tinyusfm_runtime.numerics.preprocess import preprocess
+from tinyusfm_runtime.passes import read_outputs
 from tinyusfm_runtime.phantom import make_phantom
-from tinyusfm_runtime.spec import ModelSpec, PostProcess, PreprocessSpec, Task
+from tinyusfm_runtime.reading import SecondPassState
+from tinyusfm_runtime.spec import LOGITS_NAME, ModelSpec, PostProcess, PreprocessSpec, SecondPass, Task
 
 SPEC = ModelSpec(
     name="oracle",
@@ -126,6 +128,33 @@ def test_thresholds_share_one_run_of_the_model(samples: list[Sample]) -> None:
     reports = sweep_thresholds(run, SPEC, samples, "val", [0.5, 0.9])
     assert len(calls) == 8
     assert [r.dice.mean for r in reports] == [1.0, 0.0], "probabilities are 0.73 inside"
+
+
+def test_small_heads_are_scored_as_they_are_read_after_a_second_pass(samples: list[Sample]) -> None:
+    """A model that sees only what is large: the first pass finds a blob, the crop around it the head."""
+    small = replace(SPEC, second_pass=SecondPass.SMALL)
+    known = {preprocess(s.frame, SPEC.preprocess)[0].tobytes() for s in samples}
+    once, calls = oracle(samples, lambda mask: mask * (np.arange(96) % 96 > 60)), []
+
+    def run(tensor: np.ndarray) -> np.ndarray:
+        calls.append(tensor)
+        return once(tensor) if tensor.tobytes() in known else np.full((1, 1, 96, 96), 30.0, np.float32)
+
+    never = evaluate_split(run, SPEC, samples, "val")
+    assert never.looked_twice is None and len(calls) == len(samples)
+    found = evaluate_split(run, small, samples, "val")
+    assert found.looked_twice == len(calls) - 2 * len(samples) > 0
+    assert ("looked at twice", f"{found.looked_twice} of 8 frames") in found.table()
+    changed = [a.dice != b.dice for a, b in zip(never.images, found.images, strict=True)]
+    assert changed == [image.second_pass is SecondPassState.DONE for image in found.images]
+    tensor, placement = preprocess(samples[0].frame, SPEC.preprocess)
+    live = read_outputs(
+        {LOGITS_NAME: run(tensor)}, lambda x: {LOGITS_NAME: run(x)}, small, samples[0].frame, tensor, placement
+    )
+    assert live.answer.measurement is not None
+    assert found.images[0].hc_mm == live.answer.measurement.hc_mm, "what a live frame says"
+    paper = sweep_thresholds(run, small, samples, "val", [0.5], paper=True)[0]
+    assert not paper.looked_twice, "the official repository looks once"
 
 
 def test_only_binary_masks_are_scored(samples: list[Sample]) -> None:

@@ -18,18 +18,20 @@ from tinyusfm_runtime.spec import SecondPass
 
 PLAN = ["--second-pass", "small", "--min-area", "0.005", "--anatomy", "fetal head,20,450"]
 FRAMES = 34
+TESTED = 2
 
 
 def write_data(folder: Path, frames: int) -> Path:
-    """Phantoms of a validation split, each of a patient of its own."""
+    """Phantoms of a validation split and a few of a test split, each of a patient of its own."""
     folder.mkdir()
     rows = ["file,mask,split,group,pixel_size_mm"]
-    for seed in range(500, 500 + frames):
+    for seed in range(500, 500 + frames + TESTED):
         phantom = make_phantom(seed, height=192, width=256)
         assert phantom.frame.spacing_mm is not None
         cv2.imwrite(str(folder / f"{seed}.png"), phantom.frame.pixels)
         cv2.imwrite(str(folder / f"{seed}_mask.png"), phantom.mask_HW * np.uint8(255))
-        rows.append(f"{seed}.png,{seed}_mask.png,val,p{seed},{phantom.frame.spacing_mm[0]!r}")
+        split = "val" if seed < 500 + frames else "test"
+        rows.append(f"{seed}.png,{seed}_mask.png,{split},p{seed},{phantom.frame.spacing_mm[0]!r}")
     (folder / "split.csv").write_text("\n".join(rows) + "\n", encoding="ascii")
     return folder
 
@@ -54,6 +56,30 @@ def test_readings_are_calibrated_on_the_validation_split(student: Path, tmp_path
     assert spec.reading.rates.good_but_wrong <= 0.01 * FRAMES
     card = json.loads((student / students.CARD).read_text(encoding="utf-8"))
     assert card["spec"] == spec.to_json()
+    as_read = card["metrics"]["as_read"]
+    assert [as_read[split]["dice"]["num_values"] for split in ("val", "test")] == [FRAMES, TESTED]
+    assert 0 < as_read["val"]["looked_twice"] < FRAMES, "small heads, and no others"
+    text = (student / students.CARD_TEXT).read_text(encoding="utf-8")
+    assert f"Looked at twice: {as_read['val']['looked_twice']} of {FRAMES} on val" in text
+
+
+def test_without_a_second_pass_there_is_one_table(student: Path, tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", FRAMES)
+    assert main(["--name", "fetal-head", "--out", str(student), "--data", str(data)]) == 0
+    assert json.loads((student / students.CARD).read_text(encoding="utf-8"))["metrics"]["as_read"] is None
+    assert "second pass" not in (student / students.CARD_TEXT).read_text(encoding="utf-8").partition("## Accuracy")[2]
+
+
+def test_passes_are_compared_and_nothing_is_written(
+    student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path.name: path.read_bytes() for path in student.iterdir()}
+    data = write_data(tmp_path / "data", 6)
+    assert main(["--name", "fetal-head", "--out", str(student), "--data", str(data), *PLAN, "--measure"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ["never", "small", "always"]
+    assert found["never"]["dice"] != found["always"]["dice"], "they are other readings"
+    assert {path.name: path.read_bytes() for path in student.iterdir()} == before
 
 
 @pytest.mark.parametrize(

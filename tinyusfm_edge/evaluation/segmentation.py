@@ -2,9 +2,10 @@
 
 Dice, IoU, border distance and circumference error, with intervals over patients.
 
-Frames and masks go through the runtime's own preprocessing and post-processing, so the numbers are those
-of live frames. Masks are compared in the model's input geometry, where the runtime measures. The model is a callable
-from input tensor to logits: the PyTorch reference and an artefact in its engine are scored alike.
+Frames and masks go through the runtime's own preprocessing, passes and post-processing, so the numbers are those of
+live frames, second pass included where the spec asks for one. Masks are compared in the model's input geometry, where
+the runtime measures. The model is a callable from input tensor to logits: the PyTorch reference and an artefact in its
+engine are scored alike.
 
 Circumference errors are against the *stated* circumference; the label mask's own ellipse is scored beside it, since the
 masks of HC18 overstate it. It does not know how the model was made.
@@ -28,8 +29,9 @@ from tinyusfm_export.verify.reference import reference_mode, run_reference
 from tinyusfm_runtime.errors import InputError
 from tinyusfm_runtime.numerics.measure import binary_mask, largest_component, measure_head
 from tinyusfm_runtime.numerics.order import wide
-from tinyusfm_runtime.numerics.postprocess import answer
 from tinyusfm_runtime.numerics.preprocess import Placement, preprocess
+from tinyusfm_runtime.passes import read_outputs
+from tinyusfm_runtime.reading import SecondPassState
 from tinyusfm_runtime.spec import LOGITS_NAME, ModelSpec, Task
 
 Runner = Callable[[np.ndarray], np.ndarray]
@@ -42,12 +44,14 @@ class Case:
 
     Attributes:
         sample: the frame, its mask and its circumference.
-        logits: float32 1xKxHxW.
+        tensor: the model's input of the first pass, uint8 NCHW.
+        logits: float32 1xKxHxW of the first pass.
         mask_HW: label mask in the input's geometry, uint8 0/1.
         placement: where the frame lies in the input.
     """
 
     sample: Sample
+    tensor: np.ndarray
     logits: np.ndarray
     mask_HW: np.ndarray
     placement: Placement
@@ -72,6 +76,7 @@ class ImageScore:
         empty_truth: the label mask is empty.
         ellipse_dice: overlap of the reported ellipse (or mask) with the head's own ellipse at the original image's
             size, or None where the table names no ellipse.
+        second_pass: what became of the second pass.
     """
 
     sha256: str
@@ -87,6 +92,7 @@ class ImageScore:
     found: bool
     empty_truth: bool
     ellipse_dice: float | None = None
+    second_pass: SecondPassState = SecondPassState.NEVER
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,6 +118,7 @@ class SegmentationReport:
         not_found: frames without any mask.
         images: scores of each frame.
         ellipse_dice: mean overlap of the reported shapes with the heads' own ellipses, or None without those.
+        looked_twice: frames that had a second pass, or None where the model never has one.
     """
 
     split: str
@@ -132,6 +139,7 @@ class SegmentationReport:
     not_found: int
     images: tuple[ImageScore, ...]
     ellipse_dice: Estimate | None = None
+    looked_twice: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, ready for ``json.dumps``."""
@@ -162,6 +170,8 @@ class SegmentationReport:
             ]
         if self.label_bias_mm:
             rows.append(("HC error of the label masks, mm", self.label_bias_mm.text(2, sign=True)))
+        if self.looked_twice is not None:
+            rows.append(("looked at twice", f"{self.looked_twice} of {self.dice.num_values} frames"))
         return [*rows, ("mask touches the border", f"{self.border:.1%}"), ("no mask found", str(self.not_found))]
 
 
@@ -181,19 +191,24 @@ def run_cases(run: Runner, spec: ModelSpec, samples: Sequence[Sample]) -> Iterat
     for sample in samples:
         tensor, placement = preprocess(sample.frame, spec.preprocess)
         mask = resize_mask(sample.mask_HW, sample.frame, spec.preprocess)
-        yield Case(sample=sample, logits=run(tensor), mask_HW=mask, placement=placement)
+        yield Case(sample=sample, tensor=tensor, logits=run(tensor), mask_HW=mask, placement=placement)
 
 
-def score_case(case: Case, spec: ModelSpec, threshold: float, *, paper: bool = False) -> ImageScore:
+def score_case(case: Case, run: Runner, spec: ModelSpec, threshold: float, *, paper: bool = False) -> ImageScore:
     """Scores one frame as the runtime would answer it.
 
     Args:
         case: the frame and the model's logits.
+        run: runs the model once more, where the spec asks for a second pass.
         spec: the model's spec.
         threshold: probability cut, 0..1.
-        paper: score the bare thresholded mask with the official repository's quirks (methods.md 1.7).
+        paper: score the bare thresholded mask with the official repository's quirks (methods.md 1.7), in one pass.
     """
-    found = answer({LOGITS_NAME: case.logits}, replace(spec, threshold=threshold), case.placement)
+    passed = read_outputs(
+        {LOGITS_NAME: case.logits}, lambda tensor: {LOGITS_NAME: run(tensor)}, replace(spec, threshold=threshold),
+        case.sample.frame, case.tensor, case.placement, second_pass=not paper,
+    )  # fmt: skip
+    found = passed.answer
     mask = np.zeros_like(case.mask_HW) if found.mask_HW is None else found.mask_HW
     head = found.measurement
     row, col, height, width = case.placement.box
@@ -217,6 +232,7 @@ def score_case(case: Case, spec: ModelSpec, threshold: float, *, paper: bool = F
         found=bool(mask.any()),
         empty_truth=not case.mask_HW.any(),
         ellipse_dice=None if paper else shape_dice(case.sample, head, mask, case.placement),
+        second_pass=passed.second_pass,
     )
 
 
@@ -239,6 +255,7 @@ def summarise(images: Sequence[ImageScore], split: str, threshold: float, *, pap
     overlaps, iou = _estimate(images, lambda image: image.dice), _estimate(images, lambda image: image.iou)
     if overlaps is None or iou is None:
         raise InputError(f"split {split!r} has no frames to score")
+    passes = [image.second_pass for image in images]
     errors = [image.hc_error_mm for image in images if image.hc_error_mm is not None]
     return SegmentationReport(
         split=split,
@@ -259,6 +276,7 @@ def summarise(images: Sequence[ImageScore], split: str, threshold: float, *, pap
         not_found=sum(not image.found for image in images),
         images=tuple(images),
         ellipse_dice=_estimate(images, lambda image: image.ellipse_dice),
+        looked_twice=None if {*passes} == {SecondPassState.NEVER} else passes.count(SecondPassState.DONE),
     )
 
 
@@ -279,7 +297,7 @@ def evaluate_split(run: Runner, spec: ModelSpec, samples: Sequence[Sample], spli
     Raises:
         InputError: not a binary segmentation model, or no samples.
     """
-    images = [score_case(case, spec, spec.threshold) for case in run_cases(run, spec, samples)]
+    images = [score_case(case, run, spec, spec.threshold) for case in run_cases(run, spec, samples)]
     return summarise(images, split, spec.threshold)
 
 
@@ -293,6 +311,8 @@ def sweep_thresholds(
     paper: bool = False,
 ) -> list[SegmentationReport]:
     """Scores the same logits at several thresholds.
+
+    A second pass is made for each of them, where the spec asks for one.
 
     Args:
         run: uint8 NCHW -> logits.
@@ -308,7 +328,7 @@ def sweep_thresholds(
     scores: list[list[ImageScore]] = [[] for _ in thresholds]
     for case in run_cases(run, spec, samples):
         for found, threshold in zip(scores, thresholds, strict=True):
-            found.append(score_case(case, spec, threshold, paper=paper))
+            found.append(score_case(case, run, spec, threshold, paper=paper))
     return [
         summarise(found, split, threshold, paper=paper) for found, threshold in zip(scores, thresholds, strict=True)
     ]
@@ -339,9 +359,8 @@ def score_student(
     """
     with reference_mode(student.module):
         run = partial(run_reference, student.module, student.spec)
-        return sweep_thresholds(
-            run, student.spec, samples, split, list(thresholds) or [student.spec.threshold], paper=paper
-        )
+        cuts = list(thresholds) or [student.spec.threshold]
+        return sweep_thresholds(run, student.spec, samples, split, cuts, paper=paper)
 
 
 def parse_thresholds(text: str) -> list[float]:

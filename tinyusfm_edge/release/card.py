@@ -43,6 +43,7 @@ def render_card(card: Mapping[str, Any]) -> str:
         _section("Data", _data(card)),
         _section("Training", _training(card)),
         _section("Accuracy of the PyTorch float32 reference", _metrics(card)),
+        _section("Accuracy with the second pass", _as_read(card)),
         _section("Images without a head", _negatives(card["metrics"].get("negatives", ()))),
         _section("What the mask's threshold does", _thresholds(card)),
         _section("Early exits", _exits(spec)),
@@ -260,8 +261,39 @@ def _metrics(card: Mapping[str, Any]) -> str:
     reports = [report for report in (card["metrics"]["val"], card["metrics"]["test"]) if report is not None]
     if "metrics" in reports[0]:
         return _class_metrics(reports) + ("" if card["metrics"]["test"] else "\n\n" + UNSEEN)
-    rows = [_metric_row(report) for report in reports]
-    head = (
+    missing = "" if card["metrics"]["test"] else f"\n\n{UNSEEN}"
+    label = reports[-1]["label_bias_mm"]
+    note = ""
+    if label:
+        note = (
+            "\n\nErrors are against the stated circumference. The label masks' own ellipses differ from it by "
+            f"{_estimate(label, 2, sign=True)} mm on {reports[-1]['split']}: what the network learns is the masks."
+        )
+    once = "" if card["spec"]["second_pass"] == "never" else " One pass a frame."
+    return (
+        f"Mean and 95 % interval (bootstrap over patients), in the model's input geometry.{once}\n\n"
+        + _metric_table(reports)
+        + note
+        + missing
+    )
+
+
+def _as_read(card: Mapping[str, Any]) -> str:
+    """The scores of what a user sees, where that is not the first pass alone."""
+    found = card["metrics"].get("as_read")
+    if not found:
+        return ""
+    reports = [report for report in (found["val"], found["test"]) if report is not None]
+    looked = ", ".join(f"{r['looked_twice']} of {r['dice']['num_values']} on {r['split']}" for r in reports)
+    once = " The test split was scored this way after its first look, with the same weights." if found["test"] else ""
+    return (
+        f"The same frames as a user's are read. {_AGAIN[card['spec']['second_pass']]} Looked at twice: {looked}.{once}"
+        "\n\n" + _metric_table(reports)
+    )
+
+
+def _metric_table(reports: Sequence[Mapping[str, Any]]) -> str:
+    head: tuple[str, ...] = (
         "split",
         "Dice",
         "worst",
@@ -272,20 +304,12 @@ def _metrics(card: Mapping[str, Any]) -> str:
         "at the border",
         "no mask",
     )
-    missing = "" if card["metrics"]["test"] else f"\n\n{UNSEEN}"
-    label = reports[-1]["label_bias_mm"]
-    note = ""
-    if label:
-        note = (
-            "\n\nErrors are against the stated circumference. The label masks' own ellipses differ from it by "
-            f"{_estimate(label, 2, sign=True)} mm on {reports[-1]['split']}: what the network learns is the masks."
-        )
-    return (
-        "Mean and 95 % interval (bootstrap over patients), in the model's input geometry.\n\n"
-        + _table(head, rows)
-        + note
-        + missing
-    )
+    shapes = [report.get("ellipse_dice") for report in reports]
+    rows = [_metric_row(report) for report in reports]
+    if any(shapes):
+        head = (*head, "Dice of the reported ellipse")
+        rows = [(*row, _estimate(shape, 4)) for row, shape in zip(rows, shapes, strict=True)]
+    return _table(head, rows)
 
 
 def _metric_row(report: Mapping[str, Any]) -> tuple[str, ...]:

@@ -142,12 +142,12 @@ def package(plan: PackagePlan) -> dict[str, Any]:
         "recipe": recipe,
         "start": plan.start,
         "metrics": {
-            "val": _plain_metrics(val[0]),
+            "val": plain_metrics(val[0]),
             "test": test,
             "negatives": [empty_answers(student, folder) for folder in plan.negatives],
         },
         "earlier_looks": _earlier_looks(plan, student, old),
-        "thresholds": [_plain_metrics(report) for report in val[1:]],
+        "thresholds": [plain_metrics(report) for report in val[1:]],
         "ranges": {
             "set_id": calibration.id,
             "set_name": calibration.name,
@@ -433,7 +433,7 @@ def _test_metrics(plan: PackagePlan, student: LoadedStudent, old: Mapping[str, A
         )
     if not plan.final:
         return None
-    return _plain_metrics(_score(student, _read(plan, "test"), "test", ())[0])
+    return plain_metrics(_score(student, _read(plan, "test"), "test", ())[0])
 
 
 def _earlier_looks(plan: PackagePlan, student: LoadedStudent, old: Mapping[str, Any] | None) -> list[dict[str, Any]]:
@@ -490,7 +490,8 @@ def _score(
     return list(score_student(student, samples, split, thresholds))
 
 
-def _plain_metrics(report: SegmentationReport | ClassificationReport) -> dict[str, Any]:
+def plain_metrics(report: SegmentationReport | ClassificationReport) -> dict[str, Any]:
+    """What a card keeps of a report: all but the single frames."""
     plain = report.to_json()
     del plain["images"]
     return plain
@@ -574,6 +575,7 @@ __all__ = [
     "label_stratified",
     "observe_ranges",
     "package",
+    "plain_metrics",
     "read_card",
     "size_stratified",
     "stored_bytes",

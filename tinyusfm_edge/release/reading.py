@@ -4,16 +4,18 @@ Thresholds with their rates, second pass, least area, anatomy.
 
 ``python -m tinyusfm_edge.release.reading --name fetal-head --data DIR --second-pass small --min-area 0.005`` runs the
 PyTorch reference over the validation split, calibrates the thresholds as an export does, and writes ``reading.json``
-and the card. With ``--measure`` it also scores the split in one pass and in two, and prints both.
+and the card. A mask model with a second pass is also scored as it is read: on the validation split, and on the test
+split where the card holds a look at it with these weights. With ``--measure`` it scores the validation split in one
+pass and in two, prints both, and writes nothing.
 
-It does not know training and never reads the test split.
+It does not know training, and nothing is chosen by the test split.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,10 @@ from typing import Any
 from tinyusfm_calibration.sets import NamedFrame
 from tinyusfm_edge import students
 from tinyusfm_edge.data.marks import label_numbers
-from tinyusfm_edge.data.table import Sample, read_table, resize_mask
+from tinyusfm_edge.data.table import Sample, read_table, resize_mask, table_counts
 from tinyusfm_edge.evaluation.segmentation import score_student
 from tinyusfm_edge.models.checkpoint import LoadedStudent, load_student_file
-from tinyusfm_edge.release.package import dump, read_card, write_package
+from tinyusfm_edge.release.package import dump, plain_metrics, read_card, write_package
 from tinyusfm_export.verify.confidence import Truth
 from tinyusfm_export.verify.expected import expect
 from tinyusfm_export.verify.gate_frames import choose_gate_frames
@@ -81,8 +83,21 @@ def add_reading(out: Path, data: Path, plan: ReadingPlan) -> dict[str, Any]:
     told = {name: stated[name] for name in students.READING_FIELDS}
     told |= {"version": students.READING_VERSION, "weights_sha256": student.weights_sha256}
     card["spec"] = {**card["spec"], **{name: stated[name] for name in students.READING_FIELDS}}
+    card["metrics"]["as_read"] = _as_read(replace(student, spec=spec), samples, data, card)
     write_package(out, {students.READING: dump(told)}, card)
     return card
+
+
+def _as_read(student: LoadedStudent, val: list[Sample], data: Path, card: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Scores with the second pass; None where there is none."""
+    if student.spec.second_pass is SecondPass.NEVER:
+        return None
+    has_test = card["metrics"]["test"] is not None and "test" in table_counts(data)
+    splits = {"val": val, "test": read_table(data, "test", need="mask") if has_test else None}
+    return {
+        name: None if samples is None else plain_metrics(score_student(student, samples, name)[0])
+        for name, samples in splits.items()
+    }
 
 
 def planned(student: LoadedStudent, plan: ReadingPlan) -> LoadedStudent:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,6 +46,9 @@ def evaluate(
     paper_compat: Annotated[
         bool, typer.Option("--paper-compat", help="Masks scored with the quirks of the official repository.")
     ] = False,
+    no_second_pass: Annotated[
+        bool, typer.Option("--no-second-pass", help="Score the first pass alone; the result says so.")
+    ] = False,
     task: Annotated[str | None, typer.Option(help="Task, if the weights file does not state it.")] = None,
     labels: Annotated[str, typer.Option(help="Names of the model's outputs, with commas between.")] = "",
     container: Annotated[
@@ -73,6 +77,8 @@ def evaluate(
     stops = None
     cuts = parse_thresholds(thresholds)
     loaded, _ = load(student, ForeignOptions(task=task, labels=split_names(labels) or None, container=container))
+    if no_second_pass or paper_compat:
+        loaded = replace(loaded, spec=replace(loaded.spec, second_pass=SecondPass.NEVER))
     if stress:
         _stress(loaded, data, split, every, reading, output)
         output.end("export", student, "--int8", "--data", data)
@@ -88,8 +94,6 @@ def evaluate(
     else:
         samples = read_table(data, split, limit=limit, reading=reading)
         reports = score_student(loaded, samples, split, cuts, paper=paper_compat)  # type: ignore[assignment]
-    if (when := loaded.spec.second_pass) is not SecondPass.NEVER:
-        console.notes([f"scored in one pass; the runtime looks twice (second pass: {when.value}), as --stress does"])
     for report in reports:
         console.say(f"{loaded.name} {loaded.weights_sha256[:12]}")
         _say_rows(report.table())
@@ -100,6 +104,7 @@ def evaluate(
             "origin": loaded.spec.origin,
             "frames_sha256": frames_sha256(samples),
             "split": split,
+            "second_pass": loaded.spec.second_pass.value,
             "reading": reading.to_json(),
             "exits": None if stops is None else stops.to_json(),
             "reports": [json.loads(json.dumps(report.to_json())) for report in reports],
@@ -143,6 +148,7 @@ def _stress(
             "kind": "tinyusfm-edge evaluate stress",
             "weights_sha256": loaded.weights_sha256,
             "split": split,
+            "second_pass": loaded.spec.second_pass.value,
             "every": every,
             "rows": [asdict(row) for row in rows],
         }
