@@ -112,6 +112,11 @@ def test_averaged_weights_are_named_and_chosen(tmp_path: Path) -> None:
         load_weights(student, tmp_path / "both.pth", container=container)
         wanted = golden_state(name, seed)["decode_head.conv_seg.weight"]
         assert torch.equal(student.head.classifier.weight, wanted)  # type: ignore[union-attr]
+    torch.save({"model_ema": content["model_ema"], "epoch": 3}, tmp_path / "alone.pth")
+    with pytest.warns(UserWarning, match="are the moving average under 'model_ema'"):
+        told = load_weights(build_student(StudentConfig()), tmp_path / "alone.pth").notes
+    assert len(told) == 1
+    assert not load_weights(build_student(StudentConfig()), tmp_path / "alone.pth", container="model_ema").notes
 
 
 def test_two_nets_side_by_side_are_not_guessed_between(tmp_path: Path) -> None:

@@ -293,5 +293,9 @@ def test_fine_tuned_usfm_with_a_table_a_block_loads(
     if not equal:
         del tuned["backbone.blocks.1.attn.relative_position_bias_table"]
         torch.save({"model": tuned}, tmp_path / "half.pth")
-        with pytest.raises(CheckpointError, match="do not fit"):
+        with pytest.raises(CheckpointError, match="1 of 2 blocks"):
             load_teacher("usfm_vitb16", tmp_path / "half.pth")
+        tuned["backbone.rel_pos_bias.relative_position_bias_table"] = table
+        torch.save({"model": tuned}, tmp_path / "both.pth")
+        with pytest.raises(CheckpointError, match="1 of 2 blocks"):
+            load_teacher("usfm_vitb16", tmp_path / "both.pth")

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinyusfm_edge.models.state_dict import Fit, find_tensors, fit
+from tinyusfm_edge.models.state_dict import AVERAGES, Fit, find_tensors, fit
 from tinyusfm_edge.models.student import Student, StudentConfig, build_student
 from tinyusfm_edge.models.upstream import TRACE_KEY, read_stages, write_stages
 from tinyusfm_edge.models.weights_file import WeightsFile, check_finite, read_limited, read_weights_file
@@ -182,7 +182,10 @@ def _fit_file(
     except CheckpointError as error:
         raise CheckpointError(f"{file.path}: {error}") from error
     check_finite(fitted.state, file.path)
-    for note in fitted.notes:
+    average = next((name for name in (key or "", *fitted.prefix.split(".")) if name in AVERAGES), "")
+    taken = (f"the weights are the moving average under {average!r}",) if average and container is None else ()
+    notes = (*taken, *fitted.notes)
+    for note in notes:
         warnings.warn(f"{file.path}: {note}", stacklevel=3)
     about = _about(file)
     report = LoadReport(
@@ -196,7 +199,7 @@ def _fit_file(
         num_loaded=len(fitted.state),
         missing_heads=fitted.missing_heads,
         unexpected=fitted.unexpected,
-        notes=fitted.notes,
+        notes=notes,
     )
     return fitted, report
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tinyusfm_edge.models.encoder import EncoderBlock, EncoderPatches, EncoderShape
 from tinyusfm_edge.models.teachers.dinov2 import bare_tensors, fill
 from tinyusfm_edge.models.weights_file import read_weights_file
-from tinyusfm_runtime.errors import InputError
+from tinyusfm_runtime.errors import CheckpointError, InputError
 
 VARIANTS = {"usfm_vitb16": EncoderShape(width=768, depth=12, heads=12, patch=16, grid=14, scale="beit", bias="qv")}
 """Name -> shape."""
@@ -141,11 +141,18 @@ def _split_tables(net: UsfmBeit, named: dict[str, Tensor], shape: EncoderShape) 
     """One shared table where tables of single blocks are equal, else one each.
 
     Names are changed in place.
+
+    Raises:
+        CheckpointError: some blocks have one and others not.
     """
     own = [named.pop(f"blocks.{i}.attn.{_TABLE}", None) for i in range(shape.depth)]
     tables = [table for table in own if table is not None]
-    if len(tables) != shape.depth:
+    if not tables:
         return
+    if len(tables) != shape.depth:
+        raise CheckpointError(
+            f"{len(tables)} of {shape.depth} blocks have a position table of their own: save all or one"
+        )
     if all(torch.equal(table, tables[0]) for table in tables):
         named[f"rel_pos_bias.{_TABLE}"] = tables[0]
         return
