@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.training.small_runs import small_config
-from tinyusfm_edge.training.pretrain.balance import Balance
+from tinyusfm_edge.training.pretrain.balance import Balance, pull
 from tinyusfm_edge.training.pretrain.config import ABLATIONS, DistillConfig, read_config, to_json
 from tinyusfm_edge.training.pretrain.distill import (
     DistillObjective,
@@ -333,12 +333,43 @@ def test_dropped_tokens_are_not_looked_at_and_not_scored() -> None:
 
 
 def test_losses_are_balanced_by_their_own_size() -> None:
+    """The second becomes as large as the first, which stays as it is."""
     balance = Balance(["kd", "spatial"])
     for _ in range(400):
         loss = balance({"kd": torch.tensor(0.01), "spatial": torch.tensor(20.0)}, {"kd": 1.0, "spatial": 1.0})
-    assert float(loss) == pytest.approx(2.0, rel=1e-3)
+    assert float(loss) == pytest.approx(0.02, rel=1e-3)
     small = torch.tensor(0.01, requires_grad=True)
     large = torch.tensor(20.0, requires_grad=True)
     balance({"kd": small, "spatial": large}, {"kd": 1.0, "spatial": 1.0}).backward()
-    assert float(small.grad) == pytest.approx(100.0, rel=1e-2)  # type: ignore[arg-type]
-    assert float(large.grad) == pytest.approx(0.05, rel=1e-2)  # type: ignore[arg-type]
+    assert float(small.grad) == pytest.approx(1.0, rel=1e-2)  # type: ignore[arg-type]
+    assert float(large.grad) == pytest.approx(0.0005, rel=1e-2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.25])
+def test_losses_pull_at_the_tokens_as_their_weights_say(weight: float) -> None:
+    """A square near its minimum and an absolute error of its size: the second would pull a hundred times as hard."""
+    tokens = torch.full((4, 8), 0.01, requires_grad=True)
+
+    def terms() -> dict[str, torch.Tensor]:
+        return {"kd": tokens.square().sum() * 100, "spatial": tokens.abs().sum() * 10}
+
+    weights, at = {"kd": 1.0, "spatial": weight}, {"kd": [tokens], "spatial": [tokens]}
+    by_gradient, by_size = Balance(["kd", "spatial"]), Balance(["kd", "spatial"])
+    by_gradient(terms(), weights, at), by_size(terms(), weights)
+    kd = float(pull(terms()["kd"], [tokens]))
+    both = float(pull(by_gradient.eval()(terms(), weights, at), [tokens]))
+    assert both == pytest.approx((1 + weight) * kd, rel=1e-4), "they point the same way here"
+    assert float(pull(by_size.eval()(terms(), weights), [tokens])) != pytest.approx((1 + weight) * kd, rel=0.05)
+    assert tokens.grad is None, "measuring leaves nothing behind"
+
+
+def test_the_full_method_follows_the_teacher_first() -> None:
+    """Each reconstruction pulls at the tokens by its share of the feature loss's pull."""
+    config = small_config("ours")
+    torch.manual_seed(0)
+    objective = DistillObjective(config, (24, 24)).train()
+    objective(batch_of(config))
+    scale = {name: float(getattr(objective.balance, f"mean_{name}")) for name in ("kd", "spatial", "frequency")}
+    assert len({*scale.values()}) == 3 and min(scale.values()) > 0
+    state = objective.state_dict()
+    assert float(state["balance.mean_spatial"]) == scale["spatial"], "a resumed run goes on with it"

@@ -1,12 +1,12 @@
-"""Balance of losses: each is divided by its running mean.
-
-So no constant has to be guessed.
+"""Balance of losses, so that no constant has to be guessed.
 
 A reconstruction loss can be twenty times a feature loss at the start and another multiple later; a fixed weight is
-right at one moment of one run. The means are buffers, so a resumed run goes on with them, and they are averaged over
-processes. It does not know the losses.
+right at one moment of one run. And a loss of equal size can pull many times as hard: an absolute error pulls as much
+when it is nearly 0. So each loss is measured by its gradient at the tokens that all losses share (after GradNorm, Chen
+et al., ICML 2018, without its training rates), or by its size. The running means are buffers, so a resumed run goes on
+with them, and they are averaged over processes. It does not know the losses.
 
-Shapes: every term is a scalar, a mean over samples.
+Shapes: every term is a scalar, a mean over samples; what it was made of are tokens of any shape.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DECAY = 0.98
 
 
 class Balance(nn.Module):
-    """Adds losses up, each relative to its usual size."""
+    """Adds losses up, the first as it is and the others relative to it."""
 
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__()
@@ -29,19 +29,26 @@ class Balance(nn.Module):
         for name in self.names:
             self.register_buffer(f"mean_{name}", torch.zeros(()))
 
-    def forward(self, terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-        """``sum weight * term / running mean of |term|``; a single term is taken as it is.
+    def forward(
+        self,
+        terms: Mapping[str, Tensor],
+        weights: Mapping[str, float],
+        tokens: Mapping[str, Sequence[Tensor]] | None = None,
+    ) -> Tensor:
+        """``sum weight * term * (first mean / its mean)``.
+
+        So a single term is taken as it is. A mean is the running one of the norm of a term's gradient at its tokens, or
+        of its size.
 
         Args:
             terms: every loss by name, a mean over samples.
-            weights: what each weighs beside the others.
+            weights: what each weighs beside the others: how hard it pulls, or how large it is.
+            tokens: what each term was computed from, part of its graph; None balances sizes.
         """
-        if len(terms) == 1:
-            ((name, term),) = terms.items()
-            return weights[name] * term
-        if self.training:
-            self._follow(terms)
-        parts = [weights[name] * term / self._mean(name) for name, term in terms.items()]
+        if len(terms) > 1 and self.training:
+            self._follow(terms, tokens)
+        first = self._mean(next(iter(terms)))
+        parts = [weights[name] * term * (first / self._mean(name)) for name, term in terms.items()]
         return torch.stack(parts).sum()
 
     def _mean(self, name: str) -> Tensor:
@@ -49,9 +56,14 @@ class Balance(nn.Module):
         return torch.where(mean > 0, mean, torch.ones_like(mean))
 
     @torch.no_grad()
-    def _follow(self, terms: Mapping[str, Tensor]) -> None:
-        # (terms,): the size of each, without gradient
-        sizes = torch.stack([term.detach().float().abs() for term in terms.values()])
+    def _follow(self, terms: Mapping[str, Tensor], tokens: Mapping[str, Sequence[Tensor]] | None) -> None:
+        # (terms,): how hard each pulls, or how large it is
+        sizes = torch.stack(
+            [
+                term.detach().float().abs() if tokens is None else pull(term, tokens[name])
+                for name, term in terms.items()
+            ]
+        )
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             # all processes must divide by the same numbers, or their gradients would not add up
             torch.distributed.all_reduce(sizes)
@@ -61,4 +73,17 @@ class Balance(nn.Module):
             mean.copy_(torch.where(mean > 0, DECAY * mean + (1 - DECAY) * size, size))
 
 
-__all__ = ["DECAY", "Balance"]
+def pull(term: Tensor, tokens: Sequence[Tensor]) -> Tensor:
+    """Norm of a loss's gradient at the tokens it was made of, float32.
+
+    The graph stays as it is.
+
+    Args:
+        term: a scalar.
+        tokens: part of its graph; the way back ends there, so it costs a projection or a head.
+    """
+    found = torch.autograd.grad(term, list(tokens), retain_graph=True)
+    return torch.stack([gradient.float().square().sum() for gradient in found]).sum().sqrt()
+
+
+__all__ = ["DECAY", "Balance", "pull"]

@@ -190,7 +190,7 @@ class DistillObjective(nn.Module):
             self.relation = RelationLoss(config.student.heads, teacher.heads)
         names = (["kd"] if config.needs_teacher else []) + list(self.heads)
         names += ["relation"] if config.lambda_relation else []
-        self.balance = Balance(names if config.balance == "running" and len(names) > 1 else [])
+        self.balance = Balance(names if config.balance != "fixed" and len(names) > 1 else [])
         # the final norm stands in front of the pixel heads; without them it would have no gradient
         self.student.backbone.norm.requires_grad_(bool(self.heads))
         if not self.heads and config.layers[-1] < config.student.depth:
@@ -213,24 +213,32 @@ class DistillObjective(nn.Module):
         by_view = self._student_tokens(views, batch.get("kept"))
         scalars: dict[str, Tensor] = {}
         terms: dict[str, Tensor] = {}
+        # what each term is made of
+        at: dict[str, list[Tensor]] = {}
         weights: dict[str, float] = {"kd": config.lambda_kd}
         if config.needs_teacher:
             terms["kd"] = self._feature_loss(by_view, tokens, views.mask_Bhw, batch.get("kept"), scalars)
+            at["kd"] = [by_view[kind][layer - 1] for kind in config.views for layer in config.layers]
         for kind in self.heads:
             # tokens of the last block (B, P, D) -> image (B, 1, H, W)
-            rebuilt = self.heads[kind](self.student.backbone.norm(by_view[kind][config.student.depth - 1]))
+            at[kind] = [by_view[kind][config.student.depth - 1]]
+            rebuilt = self.heads[kind](self.student.backbone.norm(at[kind][0]))
             terms[kind] = self._rebuilt_loss(kind, rebuilt, views, scalars)
             weights[kind] = config.lambda_spatial if kind == "spatial" else config.lambda_frequency
         if config.lambda_relation:
-            terms["relation"], weights["relation"] = self._relation_loss(views), config.lambda_relation
+            terms["relation"], at["relation"] = self._relation_loss(views)
+            weights["relation"] = config.lambda_relation
             scalars["relation"] = terms["relation"].detach()
         if self.balance.names:
-            loss: Tensor = self.balance(terms, weights)
+            loss: Tensor = self.balance(terms, weights, at if config.balance == "gradient" else None)
             return loss, scalars
         return torch.stack([weights[name] * term for name, term in terms.items()]).sum(), scalars
 
-    def _relation_loss(self, views: Views) -> Tensor:
-        """Attention of the last block, student and teacher on the clean crop."""
+    def _relation_loss(self, views: Views) -> tuple[Tensor, list[Tensor]]:
+        """Attention of the last block, student and teacher on the clean crop.
+
+        Beside the loss, the tokens it is made of.
+        """
         backbone, teacher = self.student.backbone, self._teacher
         assert teacher is not None
         before = backbone.taps(as_input(views.image_B1HW), (len(backbone.blocks) - 2,))[0]
@@ -238,7 +246,7 @@ class DistillObjective(nn.Module):
         # (B, heads, 1 + P, 1 + P), before the softmax
         mine = attention_logits(last.attn, last.norm1(before))
         loss: Tensor = self.relation(mine, teacher.attention(views.image_B1HW))
-        return loss
+        return loss, [before]
 
     def _student_tokens(self, views: Views, kept_BV: Tensor | None) -> dict[str, dict[int, Tensor]]:
         """View -> block, from 0 -> patch tokens."""
