@@ -142,9 +142,9 @@ def test_another_seed_gives_another_curve_from_the_same_bank(
 
 
 def test_cached_features_are_the_teachers(table: Path, teacher: Path, cache: Path, tmp_path: Path) -> None:
-    """One batch through the bank and once with the live teacher on the same views."""
-    cached = run(table, tmp_path / "a", cache, teacher, "ours", "steps=1", "batch=24")
-    config = small_config("ours", "steps=1", "batch=24")
+    """One batch through the bank and once with the live teacher on the same views, targets as they are."""
+    cached = run(table, tmp_path / "a", cache, teacher, "raw-targets", "steps=1", "batch=24")
+    config = small_config("raw-targets", "steps=1", "batch=24")
     pool = open_pool(list_rows([table]), config, cache)
     features, _ = open_teacher(DistillTeacher(name="dinov2_vits14", weights=teacher), config)
     task = PretrainTask(pool, config, None, features, (features.width,) * 2)

@@ -57,10 +57,10 @@ class Balance(nn.Module):
 
     @torch.no_grad()
     def _follow(self, terms: Mapping[str, Tensor], tokens: Mapping[str, Sequence[Tensor]] | None) -> None:
-        # (terms,): how hard each pulls, or how large it is
+        # (terms,): the size of each, or the square of how hard it pulls, which adds up over samples
         sizes = torch.stack(
             [
-                term.detach().float().abs() if tokens is None else pull(term, tokens[name])
+                term.detach().float().abs() if tokens is None else pull2(term, tokens[name])
                 for name, term in terms.items()
             ]
         )
@@ -68,13 +68,13 @@ class Balance(nn.Module):
             # all processes must divide by the same numbers, or their gradients would not add up
             torch.distributed.all_reduce(sizes)
             sizes = sizes / torch.distributed.get_world_size()
-        for name, size in zip(terms, sizes, strict=True):
+        for name, size in zip(terms, sizes if tokens is None else sizes.sqrt(), strict=True):
             mean: Tensor = getattr(self, f"mean_{name}")
             mean.copy_(torch.where(mean > 0, DECAY * mean + (1 - DECAY) * size, size))
 
 
-def pull(term: Tensor, tokens: Sequence[Tensor]) -> Tensor:
-    """Norm of a loss's gradient at the tokens it was made of, float32.
+def pull2(term: Tensor, tokens: Sequence[Tensor]) -> Tensor:
+    """Squared norm of a loss's gradient at the tokens it was made of, float32.
 
     The graph stays as it is.
 
@@ -83,7 +83,7 @@ def pull(term: Tensor, tokens: Sequence[Tensor]) -> Tensor:
         tokens: part of its graph; the way back ends there, so it costs a projection or a head.
     """
     found = torch.autograd.grad(term, list(tokens), retain_graph=True)
-    return torch.stack([gradient.float().square().sum() for gradient in found]).sum().sqrt()
+    return torch.stack([gradient.float().square().sum() for gradient in found]).sum()
 
 
-__all__ = ["DECAY", "Balance", "pull"]
+__all__ = ["DECAY", "Balance", "pull2"]
