@@ -99,6 +99,20 @@ def test_wrong_options_end_in_one_line(
     assert not (tmp_path / "s.safetensors").exists()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--stress", "--thresholds", "0.5"],
+        ["--stress", "--limit", "3"],
+        ["--stress", "--paper-compat"],
+        ["--every", "2"],
+    ],
+)
+def test_evaluate_ignores_no_option(data: Path, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    assert main(["evaluate", "fetal-head", "--data", str(data), *words]) == 2
+    assert "leave" in capsys.readouterr().err
+
+
 def test_an_unknown_task_split_or_table_is_named(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

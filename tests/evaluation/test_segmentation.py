@@ -18,6 +18,7 @@ from tinyusfm_runtime.numerics.preprocess import preprocess
 from tinyusfm_runtime.passes import read_outputs
 from tinyusfm_runtime.phantom import make_phantom
 from tinyusfm_runtime.reading import SecondPassState
+from tinyusfm_runtime.reading_rules import LabelThresholds, ReadingRates, ReadingRules
 from tinyusfm_runtime.spec import LOGITS_NAME, ModelSpec, PostProcess, PreprocessSpec, SecondPass, Task
 
 SPEC = ModelSpec(
@@ -155,6 +156,28 @@ def test_small_heads_are_scored_as_they_are_read_after_a_second_pass(samples: li
     assert found.images[0].hc_mm == live.answer.measurement.hc_mm, "what a live frame says"
     paper = sweep_thresholds(run, small, samples, "val", [0.5], paper=True)[0]
     assert not paper.looked_twice, "the official repository looks once"
+
+
+def test_readings_are_counted_and_so_is_what_their_doubt_is_worth(samples: list[Sample]) -> None:
+    rates = ReadingRates(
+        frames=9, groups=9, good=9, doubtful=0, none=0, wrong=0, good_but_wrong=0, doubtful_but_right=0,
+        good_but_wrong_limit=0.3, wrong_means="off",
+    )  # fmt: skip
+    rules = ReadingRules(thresholds=(LabelThresholds(label="head", confidence=0.9),), rates=rates)
+    judged = replace(SPEC, reading=rules)
+    know = oracle(samples)
+    dark = {preprocess(s.frame, SPEC.preprocess)[0].tobytes() for s in samples[:2]}
+
+    def run(tensor: np.ndarray) -> np.ndarray:
+        return know(tensor) * (0.1 if tensor.tobytes() in dark else 1.0)
+
+    off = replace(samples[7], hc_mm=1.3 * samples[7].hc_mm)  # type: ignore[operator]
+    frames = [*samples[:7], off]
+    rows = dict(evaluate_split(run, judged, frames, "val").table())
+    assert rows["readings"] == (
+        "5 good, 3 doubtful (3 of 3 doubtful circumferences are within a tenth); good, but not within a tenth: 1"
+    ), "two are dark, and the sector cuts the sixth phantom"
+    assert "readings" not in dict(evaluate_split(run, SPEC, frames, "val").table()), "no thresholds: nobody knows"
 
 
 def test_only_binary_masks_are_scored(samples: list[Sample]) -> None:

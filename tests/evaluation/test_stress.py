@@ -100,4 +100,7 @@ def test_a_blind_model_loses_every_frame_and_unknown_names_are_refused() -> None
     assert (row.lost, row.dice, row.measured) == (1, 0.0, 0)
     with pytest.raises(InputError, match="known transformations"):
         stress(bright, SPEC, [head()], ("sunshine",))
+    several = replace(SPEC, labels=("head", "body"), postprocess=PostProcess.MASK)
+    with pytest.raises(InputError, match="does not answer with one mask"):
+        stress(bright, several, [head()], ("none",))
     assert len(CHANGES) > 20

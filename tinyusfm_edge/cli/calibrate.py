@@ -17,9 +17,8 @@ from tinyusfm_edge.calibrate import AUTO, FRAMES, Calibrated, CalibrateOptions, 
 from tinyusfm_edge.cli import console
 from tinyusfm_edge.cli.data_options import reads_data
 from tinyusfm_edge.cli.output import SILENT, ReportOutput, reports
-from tinyusfm_edge.cli.train.student import ContainerOption, ForeignOptions, LabelsOption, TaskOption, load
+from tinyusfm_edge.cli.train.student import ContainerOption, LabelsOption, TaskOption, foreign, load
 from tinyusfm_edge.data.calibration_pool import open_pool
-from tinyusfm_edge.data.folder import split_names
 from tinyusfm_edge.data.reading import AS_IT_IS, Reading
 from tinyusfm_edge.extras import require
 from tinyusfm_runtime.errors import InputError
@@ -70,10 +69,7 @@ def calibrate(
     pool = open_pool(data, crop, reading)
     for line in (pool.note, *pool.notes):
         console.note(f"note: {line}")
-    foreign = ForeignOptions(
-        task=task, num_classes=num_classes, labels=split_names(labels) or None, container=container
-    )
-    loaded, _ = load(student, foreign)
+    loaded, _ = load(student, foreign(task, labels, container, num_classes))
     with console.progress() as progress:
         found = calibrate_student(loaded, pool, options, progress=progress, track=console.track)
     from tinyusfm_edge.report.calibration import calibration_page

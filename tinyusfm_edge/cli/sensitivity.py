@@ -21,13 +21,13 @@ from tinyusfm_edge.cli.output import SILENT, ReportOutput, reports
 from tinyusfm_edge.cli.train.student import (
     DEFAULT_STUDENT,
     ContainerOption,
-    ForeignOptions,
     LabelsOption,
     TaskOption,
     check_student,
+    foreign,
     load,
 )
-from tinyusfm_edge.data.folder import evenly, read_data, split_names
+from tinyusfm_edge.data.folder import evenly, read_data
 from tinyusfm_edge.data.given_ranges import given_ranges, prepared_graph
 from tinyusfm_edge.data.reading import AS_IT_IS, Reading
 from tinyusfm_edge.extras import require
@@ -87,7 +87,7 @@ def sensitivity(
     from tinyusfm_export.verify.gate_frames import choose_gate_frames
 
     require("sensitivity", ("torch", "safetensors", "onnx"), "export")
-    loaded, shipped = load(student, ForeignOptions(task=task, labels=split_names(labels) or None, container=container))
+    loaded, shipped = load(student, foreign(task, labels, container))
     given = given_ranges(loaded, calibration, ranges)
     loaded = given.student
     folder = (

@@ -30,10 +30,12 @@ from tinyusfm_runtime.errors import InputError
 from tinyusfm_runtime.numerics.measure import binary_mask, largest_component, measure_head
 from tinyusfm_runtime.numerics.order import wide
 from tinyusfm_runtime.numerics.preprocess import Placement, preprocess
-from tinyusfm_runtime.passes import read_outputs
-from tinyusfm_runtime.reading import SecondPassState
+from tinyusfm_runtime.passes import judged_of, read_outputs
+from tinyusfm_runtime.reading import ReadingState, Reason, SecondPassState, judge_all
 from tinyusfm_runtime.spec import LOGITS_NAME, ModelSpec, Task
 
+OFF = 0.1
+"""Share of the circumference by which a reading is wrong."""
 Runner = Callable[[np.ndarray], np.ndarray]
 """uint8 NCHW input tensor -> float32 logits NKHW."""
 
@@ -77,6 +79,9 @@ class ImageScore:
         ellipse_dice: overlap of the reported ellipse (or mask) with the head's own ellipse at the original image's
             size, or None where the table names no ellipse.
         second_pass: what became of the second pass.
+        reading: how far a user is told to trust it, without a drift statistic; unchecked where the spec has no
+            thresholds.
+        reasons: what speaks against it.
     """
 
     sha256: str
@@ -93,6 +98,14 @@ class ImageScore:
     empty_truth: bool
     ellipse_dice: float | None = None
     second_pass: SecondPassState = SecondPassState.NEVER
+    reading: ReadingState = ReadingState.UNCHECKED
+    reasons: tuple[Reason, ...] = ()
+
+    def is_off(self) -> bool:
+        """The circumference is wrong by more than a tenth."""
+        if self.hc_error_mm is None or self.hc_mm is None:
+            return False
+        return abs(self.hc_error_mm) > OFF * (self.hc_mm - self.hc_error_mm)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,7 +185,20 @@ class SegmentationReport:
             rows.append(("HC error of the label masks, mm", self.label_bias_mm.text(2, sign=True)))
         if self.looked_twice is not None:
             rows.append(("looked at twice", f"{self.looked_twice} of {self.dice.num_values} frames"))
+        if not self.paper and any(image.reading is not ReadingState.UNCHECKED for image in self.images):
+            rows.append(("readings", self._readings()))
         return [*rows, ("mask touches the border", f"{self.border:.1%}"), ("no mask found", str(self.not_found))]
+
+    def _readings(self) -> str:
+        """How many of each state, and what the doubt was worth."""
+        counts = {state: [one for one in self.images if one.reading is state] for state in ReadingState}
+        doubted = [one for one in counts[ReadingState.DOUBTFUL] if one.hc_error_mm is not None]
+        silent = sum(one.is_off() for one in counts[ReadingState.GOOD])
+        text = ", ".join(f"{len(found)} {state.value}" for state, found in counts.items() if found)
+        if doubted:
+            right = sum(not one.is_off() for one in doubted)
+            text += f" ({right} of {len(doubted)} doubtful circumferences are within a tenth)"
+        return text + (f"; good, but not within a tenth: {silent}" if silent else "")
 
 
 def run_cases(run: Runner, spec: ModelSpec, samples: Sequence[Sample]) -> Iterator[Case]:
@@ -186,12 +212,21 @@ def run_cases(run: Runner, spec: ModelSpec, samples: Sequence[Sample]) -> Iterat
     Raises:
         InputError: not a binary segmentation model.
     """
-    if spec.task is not Task.SEGMENT or len(spec.labels) != 1:
-        raise InputError(f"model {spec.name!r} does not answer with one mask: only binary segmentation is scored here")
+    check_binary(spec)
     for sample in samples:
         tensor, placement = preprocess(sample.frame, spec.preprocess)
         mask = resize_mask(sample.mask_HW, sample.frame, spec.preprocess)
         yield Case(sample=sample, tensor=tensor, logits=run(tensor), mask_HW=mask, placement=placement)
+
+
+def check_binary(spec: ModelSpec) -> None:
+    """Refuses a model that does not answer with one mask.
+
+    Raises:
+        InputError: a classifier, features, or several labels.
+    """
+    if spec.task is not Task.SEGMENT or len(spec.labels) != 1:
+        raise InputError(f"model {spec.name!r} does not answer with one mask: only binary segmentation is scored here")
 
 
 def score_case(case: Case, run: Runner, spec: ModelSpec, threshold: float, *, paper: bool = False) -> ImageScore:
@@ -211,6 +246,7 @@ def score_case(case: Case, run: Runner, spec: ModelSpec, threshold: float, *, pa
     found = passed.answer
     mask = np.zeros_like(case.mask_HW) if found.mask_HW is None else found.mask_HW
     head = found.measurement
+    judged = judge_all(judged_of(passed, spec, case.placement, strange=False))
     row, col, height, width = case.placement.box
     label_HW = largest_component(case.mask_HW)[row : row + height, col : col + width]
     label = measure_head(label_HW, case.placement.spacing_mm)
@@ -233,6 +269,8 @@ def score_case(case: Case, run: Runner, spec: ModelSpec, threshold: float, *, pa
         empty_truth=not case.mask_HW.any(),
         ellipse_dice=None if paper else shape_dice(case.sample, head, mask, case.placement),
         second_pass=passed.second_pass,
+        reading=judged.state,
+        reasons=judged.reasons,
     )
 
 
@@ -379,10 +417,12 @@ def parse_thresholds(text: str) -> list[float]:
 
 
 __all__ = [
+    "OFF",
     "Case",
     "ImageScore",
     "Runner",
     "SegmentationReport",
+    "check_binary",
     "evaluate_split",
     "parse_thresholds",
     "run_cases",

@@ -23,21 +23,13 @@ import cv2
 import numpy as np
 
 from tinyusfm_edge.data.ellipses import Ellipse
-from tinyusfm_edge.data.table import Sample, resize_mask
-from tinyusfm_edge.evaluation.heads import shape_dice
-from tinyusfm_edge.evaluation.segmentation import Runner
+from tinyusfm_edge.data.table import Sample
+from tinyusfm_edge.evaluation.segmentation import Runner, check_binary, run_cases, score_case
 from tinyusfm_runtime.errors import InputError
 from tinyusfm_runtime.frame import Frame
-from tinyusfm_runtime.numerics.measure import dice
 from tinyusfm_runtime.numerics.order import wide
-from tinyusfm_runtime.numerics.postprocess import Answer
-from tinyusfm_runtime.numerics.preprocess import Placement, preprocess
-from tinyusfm_runtime.passes import judged_of, read_outputs
-from tinyusfm_runtime.reading import judge_all
-from tinyusfm_runtime.spec import LOGITS_NAME, ModelSpec
+from tinyusfm_runtime.spec import ModelSpec
 
-OFF = 0.1
-"""Share of the circumference by which a reading is wrong."""
 Change = Callable[[Sample, np.random.Generator], Sample]
 
 
@@ -303,48 +295,30 @@ def stress(
         names: which transformations.
 
     Raises:
-        InputError: an unknown name, or no samples.
+        InputError: an unknown name, no samples, or a model that does not answer with one mask.
     """
+    check_binary(spec)
     unknown = set(names) - set(CHANGES)
     if unknown or not samples:
         raise InputError(f"stress needs frames and known transformations, not {sorted(unknown)}")
     return [_row(run, spec, samples, name) for name in names]
 
 
-def _read(run: Runner, spec: ModelSpec, frame: Frame) -> tuple[Answer, bool, Placement]:
-    """What a user would get: both passes, and whether anything speaks against it.
-
-    There is no drift statistic here.
-    """
-
-    def model(tensor: np.ndarray) -> dict[str, np.ndarray]:
-        return {LOGITS_NAME: run(tensor)}
-
-    tensor, placement = preprocess(frame, spec.preprocess)
-    passed = read_outputs(model(tensor), model, spec, frame, tensor, placement)
-    judged = judge_all(judged_of(passed, spec, placement, strange=False))
-    return passed.answer, bool(judged.reasons), placement
-
-
 def _row(run: Runner, spec: ModelSpec, samples: Sequence[Sample], name: str) -> StressRow:
-    overlaps, errors, wrong, silent, lost = [], [], 0, 0, 0
+    changed = []
     for original in samples:
         seed = int.from_bytes(hashlib.sha256(f"{name}:{original.sha256}".encode()).digest()[:8], "big")
-        sample = CHANGES[name](original, np.random.default_rng(seed))
-        found, flagged, placement = _read(run, spec, sample.frame)
-        mask = np.zeros(spec.input.shape[2:], np.uint8) if found.mask_HW is None else found.mask_HW
-        overlap = shape_dice(sample, found.measurement, mask, placement)
-        if overlap is None:
-            overlap = dice(mask, resize_mask(sample.mask_HW, sample.frame, spec.preprocess))
-        overlaps.append(overlap)
-        lost += not mask.any()
-        head, stated = found.measurement, sample.hc_mm
-        if head is None or head.hc_mm is None or stated is None or is_cut(sample):
+        changed.append(CHANGES[name](original, np.random.default_rng(seed)))
+    overlaps, errors, wrong, silent, lost = [], [], 0, 0, 0
+    for case in run_cases(run, spec, changed):
+        found = score_case(case, run, spec, spec.threshold)
+        overlaps.append(found.dice if found.ellipse_dice is None else found.ellipse_dice)
+        lost += not found.found
+        if found.hc_error_mm is None or is_cut(case.sample):
             continue
-        error = head.hc_mm - stated
-        errors.append(error)
-        if abs(error) > OFF * stated:
-            wrong, silent = wrong + 1, silent + (not flagged)
+        errors.append(found.hc_error_mm)
+        if found.is_off():
+            wrong, silent = wrong + 1, silent + (not found.reasons)
     size = np.abs(errors)
     return StressRow(
         name=name,
@@ -378,7 +352,6 @@ def is_cut(sample: Sample) -> bool:
 __all__ = [
     "CHANGES",
     "HEADER",
-    "OFF",
     "Change",
     "StressRow",
     "bars",

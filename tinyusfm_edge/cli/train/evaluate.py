@@ -17,8 +17,14 @@ from tinyusfm_edge.cli import console
 from tinyusfm_edge.cli.data_options import print_table_notes, reads_data
 from tinyusfm_edge.cli.output import SILENT, ReportOutput, reports
 from tinyusfm_edge.cli.train.settings import check_choice
-from tinyusfm_edge.cli.train.student import ForeignOptions, check_student, load
-from tinyusfm_edge.data.folder import split_names
+from tinyusfm_edge.cli.train.student import (
+    ContainerOption,
+    LabelsOption,
+    TaskOption,
+    check_student,
+    foreign,
+    load,
+)
 from tinyusfm_edge.data.reading import AS_IT_IS, Reading
 from tinyusfm_edge.extras import require
 from tinyusfm_runtime.errors import InputError
@@ -29,6 +35,8 @@ if TYPE_CHECKING:
     from tinyusfm_edge.models.checkpoint import LoadedStudent
 
 SPLITS = ("train", "val", "test")
+EVERY = 3
+"""Of so many frames, stress takes one."""
 MOST_SILENT = 0.01
 """Largest share of readings that may be off by more than a tenth without a flag."""
 
@@ -49,15 +57,15 @@ def evaluate(
     no_second_pass: Annotated[
         bool, typer.Option("--no-second-pass", help="Score the first pass alone; the result says so.")
     ] = False,
-    task: Annotated[str | None, typer.Option(help="Task, if the weights file does not state it.")] = None,
-    labels: Annotated[str, typer.Option(help="Names of the model's outputs, with commas between.")] = "",
-    container: Annotated[
-        str | None, typer.Option(help="Which model of a file that holds several, such as model_ema.")
-    ] = None,
+    task: TaskOption = None,
+    labels: LabelsOption = None,
+    container: ContainerOption = None,
     stress: Annotated[
         bool, typer.Option("--stress", help="Score a mask model on frames as they come at the bedside.")
     ] = False,
-    every: Annotated[int, typer.Option(min=1, max=console.MOST, help="With --stress: take one frame of so many.")] = 3,
+    every: Annotated[
+        int | None, typer.Option(min=1, max=console.MOST, help="With --stress: take one frame of so many. Default: 3.")
+    ] = None,
     reading: Reading = AS_IT_IS,
     output: ReportOutput = SILENT,
 ) -> None:
@@ -67,6 +75,13 @@ def evaluate(
     if split == "test" and (thresholds or stress):
         what = "thresholds are chosen" if thresholds else "stress is looked at"
         raise InputError(f"{what} on validation: leave --{'thresholds' if thresholds else 'stress'} or the test out")
+    alone = {"--thresholds": bool(thresholds), "--limit": limit is not None, "--paper-compat": paper_compat}
+    if stress and any(alone.values()):
+        raise InputError(
+            f"--stress has frames and cuts of its own: leave {', '.join(k for k in alone if alone[k])} out"
+        )
+    if every is not None and not stress:
+        raise InputError("--every is for --stress: leave it out, or take fewer frames by --limit")
     print_table_notes(data, None, reading)
     require("evaluating a student", ("torch", "safetensors", "cv2"), "train")
     from tinyusfm_edge.data.table import frames_sha256, read_table
@@ -76,11 +91,11 @@ def evaluate(
 
     stops = None
     cuts = parse_thresholds(thresholds)
-    loaded, _ = load(student, ForeignOptions(task=task, labels=split_names(labels) or None, container=container))
+    loaded, _ = load(student, foreign(task, labels, container))
     if no_second_pass or paper_compat:
         loaded = replace(loaded, spec=replace(loaded.spec, second_pass=SecondPass.NEVER))
     if stress:
-        _stress(loaded, data, split, every, reading, output)
+        _stress(loaded, data, split, every or EVERY, reading, output)
         output.end("export", student, "--int8", "--data", data)
         return
     if loaded.spec.task is Task.CLASSIFY:

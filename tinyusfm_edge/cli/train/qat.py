@@ -25,14 +25,14 @@ from tinyusfm_edge.cli.train.settings import Changes, Config, ShowConfig, check_
 from tinyusfm_edge.cli.train.student import (
     DEFAULT_STUDENT,
     ContainerOption,
-    ForeignOptions,
     LabelsOption,
     TaskOption,
     check_student,
+    foreign,
     load,
 )
 from tinyusfm_edge.data.fingerprint import images_sha256
-from tinyusfm_edge.data.folder import DataFolder, evenly, read_data, split_names
+from tinyusfm_edge.data.folder import DataFolder, evenly, read_data
 from tinyusfm_edge.data.given_ranges import GivenRanges, given_ranges
 from tinyusfm_edge.data.reading import AS_IT_IS, Reading
 from tinyusfm_edge.extras import require
@@ -169,7 +169,7 @@ def qat(
     from tinyusfm_export.verify.engine_run import preprocess_all
 
     require("QAT", ("torch", "safetensors"), "torch")
-    loaded, _ = load(student, ForeignOptions(task=task, labels=split_names(labels) or None, container=container))
+    loaded, _ = load(student, foreign(task, labels, container))
     judged = _labelled(data, loaded.spec.labels, reading) if loaded.spec.exits is not None else []
     given = given_ranges(loaded, calibration, given_file)
     folder = read_data(data, calibrate=True, teach=True, calibration=given.declared, reading=reading)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tinyusfm_edge.cli import console
+from tinyusfm_edge.data.folder import split_names
 from tinyusfm_edge.students.choice import DEFAULT_STUDENT, ForeignOptions, choose_student
 from tinyusfm_runtime.errors import InputError
 
@@ -42,6 +43,20 @@ def load(typed: str, options: ForeignOptions | None = None) -> tuple[LoadedStude
     """
     student, shipped = choose_student(typed, options, on_note=lambda line: console.note(f"note: {line}"))
     return student, bool(shipped)
+
+
+def foreign(
+    task: str | None, labels: str | None, container: str | None, num_classes: int | None = None
+) -> ForeignOptions:
+    """What the command line says of a weights file.
+
+    Args:
+        task: ``--task``.
+        labels: ``--labels``, names with commas between.
+        container: ``--container``.
+        num_classes: ``--num-classes``, background counted in segmentation.
+    """
+    return ForeignOptions(task=task, num_classes=num_classes, labels=split_names(labels) or None, container=container)
 
 
 def check_student(typed: str) -> None:
@@ -88,6 +103,7 @@ __all__ = [
     "LabelsOption",
     "TaskOption",
     "check_student",
+    "foreign",
     "has_torch",
     "load",
     "patients",
