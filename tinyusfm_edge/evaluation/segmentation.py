@@ -79,7 +79,7 @@ class ImageScore:
         ellipse_dice: overlap of the reported ellipse (or mask) with the head's own ellipse at the original image's
             size, or None where the table names no ellipse.
         second_pass: what became of the second pass.
-        reading: how far a user is told to trust it, without a drift statistic; unchecked where the spec has no
+        reading: whether to trust it, without a drift statistic; unchecked where the spec has no
             thresholds.
         reasons: what speaks against it.
     """
