@@ -154,7 +154,7 @@ def _content(block: Block) -> str:
         many = len(block.header) >= MANY_COLUMNS
         names = [f' data-of="{escape(name, quote=True)}"' if many else "" for name in block.header]
         rows = "".join(
-            "<tr>" + "".join(_cell(cell, name) for cell, name in zip(row, names, strict=True)) + "</tr>"
+            "<tr>" + "".join(_cell(*each) for each in zip(row, names, numeric, strict=True)) + "</tr>"
             for row in block.rows
         )
         table = '<table class="many">' if many else "<table>"
@@ -170,9 +170,9 @@ def _content(block: Block) -> str:
     return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in block.facts) + "</dl>"
 
 
-def _cell(text: str, name: str = "") -> str:
+def _cell(text: str, name: str, numeric: bool) -> str:
     lowered = text.strip().lower()
-    kind = "good" if lowered in GOOD else "bad" if lowered in BAD else "number" if _is_number(lowered) else ""
+    kind = "good" if lowered in GOOD else "bad" if lowered in BAD else "number" if numeric else ""
     kind = kind or ("long" if len(text) > LONG_CELL else "")
     return f'<td class="{kind}"{name}>{escape(text)}</td>' if kind else f"<td{name}>{escape(text)}</td>"
 
@@ -225,7 +225,8 @@ tr,figure,dl{break-inside:avoid}h2{break-after:avoid}a{color:#000;text-decoratio
 .many td{white-space:normal;text-align:right}.many td::before{white-space:nowrap}
 .many td::before{content:attr(data-of);color:#52606d;font-weight:400}
 .many td:first-child{grid-column:1/-1;font-weight:600;text-align:left}.many td:first-child::before{content:none}}
-@media screen and (max-width:600px){.wide svg{width:480px;max-width:none}svg text{font-size:14px}}
+@media screen and (max-width:600px){table:not(.many) td:not(.number){white-space:normal;overflow-wrap:break-word}
+.wide svg{width:480px;max-width:none}svg text{font-size:14px}}
 @media (max-width:520px){dl{grid-template-columns:1fr}dd{margin-bottom:8px}}
 """
 
