@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -65,7 +66,9 @@ def test_banner_and_cells_show_the_verdict() -> None:
     assert 'class="banner good"' in render(page()) and 'class="banner bad"' in render(page(passed=False))
     text = render(page())
     assert '<td class="good">passed</td>' in text and '<td class="bad">MISSED</td>' in text
-    assert '<td class="number">1.5</td>' in text
+    assert "<td>1.5</td>" in text, "words stand in the same column"
+    numbers = render(replace(page(), blocks=[Table(title="t", header=("what", "ms"), rows=[("a", "1.5"), ("b", "-")])]))
+    assert '<th class="number">ms</th>' in numbers and '<td class="number">1.5</td>' in numbers
 
 
 def elements(svg: str, tag: str) -> list[ElementTree.Element]:
