@@ -151,6 +151,7 @@ def test_every_ablation_computes_its_own_loss_and_trains_every_parameter(name: s
         "dynamic-scale": {"kd", "weight_mean/1", "rebuild_spatial"},
         "unmasked": {"kd", "kd_of_mean"},
         "adaptive-masks": {"kd", "rebuild_spatial"},
+        "masked-views": {"kd", "rebuild_spatial", "rebuild_frequency", "weight_mean/1"},
         "masked-targets": {"kd", "weight_mean/1", "rebuild_spatial"},
         "raw-targets": {"kd", "weight_mean/1", "rebuild_spatial"},
         "weights-everywhere": {"kd", "mask_correlation/1", "rebuild_spatial"},

@@ -28,7 +28,8 @@ from tinyusfm_runtime.errors import InputError
 
 ABLATION_NAMES = (
     "ours", "uniform", "spatial", "frequency", "no-reconstruction", "last-layer", "mae", "dino", "feature-kd",
-    "dynamic-scale", "unmasked", "masked-targets", "raw-targets", "weights-everywhere", "adaptive-masks",
+    "dynamic-scale", "unmasked", "masked-views", "masked-targets", "raw-targets", "weights-everywhere",
+    "adaptive-masks",
 )  # fmt: skip
 """Named ablations, known before torch is imported; a test holds them against training/pretrain/config.py."""
 
@@ -54,7 +55,7 @@ def distill(
         str,
         typer.Option(
             help="ours, uniform, spatial, frequency, no-reconstruction, last-layer, mae, dino, feature-kd, "
-            "dynamic-scale, unmasked, masked-targets, raw-targets, weights-everywhere, adaptive-masks."
+            "dynamic-scale, unmasked, masked-views, masked-targets, raw-targets, weights-everywhere, adaptive-masks."
         ),
     ] = "ours",
     config: Config = None,

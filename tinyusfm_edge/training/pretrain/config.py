@@ -137,7 +137,8 @@ class DistillConfig:
 
     Attributes:
         method: ``distill``, or ``mae`` or ``dino`` for the plain baselines without a teacher.
-        views: what the student sees: ``spatial``, ``frequency``, ``clean``.
+        views: what the student sees: ``clean``, ``spatial``, ``frequency``. A student that never sees the clean crop is
+            behind one that does, by as many steps (docs/log.md).
         targets: what the student's tokens are compared with: the teacher's answer to the ``clean`` crop, or to the same
             masked ``view`` as the student's (a teacher that never saw holes answers those badly).
         standardise: targets have mean 0 and standard deviation 1 in every channel over the pool.
@@ -186,7 +187,7 @@ class DistillConfig:
     """
 
     method: Method = "distill"
-    views: tuple[str, ...] = ("spatial", "frequency")
+    views: tuple[str, ...] = ("clean", "spatial", "frequency")
     targets: Literal["clean", "view"] = "clean"
     standardise: bool = True
     layers: tuple[int, ...] = (4, 8, 12)
@@ -333,7 +334,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "feature-kd": {"views": ["clean"], "weights": "uniform", "reconstruct": False},
     "dynamic-scale": {"dynamic_scale": True},
     "unmasked": {"views": ["clean"], "weights": "uniform", "reconstruct": False, "keep": 0.4},
-    "masked-targets": {"targets": "view"},
+    "masked-views": {"views": ["spatial", "frequency"]},
+    "masked-targets": {"targets": "view", "views": ["spatial", "frequency"]},
     "raw-targets": {"standardise": False},
     "weights-everywhere": {"weight_place": "all"},
     "adaptive-masks": {"masks": "adaptive", "weights": "uniform"},

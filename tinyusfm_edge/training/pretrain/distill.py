@@ -3,9 +3,10 @@
 The losses and the model that is trained.
 
 A frozen teacher sees an image with patches masked and again with frequencies removed. Where its tokens agree between
-the two, its knowledge is taken to be about the image and not about the mask, and the student, which sees the same two
-views, is pulled by that much towards the teacher's answer to the clean crop. Beside that it rebuilds what was taken
-away, in the domain it was taken from. Re-implementation: not the authors' code; hyper-parameters ours.
+the two, its knowledge is taken to be about the image and not about the mask, and the student, which sees the crop and
+the same two views of it, is pulled by that much towards the teacher's answer to the clean crop. Beside that it
+rebuilds what was taken away, in the domain it was taken from. Re-implementation: not the authors' code;
+hyper-parameters ours.
 
 It does not know where images come from or how steps are taken.
 
