@@ -84,7 +84,8 @@ def test_starts_of_a_grid_have_the_same_steps(plans: list[dict[str, Any]]) -> No
     for plan, row in ((each, row) for each in plans for row in rows(each)):
         for words in commands(plan, row, 0, PLACES).start:
             steps = [word for word in words if word.startswith("steps=")]
-            assert words[0] != "distill" or steps == [f"steps={wanted.get(row.grid, '600')}"]
+            own = "1000" if row.arm == "unmasked-1000" else wanted.get(row.grid, "600")
+            assert words[0] != "distill" or steps == [f"steps={own}"], "that arm has the time of plain distillation"
             assert ("--short" in words) == (steps == ["steps=150"])
 
 
@@ -93,7 +94,7 @@ def test_arms_of_todays_method_differ_in_what_they_say(plans: list[dict[str, Any
 
     plan = plans[1]
     configs = {}
-    for arm in ("kd", "selected-kd", "unmasked", "clean", "standardised"):
+    for arm in ("kd", "selected-kd", "unmasked", "clean", "standardised", "three-views"):
         row = next(row for row in rows(plan) if row.arm == f"{arm}-600")
         words = commands(plan, row, 0, PLACES).start[-1]
         changes = [value for option, value in zip(words, words[1:], strict=False) if option == "--set"]
@@ -102,7 +103,8 @@ def test_arms_of_todays_method_differ_in_what_they_say(plans: list[dict[str, Any
         assert configs[arm].targets == "clean" and configs[arm].weight_place == "visible"
     assert [name for name, config in configs.items() if not config.standardise] == ["clean"]
     assert [name for name, config in configs.items() if config.keep < 1] == ["unmasked"]
-    assert [name for name, config in configs.items() if config.reconstruct] == ["clean", "standardised"]
+    assert [name for name, config in configs.items() if config.reconstruct] == ["clean", "standardised", "three-views"]
+    assert len(configs["standardised"].views) == 2 and len(configs["three-views"].views) == 3
     assert configs["kd"] == configs["selected-kd"]
 
 
