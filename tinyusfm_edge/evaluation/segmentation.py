@@ -13,7 +13,7 @@ masks of HC18 overstate it. It does not know how the model was made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -26,6 +26,7 @@ from tinyusfm_edge.evaluation.heads import shape_dice
 from tinyusfm_edge.evaluation.metrics import hausdorff95, overlap
 from tinyusfm_edge.models.checkpoint import LoadedStudent
 from tinyusfm_export.verify.reference import reference_mode, run_reference
+from tinyusfm_export.verify.thresholds import WRONG_SHARE
 from tinyusfm_runtime.errors import InputError
 from tinyusfm_runtime.numerics.measure import binary_mask, largest_component, measure_head
 from tinyusfm_runtime.numerics.order import wide
@@ -34,8 +35,6 @@ from tinyusfm_runtime.passes import judged_of, read_outputs
 from tinyusfm_runtime.reading import ReadingState, Reason, SecondPassState, judge_all
 from tinyusfm_runtime.spec import LOGITS_NAME, ModelSpec, Task
 
-OFF = 0.1
-"""Share of the circumference by which a reading is wrong."""
 Runner = Callable[[np.ndarray], np.ndarray]
 """uint8 NCHW input tensor -> float32 logits NKHW."""
 
@@ -105,7 +104,7 @@ class ImageScore:
         """The circumference is wrong by more than a tenth."""
         if self.hc_error_mm is None or self.hc_mm is None:
             return False
-        return abs(self.hc_error_mm) > OFF * (self.hc_mm - self.hc_error_mm)
+        return abs(self.hc_error_mm) > WRONG_SHARE * (self.hc_mm - self.hc_error_mm)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -201,7 +200,7 @@ class SegmentationReport:
         return text + (f"; good, but not within a tenth: {silent}" if silent else "")
 
 
-def run_cases(run: Runner, spec: ModelSpec, samples: Sequence[Sample]) -> Iterator[Case]:
+def run_cases(run: Runner, spec: ModelSpec, samples: Iterable[Sample]) -> Iterator[Case]:
     """Runs the model on every sample.
 
     Args:
@@ -212,21 +211,12 @@ def run_cases(run: Runner, spec: ModelSpec, samples: Sequence[Sample]) -> Iterat
     Raises:
         InputError: not a binary segmentation model.
     """
-    check_binary(spec)
+    if spec.task is not Task.SEGMENT or len(spec.labels) != 1:
+        raise InputError(f"model {spec.name!r} does not answer with one mask: only binary segmentation is scored here")
     for sample in samples:
         tensor, placement = preprocess(sample.frame, spec.preprocess)
         mask = resize_mask(sample.mask_HW, sample.frame, spec.preprocess)
         yield Case(sample=sample, tensor=tensor, logits=run(tensor), mask_HW=mask, placement=placement)
-
-
-def check_binary(spec: ModelSpec) -> None:
-    """Refuses a model that does not answer with one mask.
-
-    Raises:
-        InputError: a classifier, features, or several labels.
-    """
-    if spec.task is not Task.SEGMENT or len(spec.labels) != 1:
-        raise InputError(f"model {spec.name!r} does not answer with one mask: only binary segmentation is scored here")
 
 
 def score_case(case: Case, run: Runner, spec: ModelSpec, threshold: float, *, paper: bool = False) -> ImageScore:
@@ -417,12 +407,10 @@ def parse_thresholds(text: str) -> list[float]:
 
 
 __all__ = [
-    "OFF",
     "Case",
     "ImageScore",
     "Runner",
     "SegmentationReport",
-    "check_binary",
     "evaluate_split",
     "parse_thresholds",
     "run_cases",

@@ -24,7 +24,7 @@ import numpy as np
 
 from tinyusfm_edge.data.ellipses import Ellipse
 from tinyusfm_edge.data.table import Sample
-from tinyusfm_edge.evaluation.segmentation import Runner, check_binary, run_cases, score_case
+from tinyusfm_edge.evaluation.segmentation import Runner, run_cases, score_case
 from tinyusfm_runtime.errors import InputError
 from tinyusfm_runtime.frame import Frame
 from tinyusfm_runtime.numerics.order import wide
@@ -297,20 +297,20 @@ def stress(
     Raises:
         InputError: an unknown name, no samples, or a model that does not answer with one mask.
     """
-    check_binary(spec)
     unknown = set(names) - set(CHANGES)
     if unknown or not samples:
         raise InputError(f"stress needs frames and known transformations, not {sorted(unknown)}")
     return [_row(run, spec, samples, name) for name in names]
 
 
+def _changed(name: str, sample: Sample) -> Sample:
+    seed = int.from_bytes(hashlib.sha256(f"{name}:{sample.sha256}".encode()).digest()[:8], "big")
+    return CHANGES[name](sample, np.random.default_rng(seed))
+
+
 def _row(run: Runner, spec: ModelSpec, samples: Sequence[Sample], name: str) -> StressRow:
-    changed = []
-    for original in samples:
-        seed = int.from_bytes(hashlib.sha256(f"{name}:{original.sha256}".encode()).digest()[:8], "big")
-        changed.append(CHANGES[name](original, np.random.default_rng(seed)))
     overlaps, errors, wrong, silent, lost = [], [], 0, 0, 0
-    for case in run_cases(run, spec, changed):
+    for case in run_cases(run, spec, (_changed(name, sample) for sample in samples)):
         found = score_case(case, run, spec, spec.threshold)
         overlaps.append(found.dice if found.ellipse_dice is None else found.ellipse_dice)
         lost += not found.found
